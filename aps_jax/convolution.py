@@ -1,0 +1,100 @@
+"""2-D convolution whose input gradient stays fast inside compiled loops on CPU.
+
+XLA's CPU backend computes the automatic input gradient of a convolution from a transposed view of
+the kernel. Inside a `fori_loop` or `scan` body that view is never materialised and the compiler
+falls back to a path more than ten times slower. Here the input gradient is written as an ordinary
+forward convolution with an explicitly flipped and transposed kernel, which takes the fast path
+everywhere (`python -m experiments.inner_loop` measures it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from aps_jax.types import Array
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def _forward(x: Array, kernel: Array, strides: tuple[int, int], padding: Any) -> Array:
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_LAYOUT)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _unit_stride(x: Array, kernel: Array, padding: tuple[tuple[int, int], ...]) -> Array:
+    return _forward(x, kernel, (1, 1), padding)
+
+
+def _unit_stride_fwd(x, kernel, padding):
+    return _unit_stride(x, kernel, padding), (x, kernel)
+
+
+def _unit_stride_bwd(padding, residuals, cotangent):
+    x, kernel = residuals
+    flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+    reverse = tuple(
+        (size - 1 - low, size - 1 - high)
+        for size, (low, high) in zip(kernel.shape[:2], padding, strict=True)
+    )
+    grad_x = _forward(cotangent, flipped, (1, 1), reverse)
+    # Unused by the sampler, whose weights are frozen: dead code there, needed for training.
+    _, kernel_vjp = jax.vjp(lambda k: _forward(x, k, (1, 1), padding), kernel)
+    return grad_x, kernel_vjp(cotangent)[0]
+
+
+_unit_stride.defvjp(_unit_stride_fwd, _unit_stride_bwd)
+
+
+def conv_general_dilated(
+    lhs: Array,
+    rhs: Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    precision: Any = None,
+    **_: Any,
+) -> Array:
+    """Drop-in for `jax.lax.conv_general_dilated` in `flax.linen.Conv` (NHWC, HWIO).
+
+    Unit-stride, undilated, ungrouped convolutions take the custom gradient; all others are passed
+    on unchanged. The custom gradient has no forward mode (`jax.jvp`).
+
+    Args:
+      lhs: images [B, H, W, C].
+      rhs: kernel [kh, kw, C, O].
+      window_strides: (rows, columns).
+      padding: "SAME", "VALID" or one (low, high) pair per axis.
+      lhs_dilation: as in `jax.lax`.
+      rhs_dilation: as in `jax.lax`.
+      dimension_numbers: as in `jax.lax`; the fast path is for NHWC/HWIO.
+      feature_group_count: as in `jax.lax`.
+      precision: as in `jax.lax`.
+
+    Returns:
+      Images [B, H', W', O].
+    """
+    plain = all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
+    plain = plain and feature_group_count == 1 and tuple(window_strides) == (1, 1)
+    if not plain or precision is not None:
+        return jax.lax.conv_general_dilated(
+            lhs,
+            rhs,
+            window_strides,
+            padding,
+            lhs_dilation=lhs_dilation,
+            rhs_dilation=rhs_dilation,
+            dimension_numbers=dimension_numbers,
+            feature_group_count=feature_group_count,
+            precision=precision,
+        )
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], (1, 1), padding)
+    return _unit_stride(lhs, rhs, tuple((int(low), int(high)) for low, high in padding))

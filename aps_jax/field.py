@@ -1,0 +1,102 @@
+"""Token fields larger than the grid a prior was trained on, covered by overlapping windows."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aps_jax.types import Array, ImageShape, Prior
+
+
+def field_shape(image_shape: ImageShape, stride: int) -> tuple[int, int]:
+    """Smallest token grid (h, w) whose pixels, `stride` per token, cover an image (H, W).
+
+    Grids smaller than the prior's window are left as they are: the prior takes any size up to it.
+    """
+    if stride < 1 or min(image_shape) < 1:
+        raise ValueError(f"need positive sizes, got image {image_shape} and stride {stride}")
+    return -(-image_shape[0] // stride), -(-image_shape[1] // stride)
+
+
+def window_starts(length: int, window: int) -> tuple[int, ...]:
+    """First positions of evenly spread windows that cover `length` tokens along one axis.
+
+    Neighbouring windows share at least a quarter of their tokens; all lie inside the field.
+    """
+    if length <= window:
+        return (0,)
+    stride = max(1, window - -(-window // 4))
+    count = math.ceil((length - window) / stride) + 1
+    return tuple(round(index * (length - window) / (count - 1)) for index in range(count))
+
+
+def blend_weights(length: int, window: int) -> np.ndarray:
+    """Share of every window in every token along one axis, float32 [windows, min(window, length)].
+
+    Raised cosine, largest at the window's centre and positive everywhere; over the windows that
+    cover a token the shares sum to 1.
+    """
+    starts = window_starts(length, window)
+    size = min(window, length)
+    profile = np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2
+    total = np.zeros(length)
+    for start in starts:
+        total[start : start + size] += profile
+    shares = np.stack([profile / total[start : start + size] for start in starts])
+    return shares.astype(np.float32)
+
+
+def prior_logits(prior: Prior, tokens: Array, *, is_unconditional: bool = False) -> Array:
+    """Logits of the prior on a token field of any size.
+
+    A field that fits the prior's window is one plain call. A larger one is cut into overlapping
+    windows, which run as one batched call; their log-probabilities are averaged with weights that
+    favour the centre of a window. That is the normalised geometric mean of the windows' opinions,
+    and images of the batch never influence each other.
+
+    Args:
+      prior: `prior.window` is the largest grid side it takes.
+      tokens: int [B, h, w] in [0, K], K for the mask.
+      is_unconditional: use `prior.apply_unconditional`.
+
+    Returns:
+      Float32 logits [B, h, w, K]; normalised log-probabilities only up to a constant per token.
+
+    Raises:
+      ValueError: if the prior has no unconditional form and one is asked for.
+    """
+    apply = prior.apply_unconditional if is_unconditional else prior.apply
+    if apply is None:
+        raise ValueError("this prior has no unconditional form")
+    _, height, width = tokens.shape
+    window = prior.window
+    if window is None or max(height, width) <= window:
+        return apply(prior.params, tokens)
+
+    rows, columns = window_starts(height, window), window_starts(width, window)
+    size_h, size_w = min(window, height), min(window, width)
+    pieces = jnp.stack(
+        [
+            jnp.stack([tokens[:, top : top + size_h, left : left + size_w] for left in columns])
+            for top in rows
+        ]
+    )
+    # vmap keeps [B, h, w] at the prior, so prompts of one row per image still match.
+    over_columns = jax.vmap(apply, in_axes=(None, 0))
+    logits = jax.vmap(over_columns, in_axes=(None, 0))(prior.params, pieces)
+    logits = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+
+    # [rows, columns, B, size_h, size_w, K] -> strips as wide as the field -> the field.
+    share_h, share_w = blend_weights(height, window), blend_weights(width, window)
+    strips = jnp.zeros((*logits.shape[:1], *logits.shape[2:4], width, prior.num_codes))
+    for index, left in enumerate(columns):
+        share = share_w[index][None, None, None, :, None]
+        strips = strips.at[..., left : left + size_w, :].add(logits[:, index] * share)
+    field = jnp.zeros((*tokens.shape, prior.num_codes))
+    for index, top in enumerate(rows):
+        share = share_h[index][None, :, None, None]
+        field = field.at[:, top : top + size_h].add(strips[index] * share)
+    return field

@@ -1,0 +1,67 @@
+"""Look-up-free quantisation: tokens <-> codes in {-1, +1}^d, exact and free of parameters.
+
+Channel 0 of a code is the most significant bit of its token (MagVIT-v2, arXiv:2310.05737).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aps_jax.types import Array
+
+
+def _bit_weights(num_bits: int) -> np.ndarray:
+    return 2 ** np.arange(num_bits - 1, -1, -1, dtype=np.int32)
+
+
+def codebook(num_bits: int) -> Array:
+    """All codes C, float32 [2**num_bits, num_bits]; row k is the code of token k."""
+    if not 1 <= num_bits <= 20:
+        raise ValueError(f"num_bits must be between 1 and 20, got {num_bits}")
+    return tokens_to_codes(jnp.arange(2**num_bits, dtype=jnp.int32), num_bits)
+
+
+def tokens_to_codes(tokens: Array, num_bits: int) -> Array:
+    """Codes [..., num_bits] in {-1, +1} of int tokens [...] in [0, 2**num_bits)."""
+    bits = (tokens[..., None] // jnp.asarray(_bit_weights(num_bits))) % 2
+    return bits.astype(jnp.float32) * 2 - 1
+
+
+def codes_to_tokens(codes: Array) -> Array:
+    """Tokens int32 [...] of codes [..., d]; only the sign counts and 0 counts as -1."""
+    weights = jnp.asarray(_bit_weights(codes.shape[-1]))
+    return jnp.sum((codes > 0).astype(jnp.int32) * weights, axis=-1)
+
+
+def quantize(codebook: Array, features: Array) -> tuple[Array, Array]:
+    """Nearest code of `features` [..., d]: their sign, with 0 counting as -1.
+
+    Args:
+      codebook: unused, LFQ needs none; kept so that all quantisers share one signature.
+      features: encoder outputs or expected codes [..., d].
+
+    Returns:
+      Codes [..., d] in {-1, +1} and their tokens int32 [...].
+    """
+    del codebook
+    codes = jnp.where(features > 0, 1.0, -1.0).astype(features.dtype)
+    return codes, codes_to_tokens(codes)
+
+
+def quantize_nearest(codebook: Array, features: Array) -> tuple[Array, Array]:
+    """Nearest row of an arbitrary `codebook` [K, d] to `features` [..., d], in Euclidean distance.
+
+    Returns:
+      Codes [..., d] and tokens int32 [...]; ties go to the smaller token. For the LFQ codebook it
+      equals `quantize` wherever no feature is exactly 0.
+    """
+    scores = features @ codebook.T - 0.5 * jnp.sum(codebook**2, axis=-1)
+    tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    return codebook[tokens], tokens
+
+
+def straight_through(features: Array, codes: Array) -> Array:
+    """Value of `codes`, gradient of `features`."""
+    return features + jax.lax.stop_gradient(codes - features)

@@ -1,0 +1,286 @@
+"""MagVIT-v2 image tokenizer with look-up-free quantisation, as Flax modules.
+
+One set of classes covers the public 95 M parameter model (`CodecConfig()`, 13 bits, stride 16) and
+the small embedded one. Reference: arXiv:2310.05737, in the layout of the released PyTorch weights:
+parameter names follow that checkpoint with dots turned into slashes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from aps_jax import lfq
+from aps_jax.convolution import conv_general_dilated
+from aps_jax.types import Array, Codec, Key, PyTree, bind
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodecConfig:
+    """Sizes of the tokenizer; the defaults are the public MagVIT-v2 checkpoint.
+
+    The channel and block lists run from full resolution (level 0) to the token grid, and the two
+    halves are independent of each other.
+
+    Attributes:
+      num_bits: code bits d; the codebook has 2**d codes.
+      encoder_channels: channels per encoder level.
+      encoder_blocks: residual blocks per encoder level.
+      decoder_channels: channels per decoder level.
+      decoder_blocks: residual blocks per decoder level.
+      num_groups: groups of every group normalisation; must divide all channel counts.
+      dtype: activation dtype, "float32" or "bfloat16"; outputs are float32 either way.
+    """
+
+    num_bits: int = 13
+    encoder_channels: tuple[int, ...] = (128, 256, 256, 512, 512)
+    encoder_blocks: tuple[int, ...] = (4, 3, 4, 3, 4)
+    decoder_channels: tuple[int, ...] = (128, 128, 256, 256, 512)
+    decoder_blocks: tuple[int, ...] = (4, 4, 3, 4, 3)
+    num_groups: int = 32
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("encoder_channels", "encoder_blocks", "decoder_channels", "decoder_blocks"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        levels = len(self.encoder_channels)
+        lists = (self.encoder_blocks, self.decoder_channels, self.decoder_blocks)
+        if any(len(values) != levels for values in lists):
+            raise ValueError(f"all channel and block lists need {levels} levels, got {lists}")
+        for channels in (*self.encoder_channels, *self.decoder_channels):
+            if channels % self.num_groups:
+                raise ValueError(f"num_groups={self.num_groups} does not divide {channels} channels")
+
+    @property
+    def stride(self) -> int:
+        """Pixels per token along each axis."""
+        return 2 ** (len(self.encoder_channels) - 1)
+
+
+def _conv(features: int, size: int, dtype: str, name: str, **settings) -> nn.Conv:
+    return nn.Conv(
+        features,
+        (size, size),
+        dtype=dtype,
+        conv_general_dilated=conv_general_dilated,
+        name=name,
+        **settings,
+    )
+
+
+def _norm(config: CodecConfig, name: str) -> nn.GroupNorm:
+    return nn.GroupNorm(
+        num_groups=config.num_groups,
+        epsilon=1e-6,
+        use_fast_variance=False,
+        dtype=config.dtype,
+        name=name,
+    )
+
+
+class ResidualBlock(nn.Module):
+    """Two pre-activated 3x3 convolutions with a residual connection."""
+
+    config: CodecConfig
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, h, w, C] to [B, h, w, features]."""
+        dtype = self.config.dtype
+        h = _conv(self.features, 3, dtype, "conv1")(nn.swish(_norm(self.config, "norm1")(x)))
+        h = _conv(self.features, 3, dtype, "conv2")(nn.swish(_norm(self.config, "norm2")(h)))
+        if x.shape[-1] != self.features:
+            x = _conv(self.features, 1, dtype, "nin_shortcut")(x)
+        return x + h
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over all positions, with a residual connection."""
+
+    config: CodecConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, h, w, C] to the same shape."""
+        batch, height, width, channels = x.shape
+        normed = _norm(self.config, "norm")(x)
+        query, key, value = (
+            _conv(channels, 1, self.config.dtype, name)(normed).reshape(batch, -1, channels)
+            for name in ("q", "k", "v")
+        )
+        scores = jnp.einsum("bqc,bkc->bqk", query, key) * channels**-0.5
+        weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(value.dtype)
+        mixed = jnp.einsum("bqk,bkc->bqc", weights, value).reshape(x.shape)
+        return x + _conv(channels, 1, self.config.dtype, "proj_out")(mixed)
+
+
+class _Middle(nn.Module):
+    """Residual block, attention, residual block at the token grid."""
+
+    config: CodecConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = ResidualBlock(self.config, x.shape[-1], name="block_1")(x)
+        x = AttentionBlock(self.config, name="attn_1")(x)
+        return ResidualBlock(self.config, x.shape[-1], name="block_2")(x)
+
+
+class _Downsample(nn.Module):
+    """3x3 convolution of stride 2, padded on the right and at the bottom only."""
+
+    config: CodecConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        padding = ((0, 1), (0, 1))
+        conv = _conv(x.shape[-1], 3, self.config.dtype, "conv", strides=2, padding=padding)
+        return conv(x)
+
+
+class _Upsample(nn.Module):
+    """Nearest-neighbour doubling, then a 3x3 convolution."""
+
+    config: CodecConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        batch, height, width, channels = x.shape
+        # Broadcast instead of jnp.repeat: no gather, and its gradient is a plain reduction.
+        x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
+        x = x.reshape(batch, 2 * height, 2 * width, channels)
+        return _conv(channels, 3, self.config.dtype, "conv")(x)
+
+
+class _Level(nn.Module):
+    """Residual blocks of one resolution, then an optional change of resolution."""
+
+    config: CodecConfig
+    features: int
+    num_blocks: int
+    resample: str | None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for index in range(self.num_blocks):
+            x = ResidualBlock(self.config, self.features, name=f"block_{index}")(x)
+        if self.resample == "down":
+            x = _Downsample(self.config, name="downsample")(x)
+        elif self.resample == "up":
+            x = _Upsample(self.config, name="upsample")(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """Image to pre-quantisation features."""
+
+    config: CodecConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps images [B, H, W, 3] in [-1, 1] to features [B, h, w, num_bits]."""
+        config = self.config
+        last = len(config.encoder_channels) - 1
+        x = _conv(config.encoder_channels[0], 3, config.dtype, "conv_in")(x)
+        for level, features in enumerate(config.encoder_channels):
+            resample = "down" if level < last else None
+            blocks = config.encoder_blocks[level]
+            x = _Level(config, features, blocks, resample, name=f"down_{level}")(x)
+        x = _Middle(config, name="mid")(x)
+        x = nn.swish(_norm(config, "norm_out")(x))
+        x = _conv(config.num_bits, 3, config.dtype, "conv_out")(x)
+        x = _conv(config.num_bits, 1, config.dtype, "quant_conv")(x)
+        return x.astype(jnp.float32)
+
+
+class Decoder(nn.Module):
+    """Codes to image."""
+
+    config: CodecConfig
+
+    @nn.compact
+    def __call__(self, codes: Array) -> Array:
+        """Maps codes [B, h, w, num_bits] to images [B, H, W, 3], nominally in [-1, 1]."""
+        config = self.config
+        last = len(config.decoder_channels) - 1
+        x = _conv(config.num_bits, 1, config.dtype, "post_quant_conv")(codes)
+        x = _conv(config.decoder_channels[last], 3, config.dtype, "conv_in")(x)
+        x = _Middle(config, name="mid")(x)
+        for level in range(last, -1, -1):
+            resample = "up" if level > 0 else None
+            blocks = config.decoder_blocks[level]
+            features = config.decoder_channels[level]
+            x = _Level(config, features, blocks, resample, name=f"up_{level}")(x)
+        x = nn.swish(_norm(config, "norm_out")(x))
+        return _conv(3, 3, config.dtype, "conv_out")(x).astype(jnp.float32)
+
+
+def _encode(params: PyTree, x: Array, *, config: CodecConfig) -> Array:
+    return Encoder(config).apply({"params": params["encoder"]}, x)
+
+
+def _decode(params: PyTree, codes: Array, *, config: CodecConfig) -> Array:
+    return Decoder(config).apply({"params": params["decoder"]}, codes)
+
+
+def init_codec_params(key: Key, config: CodecConfig) -> PyTree:
+    """Random weights `{"encoder": ..., "decoder": ...}` of a codec."""
+    key_encoder, key_decoder = jax.random.split(key)
+    grid = 2
+    image = jnp.zeros((1, grid * config.stride, grid * config.stride, 3))
+    codes = jnp.zeros((1, grid, grid, config.num_bits))
+    return {
+        "encoder": Encoder(config).init(key_encoder, image)["params"],
+        "decoder": Decoder(config).init(key_decoder, codes)["params"],
+    }
+
+
+def make_codec(config: CodecConfig, params: PyTree) -> Codec:
+    """Bundles weights with the functions that use them.
+
+    Args:
+      config: sizes that the weights were built with.
+      params: `{"encoder": ..., "decoder": ...}` as from `init_codec_params`.
+
+    Returns:
+      A codec for images whose height and width are multiples of `config.stride`.
+    """
+    return Codec(
+        params=params,
+        codebook=lfq.codebook(config.num_bits),
+        encode=bind(_encode, config=config),
+        decode=bind(_decode, config=config),
+        quantize=lfq.quantize,
+        stride=config.stride,
+    )
+
+
+def encode_tokens(codec: Codec, x: Array) -> Array:
+    """Tokens int32 [B, h, w] of images [B, H, W, 3].
+
+    Raises:
+      ValueError: if H or W is not a multiple of the codec's stride.
+    """
+    if x.ndim != 4 or x.shape[1] % codec.stride or x.shape[2] % codec.stride:
+        raise ValueError(
+            f"images have shape {x.shape}; need [B, H, W, 3] with H and W multiples of {codec.stride}"
+        )
+    _, tokens = codec.quantize(codec.codebook, codec.encode(codec.params, x))
+    return tokens
+
+
+def decode_tokens(codec: Codec, tokens: Array) -> Array:
+    """Images [B, H, W, 3] of tokens int [B, h, w] in [0, K)."""
+    return codec.decode(codec.params, codec.codebook[tokens])
+
+
+def reconstruct(codec: Codec, x: Array) -> Array:
+    """Encodes and decodes images of any size: pads by edge replication, crops back."""
+    height, width = x.shape[1:3]
+    pad_rows, pad_columns = -height % codec.stride, -width % codec.stride
+    padded = jnp.pad(x, ((0, 0), (0, pad_rows), (0, pad_columns), (0, 0)), mode="edge")
+    return decode_tokens(codec, encode_tokens(codec, padded))[:, :height, :width]

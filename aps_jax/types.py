@@ -1,0 +1,174 @@
+"""Containers that the rest of the library passes around.
+
+Every bundle keeps its arrays as pytree leaves and its functions as static metadata. A jitted
+function that takes a bundle therefore compiles once per *shape*: new weights, masks or kernels of
+the same shape reuse the compiled code, and no array is baked into it as a constant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+
+Array = jax.Array
+PyTree = Any
+#: A typed PRNG key made by `jax.random.key`.
+Key = jax.Array
+#: (height, width) of an image, in pixels.
+ImageShape = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """A function with fixed keyword settings that compares and hashes by value.
+
+    `functools.partial` compares by identity, so two equal operators would compile twice.
+    """
+
+    fn: Callable[..., Any]
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def __call__(self, *args: Any) -> Any:
+        return self.fn(*args, **dict(self.settings))
+
+
+def bind(fn: Callable[..., Any], **settings: Any) -> Bound:
+    """Fixes keyword `settings` of `fn`; every setting must be hashable."""
+    return Bound(fn, tuple(sorted(settings.items())))
+
+
+def same_shape(y_shape: tuple[int, ...]) -> ImageShape:
+    """Image shape of a measurement [B, H, W, C] that has the image's own height and width."""
+    return (y_shape[1], y_shape[2])
+
+
+def _static(default: Any = dataclasses.MISSING) -> Any:
+    if default is dataclasses.MISSING:
+        return flax.struct.field(pytree_node=False)
+    return flax.struct.field(pytree_node=False, default=default)
+
+
+@flax.struct.dataclass
+class Operator:
+    """A deterministic, differentiable measurement operator A: image -> measurement.
+
+    Attributes:
+      params: array leaves of the operator (mask, kernel, matrix ...), or None.
+      apply: pure function `(params, x) -> y`; `x` is float32 [B, H, W, C] in [-1, 1]. `y` is an
+        array, or a tuple of arrays for stacked operators. It must not mix images of the batch.
+      name: short name used in messages and result files.
+      sample_params: `(key, image_shape) -> params` for operators with random state, else None.
+      image_shape: `(y_shape) -> (H, W)`, the size of the image behind a measurement of that shape.
+      observed: `(params, y_shape) -> mask` broadcastable to `y`, 1 where `y` was measured and 0
+        where it carries nothing (missing pixels), or None if all of `y` was measured.
+      is_linear: True if A(ax + bz) = aA(x) + bA(z).
+      is_image: True if `y` is an image on the [-1, 1] scale of `x` (so LPIPS and display apply).
+    """
+
+    apply: Callable[[PyTree, Array], PyTree] = _static()
+    name: str = _static()
+    params: PyTree = None
+    sample_params: Callable[[Key, ImageShape], PyTree] | None = _static(None)
+    image_shape: Callable[[Any], ImageShape] = _static(same_shape)
+    observed: Callable[[PyTree, tuple[int, ...]], Array] | None = _static(None)
+    is_linear: bool = _static(False)
+    is_image: bool = _static(True)
+
+    def __call__(self, x: Array) -> PyTree:
+        """Applies A to `x` [B, H, W, C]; raises ValueError if random state was not drawn yet."""
+        if self.sample_params is not None and self.params is None:
+            raise ValueError(
+                f"operator {self.name!r} has random state; call operator.init(key, image_shape) first"
+            )
+        return self.apply(self.params, x)
+
+    def init(self, key: Key, image_shape: ImageShape) -> Operator:
+        """Draws the random state for images of `image_shape`; operators without any are unchanged."""
+        if self.sample_params is None:
+            return self
+        return self.replace(params=self.sample_params(key, image_shape))
+
+    def output_shape(self, x_shape: tuple[int, ...]) -> PyTree:
+        """Shape of the measurement of images of `x_shape` [B, H, W, C]; a tuple of shapes if stacked."""
+        y = jax.eval_shape(self, jax.ShapeDtypeStruct(x_shape, "float32"))
+        return jax.tree.map(lambda leaf: leaf.shape, y)
+
+
+@flax.struct.dataclass
+class Codec:
+    """A frozen image tokenizer over a codebook of K codes of d numbers each.
+
+    Attributes:
+      params: weights.
+      codebook: codes C [K, d], float32.
+      encode: `(params, x [B, H, W, 3]) -> features [B, h, w, d]`, before quantisation.
+      decode: `(params, codes [B, h, w, d]) -> x [B, H, W, 3]`; accepts non-code vectors too.
+      quantize: `(codebook, features [..., d]) -> (codes [..., d], tokens int32 [...])`.
+      stride: pixels per token along each axis; H = stride * h.
+    """
+
+    params: PyTree
+    codebook: Array
+    encode: Callable[[PyTree, Array], Array] = _static()
+    decode: Callable[[PyTree, Array], Array] = _static()
+    quantize: Callable[[Array, Array], tuple[Array, Array]] = _static()
+    stride: int = _static()
+
+    @property
+    def num_codes(self) -> int:
+        """Codebook size K."""
+        return self.codebook.shape[0]
+
+
+@flax.struct.dataclass
+class Prior:
+    """A frozen masked transformer over grids of image tokens.
+
+    Attributes:
+      params: weights (and prompt ids, where the model is conditional).
+      apply: `(params, tokens int32 [B, h, w]) -> logits [B, h, w, K]`. Tokens are in [0, K); the
+        value K is the mask. Vocabulary offsets, prompts and padding stay inside.
+      num_codes: K, also the mask token.
+      window: largest grid side the model was trained on; larger fields are covered by overlapping
+        windows (`aps_jax.field`). None if the model takes any size by itself.
+      apply_unconditional: like `apply` without the condition, for classifier-free guidance.
+    """
+
+    params: PyTree
+    apply: Callable[[PyTree, Array], Array] = _static()
+    num_codes: int = _static()
+    window: int | None = _static(None)
+    apply_unconditional: Callable[[PyTree, Array], Array] | None = _static(None)
+
+
+@flax.struct.dataclass
+class Perceptual:
+    """A perceptual distance: `(params, a [B, H, W, 3], b [B, H, W, 3]) -> [B]`, both in [-1, 1]."""
+
+    params: PyTree
+    apply: Callable[[PyTree, Array, Array], Array] = _static()
+
+    def __call__(self, a: Array, b: Array) -> Array:
+        """Distance per image, float32 [B]."""
+        return self.apply(self.params, a, b)
+
+
+@flax.struct.dataclass
+class Params:
+    """Everything `aps_sample` reads besides the measurement: all arrays are leaves.
+
+    Attributes:
+      prior: masked transformer.
+      codec: image tokenizer with the same number of codes as the prior.
+      operator: measurement operator, its random state already drawn.
+      perceptual: LPIPS, needed only where the configuration gives it weight.
+    """
+
+    prior: Prior
+    codec: Codec
+    operator: Operator
+    perceptual: Perceptual | None = None

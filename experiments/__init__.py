@@ -1,0 +1,1 @@
+"""Studies and trainings; run one with `python -m experiments.NAME`."""

@@ -1,0 +1,119 @@
+"""Folders of photos as random crops for training and fixed crops for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+def list_images(folders: Sequence[Path]) -> list[Path]:
+    """All image files below `folders`, sorted; ValueError if a folder is missing or has none."""
+    paths: list[Path] = []
+    for folder in folders:
+        found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not found:
+            raise ValueError(f"no images below {folder}; expected files ending in {sorted(SUFFIXES)}")
+        paths += found
+    return paths
+
+
+def load_rgb(path: Path, max_short_side: int | None = None) -> Image.Image:
+    """Decodes one file as RGB, shrinking it to `max_short_side` if it is larger."""
+    with Image.open(path) as image:
+        image = image.convert("RGB")
+    if max_short_side is not None and min(image.size) > max_short_side:
+        factor = max_short_side / min(image.size)
+        image = image.resize([round(side * factor) for side in image.size], Image.Resampling.LANCZOS)
+    return image
+
+
+def load_photos(
+    folders: Sequence[Path], *, min_side: int, max_short_side: int | None = None
+) -> list[Image.Image]:
+    """Decodes every photo of at least `min_side` pixels on its short side into memory."""
+    with ThreadPoolExecutor() as pool:
+        images = pool.map(lambda p: load_rgb(p, max_short_side), list_images(folders))
+        photos = [image for image in images if min(image.size) >= min_side]
+    if not photos:
+        raise ValueError(f"no image below {list(folders)} is at least {min_side} pixels on a side")
+    return photos
+
+
+def to_float(images: Sequence[Image.Image]) -> np.ndarray:
+    """Equally sized images as float32 [B, H, W, 3] in [-1, 1]."""
+    return np.stack([np.asarray(image, np.float32) for image in images]) / 127.5 - 1
+
+
+def random_crop(rng: np.random.Generator, photo: Image.Image, size: int) -> Image.Image:
+    """A square crop at a random place and scale, resized to `size`, mirrored half of the time."""
+    short = min(photo.size)
+    side = rng.uniform(size, short) if short > size else short
+    left = rng.uniform(0, photo.width - side)
+    top = rng.uniform(0, photo.height - side)
+    box = (left, top, left + side, top + side)
+    crop = photo.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
+
+
+def random_batch(
+    photos: Sequence[Image.Image], seed: int, step: int, *, batch_size: int, size: int
+) -> np.ndarray:
+    """The batch of one training step: a function of (seed, step), so a resumed run repeats it."""
+    rng = np.random.default_rng((seed, step))
+    chosen = rng.integers(len(photos), size=batch_size)
+    return to_float([random_crop(rng, photos[index], size) for index in chosen])
+
+
+def prefetched_batches(
+    photos: Sequence[Image.Image], seed: int, steps: range, *, batch_size: int, size: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (step, batch) for `steps`, making the next batch while the current one is used."""
+
+    def make(step: int) -> np.ndarray:
+        return random_batch(photos, seed, step, batch_size=batch_size, size=size)
+
+    with ThreadPoolExecutor(1) as pool:
+        upcoming = pool.submit(make, steps.start) if len(steps) else None
+        for step in steps:
+            batch = upcoming.result()
+            if step + 1 < steps.stop:
+                upcoming = pool.submit(make, step + 1)
+            yield step, batch
+
+
+def center_crops(
+    folder: Path, *, size: int, shrink: int = 1, count: int | None = None
+) -> tuple[list[str], np.ndarray]:
+    """Fixed evaluation images: the centre `size * shrink` square of each photo, shrunk to `size`.
+
+    Args:
+      folder: folder of photos; those too small are skipped.
+      size: side of the result in pixels.
+      shrink: integer factor of the antialiased (box) reduction.
+      count: number of photos, spread evenly over the sorted folder; all of them if None.
+
+    Returns:
+      File names, and images float32 [B, size, size, 3] in [-1, 1].
+    """
+    side = size * shrink
+    names, crops = [], []
+    paths = list_images([folder])
+    if count is not None:
+        paths = [paths[i] for i in np.linspace(0, len(paths) - 1, min(count, len(paths))).astype(int)]
+    for path in paths:
+        photo = load_rgb(path)
+        if min(photo.size) < side:
+            continue
+        left, top = (photo.width - side) // 2, (photo.height - side) // 2
+        crop = photo.crop((left, top, left + side, top + side)).reduce(shrink)
+        names.append(path.name)
+        crops.append(crop)
+    if not crops:
+        raise ValueError(f"no photo in {folder} is at least {side} pixels on a side")
+    return names, to_float(crops)
