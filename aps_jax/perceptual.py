@@ -31,7 +31,8 @@ VGG_BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 MIN_SIDE = 16
 
 _CURE = "run: pip install 'aps_jax[lpips]' && python -m convert.lpips"
-_PACKAGES = ("lpips_j", "h5py", "huggingface_hub")
+#: Modules that `load_lpips` imports.
+PACKAGES = ("lpips_j", "h5py", "huggingface_hub")
 
 
 class PerceptualUnavailable(RuntimeError):
@@ -109,9 +110,7 @@ def _distance(params: PyTree, a: Array, b: Array) -> Array:
         )
     # Some devices round float32 products by default, which moves scores in the third digit.
     with jax.default_matmul_precision("highest"):
-        return _network().apply(
-            {"params": params}, a.astype(jnp.float32), b.astype(jnp.float32)
-        )
+        return _network().apply({"params": params}, a.astype(jnp.float32), b.astype(jnp.float32))
 
 
 def _cached_files(cache_dir: str | os.PathLike[str] | None) -> tuple[Path, Path]:
@@ -149,9 +148,9 @@ def load_lpips(cache_dir: str | os.PathLike[str] | None = None) -> Perceptual:
     """Loads LPIPS from the local Hugging Face cache; never opens a connection.
 
     The distance is differentiable in both images with finite gradients, computed in float32, and
-    takes any size from 16x16 pixels up. Call it under `jit`: the weights are arguments, so one
-    compilation serves per image shape. No property of the hub's own module is needed again after
-    loading; values equal those of `lpips_j.lpips.LPIPS` to float rounding.
+    takes any size from 16x16 pixels up. Call it under `jit`: the weights are arguments, so there is
+    one compilation per image shape. The files are closed again and not needed after loading. Values
+    equal those of the unmodified `lpips_j.lpips.LPIPS` to float rounding.
 
     Args:
       cache_dir: folder of the cache; None means the default of `huggingface_hub`.
@@ -187,7 +186,7 @@ def load_lpips(cache_dir: str | os.PathLike[str] | None = None) -> Perceptual:
 
 def lpips_available(cache_dir: str | os.PathLike[str] | None = None) -> bool:
     """True if `load_lpips` would find its packages and weight files; reads and traces nothing."""
-    if any(importlib.util.find_spec(name) is None for name in _PACKAGES):
+    if any(importlib.util.find_spec(name) is None for name in PACKAGES):
         return False
     try:
         _cached_files(cache_dir)

@@ -44,6 +44,8 @@ class TransformerConfig:
       code_bits: if set, ids below 2**code_bits are LFQ codes and are embedded by a linear map of
         their bits, plus the low-rank table if `code_rank` > 0; ids above have rows of their own.
       code_rank: rank of the free part of the code embedding.
+      attention: "einsum" (plain, fastest on CPU), or an implementation of
+        `jax.nn.dot_product_attention`: "xla", or "cudnn" (flash attention on NVIDIA GPUs in bf16).
       remat: recompute each block in the backward pass.
       unroll: blocks per iteration of the scan over layers; `num_layers` leaves no loop.
       dtype: activation dtype. Norm statistics, softmax and logits are float32 regardless.
@@ -67,6 +69,7 @@ class TransformerConfig:
     shift_logits: bool = False
     code_bits: int | None = None
     code_rank: int = 0
+    attention: str = "einsum"
     remat: bool = False
     unroll: int = 1
     dtype: str = "float32"
@@ -83,6 +86,8 @@ class TransformerConfig:
             raise ValueError(
                 f"head dimension {self.head_size} is not a multiple of {2 * self.rope_axes}"
             )
+        if self.attention not in ("einsum", "xla", "cudnn"):
+            raise ValueError(f"attention must be einsum, xla or cudnn, got {self.attention!r}")
         if self.code_bits is not None and 2**self.code_bits > self.vocab_size:
             raise ValueError(f"2**{self.code_bits} codes exceed vocab_size={self.vocab_size}")
         if self.tie_embeddings and (self.code_bits is not None or self.num_outputs is not None):
@@ -120,13 +125,75 @@ def rotary_angles(positions: Array, config: TransformerConfig) -> Array:
 
 
 def rotate(x: Array, angles: Array, *, in_float32: bool = True) -> Array:
-    """Turns number i of each head of `x` [B, L, heads, D] with number i + D/2 by `angles` [L, D/2]."""
+    """Turns numbers i and i + D/2 of each head of `x` [B, L, heads, D] by `angles` [L, D/2]."""
     dtype = jnp.float32 if in_float32 else x.dtype
     cos = jnp.cos(angles)[None, :, None, :].astype(dtype)
     sin = jnp.sin(angles)[None, :, None, :].astype(dtype)
     first, second = jnp.split(x.astype(dtype), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
+
+
+def attend(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+    """Softmax attention with float32 scores, as in `jax.nn.dot_product_attention`.
+
+    Explicit transposes and a normalisation after the second product make it about three times as
+    fast on CPU.
+
+    Args:
+      query: [B, L, heads, D].
+      key: [B, L, kv_heads, D]; each of its heads serves heads / kv_heads consecutive query heads.
+      value: like `key`.
+      mask: bool [B, L, L] or None. Hidden scores get a finite minimum, so a query that sees nothing
+        averages all values instead of giving NaN.
+
+    Returns:
+      [B, L, heads, D].
+    """
+    batch, length, heads, size = query.shape
+    shared = key.shape[2]
+    query = query.reshape(batch, length, shared, -1, size).transpose(0, 2, 3, 1, 4)
+    query = query.reshape(batch, shared, -1, size)  # query heads of one key are just more queries
+    key, value = (x.transpose(0, 2, 1, 3) for x in (key, value))
+    scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
+    scores = scores * size**-0.5
+    if mask is not None:
+        grouped = scores.reshape(batch, shared, -1, length, length)
+        grouped = jnp.where(mask[:, None, None], grouped, 0.5 * jnp.finfo(jnp.float32).min)
+        scores = grouped.reshape(scores.shape)
+    peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - peak)
+    mixed = jnp.einsum(
+        "bhqk,bhkd->bhqd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
+    )
+    mixed = (mixed / jnp.sum(weights, axis=-1, keepdims=True)).astype(value.dtype)
+    mixed = mixed.reshape(batch, shared, -1, length, size).transpose(0, 3, 1, 2, 4)
+    return mixed.reshape(batch, length, heads, size)
+
+
+class Linear(nn.Module):
+    """Dense layer whose kernel is `kernel` [in, out] and whose optional bias is `bias` [out].
+
+    Leading axes are flattened for the product: XLA's CPU backend runs the gradients of a product
+    of three-dimensional arrays at half the speed of flat ones.
+    """
+
+    config: TransformerConfig
+    features: int
+    use_bias: bool = False
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [..., in] to [..., features]."""
+        config = self.config
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, config.param_dtype)
+        y = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, shape[1:], config.param_dtype)
+            y = y + bias[None, :].astype(x.dtype)
+        return y.reshape(*x.shape[:-1], self.features)
 
 
 class RMSNorm(nn.Module):
@@ -157,18 +224,10 @@ class Block(nn.Module):
         residual_init = nn.initializers.variance_scaling(
             0.5 / config.num_layers, "fan_in", "truncated_normal"
         )
-
-        def linear(features: int, name: str, **settings) -> nn.Dense:
-            settings = {"use_bias": False} | settings
-            return nn.Dense(
-                features, dtype=config.dtype, param_dtype=config.param_dtype, name=name, **settings
-            )
-
-        batch, length, _ = x.shape
         normed = RMSNorm(config, name="attn_norm")(x)
         query, key, value = (
-            linear(heads * config.head_size, name, use_bias=config.qkv_bias)(normed).reshape(
-                batch, length, heads, config.head_size
+            Linear(config, heads * config.head_size, config.qkv_bias, name=name)(normed).reshape(
+                *x.shape[:2], heads, config.head_size
             )
             for name, heads in (
                 ("q", config.num_heads),
@@ -178,16 +237,21 @@ class Block(nn.Module):
         )
         query = rotate(query, angles, in_float32=config.rope_in_float32)
         key = rotate(key, angles, in_float32=config.rope_in_float32)
-        # Scores and softmax in float32; masked scores get a large finite negative number, so a row
-        # that masks every key is uniform instead of NaN. Scale is 1 / sqrt(head_size).
-        mixed = jax.nn.dot_product_attention(query, key, value, mask=mask)
-        mixed = mixed.reshape(batch, length, config.num_heads * config.head_size)
-        x = x + linear(config.width, "attn_out", kernel_init=residual_init)(mixed)
+        if config.attention == "einsum":
+            mixed = attend(query, key, value, mask)
+        else:
+            heads_mask = None if mask is None else mask[:, None]
+            mixed = jax.nn.dot_product_attention(
+                query, key, value, mask=heads_mask, implementation=config.attention
+            )
+        mixed = mixed.reshape(*x.shape[:2], config.num_heads * config.head_size)
+        x = x + Linear(config, config.width, kernel_init=residual_init, name="attn_out")(mixed)
 
         normed = RMSNorm(config, name="ff_norm")(x)
-        gate = nn.silu(linear(config.mlp_width, "ff_proj")(normed))
-        hidden = gate * linear(config.mlp_width, "up_proj")(normed)
-        return x + linear(config.width, "ff_out", kernel_init=residual_init)(hidden), None
+        gate = nn.silu(Linear(config, config.mlp_width, name="ff_proj")(normed))
+        hidden = gate * Linear(config, config.mlp_width, name="up_proj")(normed)
+        x = x + Linear(config, config.width, kernel_init=residual_init, name="ff_out")(hidden)
+        return x, None
 
 
 class Embedding(nn.Module):
@@ -195,7 +259,7 @@ class Embedding(nn.Module):
 
     config: TransformerConfig
 
-    def setup(self) -> None:
+    def setup(self) -> None:  # noqa: D102 (a Flax hook)
         config = self.config
         self.embedding = self.param(
             "embedding",
@@ -232,10 +296,7 @@ class CodeEmbedding(nn.Module):
             shape = (num_codes, config.code_rank)
             table = self.param("table", nn.initializers.normal(1.0), shape, param_dtype)
             features.append(table[code_ids].astype(dtype))
-        project = nn.Dense(
-            config.width, use_bias=False, dtype=dtype, param_dtype=param_dtype, name="project"
-        )
-        x = project(jnp.concatenate(features, axis=-1))
+        x = Linear(config, config.width, name="project")(jnp.concatenate(features, axis=-1))
         if not num_special:
             return x
         shape = (num_special, config.width)
@@ -261,7 +322,9 @@ class Head(nn.Module):
 def _project(x: Array, kernel: Array, columns: tuple[int, int] | None) -> Array:
     start, stop = columns or (0, kernel.shape[1])
     kernel = kernel[:, start:stop].astype(x.dtype)
-    return jnp.einsum("bld,dk->blk", x, kernel, preferred_element_type=jnp.float32)
+    flat = x.reshape(-1, x.shape[-1])
+    logits = jnp.matmul(flat, kernel, preferred_element_type=jnp.float32)
+    return logits.reshape(*x.shape[:-1], stop - start)
 
 
 class Transformer(nn.Module):
@@ -269,7 +332,7 @@ class Transformer(nn.Module):
 
     config: TransformerConfig
 
-    def setup(self) -> None:
+    def setup(self) -> None:  # noqa: D102 (a Flax hook)
         config = self.config
         embedding = Embedding if config.code_bits is None else CodeEmbedding
         block = nn.remat(Block, prevent_cse=False) if config.remat else Block
@@ -309,8 +372,6 @@ class Transformer(nn.Module):
         if positions is None or positions.shape != (ids.shape[1], config.rope_axes):
             got = None if positions is None else positions.shape
             raise ValueError(f"positions need shape {(ids.shape[1], config.rope_axes)}, got {got}")
-        if mask is not None:
-            mask = mask[:, None]  # the same for all heads
         x, _ = self.blocks(self.embed(ids), rotary_angles(positions, config), mask)
         x = self.ln_f(x)
         if config.shift_logits:
@@ -318,7 +379,7 @@ class Transformer(nn.Module):
         return x
 
     def logits(self, hidden: Array, columns: tuple[int, int] | None = None) -> Array:
-        """Float32 logits [B, L, stop - start] of the ids in [start, stop) = `columns`, or of all."""
+        """Float32 logits [B, L, stop - start] of ids in [start, stop) = `columns`, or of all."""
         if self.config.tie_embeddings:
             return _project(hidden, self.embed.embedding.T, columns)
         return self.head(hidden, columns)
@@ -454,7 +515,7 @@ def make_prompted_prior(
         raise ValueError(f"a prompted prior reads a sequence: rope_axes is {config.rope_axes}")
     if image_offset + num_codes > config.output_size:
         raise ValueError(
-            f"image ids end at {image_offset + num_codes}; the head has {config.output_size} columns"
+            f"image ids end at {image_offset + num_codes}; head has {config.output_size} columns"
         )
     bundled = {"model": params, "prompt": jnp.asarray(prompt_ids, jnp.int32)}
     if uncond_prompt_ids is not None:

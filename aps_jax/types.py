@@ -67,6 +67,8 @@ class Operator:
         where it carries nothing (missing pixels), or None if all of `y` was measured.
       is_linear: True if A(ax + bz) = aA(x) + bA(z).
       is_image: True if `y` is an image on the [-1, 1] scale of `x` (so LPIPS and display apply).
+      draw: `(operator, key, image_shape) -> operator`, used by `init` instead of `sample_params`
+        where drawing changes more than `params` (combined operators, stored image sizes), else None.
     """
 
     apply: Callable[[PyTree, Array], PyTree] = _static()
@@ -77,6 +79,7 @@ class Operator:
     observed: Callable[[PyTree, tuple[int, ...]], Array] | None = _static(None)
     is_linear: bool = _static(False)
     is_image: bool = _static(True)
+    draw: Callable[[Operator, Key, ImageShape], Operator] | None = _static(None)
 
     def __call__(self, x: Array) -> PyTree:
         """Applies A to `x` [B, H, W, C]; raises ValueError if random state was not drawn yet."""
@@ -88,6 +91,8 @@ class Operator:
 
     def init(self, key: Key, image_shape: ImageShape) -> Operator:
         """Draws the random state for images of `image_shape`; operators without any are unchanged."""
+        if self.draw is not None:
+            return self.draw(self, key, image_shape)
         if self.sample_params is None:
             return self
         return self.replace(params=self.sample_params(key, image_shape))

@@ -40,7 +40,9 @@ class Config:
       warmup: steps of linear warm-up.
       ema_decay: decay of the averaged weights, which are the ones exported.
       commitment: weight of the distance between features and their codes.
-      balance: weight that pulls the mean of every bit over the batch to zero.
+      entropy: weight of the missing entropy of the codebook, log K - H(mean code distribution). A
+        penalty on single bits is not enough: they stay correlated and most codes go unused.
+      entropy_tokens: tokens per batch that the entropy is estimated from.
       weight_decay: AdamW weight decay.
       eval_every: steps between held-out scores.
       save_every: steps between checkpoints.
@@ -69,7 +71,8 @@ class Config:
     warmup: int = 100
     ema_decay: float = 0.998
     commitment: float = 0.05
-    balance: float = 0.01
+    entropy: float = 0.02
+    entropy_tokens: int = 1024
     weight_decay: float = 1e-4
     eval_every: int = 250
     save_every: int = 250
@@ -105,9 +108,21 @@ def codec_loss(params: PyTree, x: Array, config: Config) -> tuple[Array, dict[st
     restored = codec.decode(params, lfq.straight_through(features, codes))
     mse = jnp.mean((restored - x) ** 2)
     commitment = jnp.mean((features - jax.lax.stop_gradient(codes)) ** 2)
-    balance = jnp.mean(jnp.mean(jnp.tanh(features), axis=(0, 1, 2)) ** 2)
-    loss = mse + config.commitment * commitment + config.balance * balance
-    return loss, {"loss": loss, "mse": mse, "commitment": commitment, "balance": balance}
+    missing = missing_entropy(features, codec.codebook, config.entropy_tokens)
+    loss = mse + config.commitment * commitment + config.entropy * missing
+    return loss, {"loss": loss, "mse": mse, "commitment": commitment, "missing_entropy": missing}
+
+
+def missing_entropy(features: Array, codebook: Array, num_tokens: int) -> Array:
+    """Nats by which the average code distribution falls short of the uniform one.
+
+    Every feature z stands for independent bits with P(bit = 1) = sigmoid(4 z); the distributions
+    over whole codes are averaged over `num_tokens` tokens spread over the batch.
+    """
+    flat = features.reshape(-1, features.shape[-1])
+    flat = flat[:: max(1, flat.shape[0] // num_tokens)]
+    mean = jnp.mean(jax.nn.softmax(2 * flat @ codebook.T, axis=-1), axis=0)
+    return jnp.log(codebook.shape[0]) + jnp.sum(mean * jnp.log(mean + 1e-9))
 
 
 def evaluate(params: PyTree, images: np.ndarray, config: CodecConfig) -> dict[str, float]:

@@ -1,0 +1,299 @@
+"""The `aps-jax` command. Options are parsed before anything heavy is imported.
+
+Whatever a user can get wrong ends as one line on stderr and exit code 2; Ctrl-C ends with 130.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import math
+import os
+import re
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from aps_jax import presets
+
+_MAX_SEED = 2**32
+
+
+def _named(metavar: str) -> Any:
+    return tyro.conf.arg(metavar=metavar)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Restore:
+    """Restores a photo by Anchored Posterior Sampling.
+
+    Without --measured, IMAGE is a clean photo: it is degraded, restored and scored. With
+    --measured, IMAGE is the degraded image itself. Results go to the folder --out.
+
+    Attributes:
+      image: photo, or measurement (image file or .npy); the bundled sample photo if left out.
+      task: what was done to the photo; `aps-jax tasks` lists them with their options.
+      measured: IMAGE is the measurement itself, not a clean photo.
+      model: photo64, or a model folder.
+      sampler: aps, aps-i, aps-l or aps-ii.
+      preset: draft, balanced or paper.
+      num_steps: timesteps, instead of the preset's.
+      num_inner_steps: optimiser steps per timestep, instead of the preset's.
+      num_samples: posterior samples; more than one adds their mean and standard deviation.
+      sigma: noise standard deviation on the pixel scale [-1, 1].
+      seed: of degradation, noise and sampling.
+      size: first resize and crop the photo to a square of so many pixels.
+      out: folder for the results, made if needed.
+      resume: continue the interrupted run in the folder.
+      overwrite: replace earlier results in the folder.
+      paste_known: inpainting only: put the measured pixels back into the restored image.
+      save_steps: also save the image at every timestep.
+      scale: super_resolution: factor.
+      fraction: inpainting_random: share of missing pixels; compressed_sensing: measurements.
+      box_size: inpainting_box: side in pixels.
+      margin: inpainting_box: distance to the border in pixels.
+      std: gaussian_blur: standard deviation in pixels.
+      kernel_size: gaussian_blur, motion_blur: side of the kernel in pixels.
+      intensity: motion_blur: shakiness, 0 to 1.
+      kernel: blur: kernel file, .npy as it is or a grey image, scaled to sum 1.
+      mask: inpainting_mask: image or .npy, white or 1 where a pixel is known.
+      quality: jpeg: 1 to 100.
+      bits: quantization: bits per channel.
+      gain: hdr: factor.
+      oversample: phase_retrieval: padding factor.
+      pattern: demosaicing: rggb, bggr, grbg or gbrg.
+      ensemble: compressed_sensing: signs or gaussian.
+    """
+
+    image: Annotated[Path | None, tyro.conf.Positional, _named("[IMAGE]")] = None
+    task: Annotated[str, _named("NAME")] = "super_resolution"
+    measured: bool = False
+    model: Annotated[str, _named("photo64|DIR")] = "photo64"
+    sampler: Annotated[str, _named("NAME")] = "aps"
+    preset: Annotated[str, _named("NAME")] = "balanced"
+    num_steps: Annotated[int | None, _named("N")] = None
+    num_inner_steps: Annotated[int | None, _named("M")] = None
+    num_samples: Annotated[int, _named("S")] = 1
+    sigma: float = 0.05
+    seed: int = 0
+    size: Annotated[int | None, _named("PX")] = None
+    out: Annotated[Path, _named("DIR")] = Path("restored")
+    resume: bool = False
+    overwrite: bool = False
+    paste_known: bool = False
+    save_steps: bool = False
+    scale: Annotated[int | None, _named("N")] = None
+    fraction: Annotated[float | None, _named("SHARE")] = None
+    box_size: Annotated[int | None, _named("PX")] = None
+    margin: Annotated[int | None, _named("PX")] = None
+    std: Annotated[float | None, _named("PX")] = None
+    kernel_size: Annotated[int | None, _named("PX")] = None
+    intensity: Annotated[float | None, _named("X")] = None
+    kernel: Annotated[Path | None, _named("FILE")] = None
+    mask: Annotated[Path | None, _named("FILE")] = None
+    quality: Annotated[int | None, _named("N")] = None
+    bits: Annotated[int | None, _named("N")] = None
+    gain: Annotated[float | None, _named("X")] = None
+    oversample: Annotated[float | None, _named("X")] = None
+    pattern: Annotated[str | None, _named("NAME")] = None
+    ensemble: Annotated[str | None, _named("NAME")] = None
+
+
+#: Fields of `Restore` that are options of a task.
+TASK_OPTIONS = (
+    "scale", "fraction", "box_size", "margin", "std", "kernel_size", "intensity", "kernel", "mask",
+    "quality", "bits", "gain", "oversample", "pattern", "ensemble",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tasks:
+    """Lists the measurement tasks and their options."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Models:
+    """Lists the models in this package, and describes model folders.
+
+    Attributes:
+      folders: model folders to describe as well.
+    """
+
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional, _named("[DIR ...]")] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Checks the installation; exit code 1 if it cannot restore photos.
+
+    Attributes:
+      model: photo64, or a model folder.
+    """
+
+    model: Annotated[str, _named("photo64|DIR")] = "photo64"
+
+
+_COMMANDS = {"restore": Restore, "tasks": Tasks, "models": Models, "doctor": Doctor}
+
+
+class UsageError(ValueError):
+    """The command line cannot be understood."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    try:
+        return _run(argv)
+    except KeyboardInterrupt as stop:
+        _complain(f"interrupted; {stop}" if str(stop) else "interrupted; nothing was written")
+        return 130
+    except BrokenPipeError:  # The reader of our output, such as `head`, is gone.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        _complain(f"error: {_file_trouble(error)}")
+        return 2
+    except (ValueError, ArithmeticError) as error:
+        _complain(f"error: {error}")
+        return 2
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise  # A bug: its traceback is wanted.
+        _complain("error: out of memory; restore a smaller image (--size) or fewer --num-samples")
+        return 2
+
+
+def _run(argv: list[str]) -> int:
+    if argv == ["--version"]:
+        from aps_jax import __version__
+
+        print(f"aps-jax {__version__}")
+        return 0
+    options = _parse(argv or ["--help"])
+    if options is None:
+        return 0
+    if isinstance(options, Restore):
+        _check(options)
+        from aps_jax import restore_command
+
+        return restore_command.run(options)
+    from aps_jax import doctor
+
+    if isinstance(options, Tasks):
+        return doctor.list_tasks()
+    if isinstance(options, Models):
+        return doctor.list_models(options.folders)
+    return doctor.diagnose(options.model)
+
+
+def _parse(argv: list[str]) -> Restore | Tasks | Models | Doctor | None:
+    """The options, or None if help was asked for and printed."""
+    if not argv[0].startswith("-") and argv[0] not in _COMMANDS:
+        presets.choose("command", argv[0], _COMMANDS)
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.extras.subcommand_cli_from_dict(
+                _COMMANDS,
+                args=argv,
+                prog="aps-jax",
+                description="Posterior sampling of images with masked discrete diffusion.",
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if stop.code in (None, 0):
+            return None
+        command = f"aps-jax {argv[0]}" if argv[0] in _COMMANDS else "aps-jax"
+        raise UsageError(f"{_plain(printed.getvalue())}; see {command} --help") from None
+
+
+def _plain(box: str) -> str:
+    """The message inside the box that tyro draws, as one line."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    text = re.sub(r"^╭.*$|^╰.*$", "", text, flags=re.MULTILINE).replace("│", " ")
+    message, *rest = re.split(r"─{3,}", text)
+    message = " ".join(message.split()).rstrip(".")
+    wrong = re.match(
+        r"(?:Error parsing|Invalid value for) (--[\w-]+|\S+): .*from \['?(.*?)'?\]", message
+    )
+    if wrong:
+        return f"{wrong[1]} cannot be {wrong[2]!r}"
+    close = re.search(r"Perhaps you meant:\s+(--[\w-]+)", " ".join(rest))
+    if close:
+        message += f", did you mean {close[1]}?"
+    return message or "cannot understand these arguments"
+
+
+def _check(options: Restore) -> None:
+    """Finds what is wrong with the options alone, before anything is loaded."""
+    if not 0 <= options.sigma < math.inf:
+        raise ValueError(f"--sigma must be a number >= 0, got {options.sigma}")
+    if not 0 <= options.seed < _MAX_SEED:
+        raise ValueError(f"--seed must be from 0 to {_MAX_SEED - 1}, got {options.seed}")
+    if options.resume and options.overwrite:
+        raise ValueError("--resume and --overwrite exclude each other; choose one")
+    if options.measured and options.image is None:
+        raise ValueError("--measured needs an IMAGE, the measurement; name its file")
+    if options.measured and options.size is not None:
+        raise ValueError("--size is for clean photos; a measurement has the size it has")
+    config_of(options)
+
+
+def config_of(options: Restore) -> Any:
+    """`APSConfig` of the options; ValueError if one is unknown or out of range."""
+    return presets.make_config(
+        preset=options.preset,
+        sampler=options.sampler,
+        num_steps=options.num_steps,
+        num_inner_steps=options.num_inner_steps,
+        num_samples=options.num_samples,
+        sigma=options.sigma or None,
+        trace=options.save_steps,
+    )
+
+
+def command_of(options: Restore, **changes: Any) -> str:
+    """The command line with these options, `changes` applied; defaults other than seeds left out."""
+    options = dataclasses.replace(options, **changes)
+    words = ["aps-jax", "restore"]
+    if options.image is not None:
+        words.append(os.fspath(options.image))
+    for field in dataclasses.fields(Restore):
+        value = getattr(options, field.name)
+        flag = "--" + field.name.replace("_", "-")
+        is_shown = field.name in ("task", "sampler", "preset", "sigma", "seed", "out")
+        if field.name == "image" or (value == field.default and not is_shown):
+            continue
+        words += [flag] if value is True else [flag, str(value)]
+    return shlex.join(words)
+
+
+def _complain(message: str) -> None:
+    print(f"aps-jax: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _file_trouble(error: OSError) -> str:
+    """Cause and cure of a failed read or write; our own messages have both already."""
+    if error.errno is None or error.strerror is None:
+        return str(error)
+    name = error.filename if error.filename2 is None else error.filename2
+    where = f" {name}" if name else ""
+    return f"cannot use{where}: {error.strerror}; free some space or choose another place"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error)
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

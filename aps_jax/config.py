@@ -1,0 +1,129 @@
+"""Options of Anchored Posterior Sampling, its named variants and presets."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from aps_jax.schedule import SCHEDULES
+
+_CHOICES = {
+    "draw": ("quantized", "categorical", "argmax"),
+    "remasking": ("anchored", "standard", "random"),
+    "rule": ("count", "threshold"),
+    "schedule": tuple(sorted(SCHEDULES)),
+    "threshold_schedule": ("cosine", "fixed"),
+    "measurement_term": ("l1", "gaussian"),
+    "prior_weighting": ("uniform", "elbo"),
+    "warm_start": ("none", "logits", "displacement"),
+    "lr_decay": ("none", "inner"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class APSConfig:
+    """Static options of `aps_sample`; hashable, so a static argument of `jax.jit`.
+
+    The defaults are the published algorithm (arXiv:2510.02291) without its perceptual term, which
+    needs LPIPS weights. Options marked (ours) are not in the paper.
+
+    Attributes:
+      num_steps: timesteps T.
+      num_inner_steps: Adam steps M per timestep; 0 leaves the prior's logits as they are.
+      learning_rate: of Adam on the logits phi.
+      adam_eps: epsilon of Adam (ours). Gradients below it barely move their logit, so larger values
+        leave codes that the prior thinks unlikely where they are.
+      lr_decay: "none", or "inner" for a cosine decay to 0 within each timestep (ours).
+      measurement_term: "l1" (mean absolute error + perceptual_weight * LPIPS) or "gaussian"
+        (squared error / 2 sigma^2).
+      perceptual_weight: lambda_p, used where the measurement is an image; the paper has 1e-3.
+      sigma: noise std of the "gaussian" term.
+      prior_weight: lambda_prior of the term -log <x_phi, x_theta>; 0 is the published Algorithm 1.
+      prior_weighting: "elbo" scales the prior term by w_t (Theorem 3.3), "uniform" by 1 (ours).
+      prior_temperature: divides the prior's logits (ours).
+      warm_start: where phi starts at each timestep: "none" at the prior's logits; "logits" at the
+        previous phi; "displacement" at the new logits plus the previous phi minus the previous
+        logits (both ours).
+      warm_moments: carry Adam's moments over as well (ours).
+      early_stop: freeze an image's phi once its smoothed loss changes by less than this share per
+        inner step; 0 never (ours).
+      remasking: whose confidence decides what is kept: "anchored" the tilted x_phi (APS-II),
+        "standard" the prior x_theta (APS-I), "random" nobody's (control).
+      draw: proposal per token: "quantized" nearest code to the mean code, "categorical" sample of
+        x_phi, "argmax" of x_phi.
+      rule: "count" keeps a scheduled number, "threshold" all above a confidence.
+      schedule: gamma, the share of masked tokens over progress, by name.
+      threshold: confidence in [0, 1] that the threshold rule starts from.
+      threshold_schedule: "cosine" lowers the threshold to 0, "fixed" keeps it.
+      gumbel_temperature: tau of the noise tau * (1 - i/T) on the log-confidence of the count rule.
+      guidance_scale: g of classifier-free guidance, (1 + g) cond - g uncond; 0 is off.
+      decode_scale: decode this many times larger and average down ("aps-l" has 2).
+      num_samples: posterior samples per measurement.
+      trace: also return losses of all inner steps and the tokens and image of every timestep.
+      image_shape: (H, W), or None to infer it from the operator and the measurement.
+    """
+
+    num_steps: int = 15
+    num_inner_steps: int = 100
+    learning_rate: float = 1.0
+    adam_eps: float = 1e-8
+    lr_decay: str = "none"
+    measurement_term: str = "l1"
+    perceptual_weight: float = 0.0
+    sigma: float = 0.05
+    prior_weight: float = 0.0
+    prior_weighting: str = "uniform"
+    prior_temperature: float = 1.0
+    warm_start: str = "none"
+    warm_moments: bool = False
+    early_stop: float = 0.0
+    remasking: str = "anchored"
+    draw: str = "quantized"
+    rule: str = "count"
+    schedule: str = "cosine"
+    threshold: float = 0.9
+    threshold_schedule: str = "cosine"
+    gumbel_temperature: float = 0.0
+    guidance_scale: float = 0.0
+    decode_scale: int = 1
+    num_samples: int = 1
+    trace: bool = False
+    image_shape: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose from {list(choices)}")
+        for name, least in {
+            "num_steps": 1,
+            "num_inner_steps": 0,
+            "decode_scale": 1,
+            "num_samples": 1,
+        }.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        for name in ("learning_rate", "adam_eps", "sigma", "prior_temperature"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        for name in ("perceptual_weight", "prior_weight", "early_stop", "gumbel_temperature"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must be in [0, 1], got {self.threshold!r}")
+        if self.warm_moments and self.early_stop > 0:
+            raise ValueError(
+                "warm_moments and early_stop exclude each other: images stop after different "
+                "numbers of steps, and Adam counts steps once for the whole batch"
+            )
+        if self.image_shape is not None:
+            object.__setattr__(self, "image_shape", tuple(self.image_shape))
+
+
+#: Options that define the variants of the paper.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "aps-i": {"remasking": "standard"},
+    "aps": {"remasking": "anchored"},
+    "aps-ii": {"remasking": "anchored"},
+    "aps-l": {"remasking": "anchored", "decode_scale": 2},
+}

@@ -1,0 +1,111 @@
+"""`aps-jax tasks`, `models` and `doctor`: what there is, and whether it works."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import aps_jax
+from aps_jax import checkpoint, pretrained
+from aps_jax.config import APSConfig
+from aps_jax.perceptual import PerceptualUnavailable, load_lpips
+from aps_jax.restore import restore
+from aps_jax.tasks import TASKS
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow", "safetensors")
+
+
+def list_tasks() -> int:
+    """Prints every task with its options."""
+    for task in TASKS.values():
+        print(f"{task.name:20}{task.summary}{' (random)' if task.is_random else ''}")
+        for name, option in task.options.items():
+            flag = "--" + name.replace("_", "-")
+            default = "required" if option.is_required else option.default
+            shown = "" if default is None else f" [{default}]"
+            print(f"    {flag:16}{option.summary}{shown}")
+    return 0
+
+
+def list_models(folders: Sequence[Path]) -> int:
+    """Prints the embedded models and the given folders; exit code 2 if a folder is no model."""
+    code = 0
+    for name in (*pretrained.EMBEDDED_MODELS, *folders):
+        try:
+            facts = _describe(checkpoint.read_card(pretrained.model_folder(name)))
+        except checkpoint.CheckpointError as error:
+            facts = f"not usable: {error}"
+            code = 2 if name in folders else code
+        print(f"{name!s:20}{facts}")
+    return code
+
+
+def _describe(card: dict[str, Any]) -> str:
+    codec, prior = card.get("codec") or {}, card.get("prior") or {}
+    stride = 2 ** (len(codec.get("encoder_channels", (0,))) - 1)
+    parts = [
+        f"codec of {codec.get('num_bits', '?')} bits per {stride}x{stride} pixels",
+        f"prior of {prior.get('num_layers', '?')} layers, width {prior.get('width', '?')}",
+        f"window of {card.get('prior_window') or 'any number of'} tokens",
+    ]
+    for section in ("codec_training", "prior_training"):
+        scores = {k: v for k, v in (card.get(section) or {}).items() if k.startswith("eval_")}
+        parts += [f"{name.replace('_', ' ')} {value}" for name, value in scores.items()]
+    return "; ".join(parts)
+
+
+def diagnose(model: str) -> int:
+    """Prints versions, devices and the outcome of a tiny run; 1 if photos cannot be restored."""
+    print(
+        f"aps_jax {aps_jax.__version__}, Python {platform.python_version()}, {platform.platform()}"
+    )
+    print(", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES))
+    print(f"{_num_cpus()} CPU cores; devices: {', '.join(map(str, jax.devices()))}")
+    try:
+        load_lpips()
+        print("LPIPS: available")
+    except PerceptualUnavailable as error:
+        print(f"LPIPS: not available, all else works; {error}")
+    try:
+        loaded = pretrained.load_pretrained(model)
+        print(f"model {model}: {_describe(loaded.card)}")
+        print(f"self-test: {_self_test(loaded)}")
+    except (ValueError, OSError, ArithmeticError) as error:
+        print(f"aps-jax: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print("ready")
+    return 0
+
+
+def _num_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _self_test(model: pretrained.Model) -> str:
+    """Restores one small image; says how long it took."""
+    side = 4 * model.codec.stride
+    operator = aps_jax.operators.super_resolution(scale=4)
+    x = jnp.zeros((1, side, side, 3))
+    y = aps_jax.measure(jax.random.key(0), x, operator=operator, sigma=0.05)
+    params = aps_jax.Params(prior=model.prior, codec=model.codec, operator=operator)
+    config = APSConfig(num_steps=3, num_inner_steps=4)
+    began = time.perf_counter()
+    restored = restore(params, y, jax.random.key(1), config=config)
+    if not bool(jnp.all(jnp.isfinite(restored.result.images))):
+        raise ArithmeticError("the self-test gave an image that is not finite; reinstall jax")
+    rate = 1000 * restored.seconds["sample"] / (config.num_steps * config.num_inner_steps)
+    return (
+        f"{side}x{side} pixels in {time.perf_counter() - began:.1f} s, of which compiling "
+        f"{restored.seconds['compile']:.1f} s; {rate:.1f} ms per inner step"
+    )

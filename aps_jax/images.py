@@ -1,0 +1,429 @@
+"""Files to arrays and back: the edge of the library, in NumPy and Pillow.
+
+Inside, an image is float32 [H, W, C] in [-1, 1]. Anything wrong with a file ends here, as an error
+of one line that names the file, the cause and the cure. Every write goes to a temporary file beside
+the target, which then replaces it: an interrupted run leaves the old file or the new, never half.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.resources
+import io
+import json
+import math
+import os
+import unicodedata
+import uuid
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+
+PathLike = str | os.PathLike[str]
+
+#: Smallest side of a photo to restore.
+MIN_SIDE = 8
+#: Default limit on height * width: far above what a sampler can hold, below what can hang a host.
+MAX_PIXELS = 50_000_000
+#: A float array may leave [-1, 1] by this much (rounding); it is clipped back.
+_RANGE_TOLERANCE = 1e-3
+_SPELLINGS = str.maketrans({"×": "x", "σ": "sigma", "–": "-", "—": "-", "−": "-", "±": "+-"})
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+
+
+def from_uint8(pixels: Any) -> np.ndarray:
+    """Maps integers 0..255 to float32 in [-1, 1]; `to_uint8` inverts it exactly."""
+    return np.asarray(pixels, np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def to_uint8(x: Any) -> np.ndarray:
+    """Clips `x` to [-1, 1] and rounds to 0..255.
+
+    Raises:
+      ValueError: if `x` contains NaN, which has no colour.
+    """
+    x = np.asarray(x, np.float32)
+    if np.isnan(x).any():
+        raise ValueError("image contains NaN; the computation that made it diverged")
+    return np.rint((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def _as_pixels(x: Any) -> np.ndarray:
+    """Image [H, W, 1 or 3], with or without a batch axis of 1, as uint8."""
+    x = np.asarray(x)
+    if x.ndim == 4 and x.shape[0] == 1:
+        x = x[0]
+    if x.ndim != 3 or x.shape[-1] not in (1, 3) or 0 in x.shape:
+        raise ValueError(f"expected one image [H, W, 1 or 3], received shape {x.shape}")
+    return x if x.dtype == np.uint8 else to_uint8(x)
+
+
+def load_image(path: PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Loads a photo from any file Pillow reads, or from a .npy array.
+
+    Image files: EXIF rotation is applied, transparency is composited on white (as viewers show it),
+    grey is repeated to three channels, 16-bit grey keeps its depth, other modes go through 8-bit
+    RGB, and of an animation the first frame is taken. Arrays are [H, W], [H, W, C] or [1, H, W, C]
+    with C = 1 or 3: uint8, or floats in [-1, 1].
+
+    Args:
+      path: file to read.
+      max_pixels: refuse larger images before decoding them.
+
+    Returns:
+      float32 [H, W, 3] in [-1, 1], both sides at least 8.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is not a whole image with usable values.
+    """
+    path = _existing_file(path)
+    if path.suffix.lower() != ".npy":
+        x = _read_picture(path, max_pixels)
+    else:
+        x = _read_array(path, max_pixels)
+        if x.ndim == 4 and x.shape[0] == 1:
+            x = x[0]
+        if x.ndim == 2:
+            x = x[..., None]
+        if x.ndim != 3 or x.shape[-1] not in (1, 3):
+            hint = "; channels come last" if x.ndim == 3 and x.shape[0] in (1, 3) else ""
+            raise ValueError(
+                f"{path} has shape {x.shape}; expected [H, W], [H, W, 1 or 3] or [1, H, W, C]{hint}"
+            )
+        largest = float(np.abs(x).max(initial=0))
+        if largest > 1 + _RANGE_TOLERANCE:
+            raise ValueError(
+                f"{path} has values up to {largest:g} in size; scale the image to [-1, 1] "
+                "(noisy data is a measurement, not an image)"
+            )
+        x = np.clip(x, -1, 1)
+    height, width = x.shape[:2]
+    if min(height, width) < MIN_SIDE:
+        raise ValueError(
+            f"{path} is {width}x{height} pixels; both sides must be at least {MIN_SIDE}"
+        )
+    return x if x.shape[-1] == 3 else np.repeat(x, 3, axis=-1)
+
+
+def load_measurement(
+    path: PathLike, *, channels: int = 3, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """Loads a measurement y; only a .npy file keeps values that noise pushed out of [-1, 1].
+
+    Args:
+      path: an image file, read as by `load_image`, or a .npy array of floats (or uint8) of any
+        range: [H, W] gets a channel axis, [1, H, W, C] loses its batch axis, and any other shape
+        is returned as stored.
+      channels: 3, or 1 to get an image file as [H, W, 1]; it must then be grey. Ignored for .npy.
+      max_pixels: refuse larger files before decoding them.
+
+    Returns:
+      float32 array without a batch axis, all values finite.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is not a whole image or array of finite numbers.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 1 or 3, received {channels}")
+    path = _existing_file(path)
+    if path.suffix.lower() == ".npy":
+        y = _read_array(path, max_pixels)
+        if y.ndim == 4 and y.shape[0] == 1:
+            return y[0]
+        return y[..., None] if y.ndim == 2 else y
+    y = _read_picture(path, max_pixels)
+    if channels == 3:
+        return y
+    if (y != y[..., :1]).any():
+        raise ValueError(f"{path} is in colour; this measurement needs a grey image")
+    return y[..., :1]
+
+
+def _existing_file(path: PathLike) -> Path:
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name one image file in it")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; check the path")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty (0 bytes); get the file again")
+    return path
+
+
+def _check_size(path: Path, num_pixels: int, max_pixels: int) -> None:
+    if num_pixels > max_pixels:
+        raise ValueError(
+            f"{path} has {num_pixels} pixels, more than the limit of {max_pixels}; "
+            "make it smaller or raise max_pixels"
+        )
+
+
+def _read_picture(path: Path, max_pixels: int) -> np.ndarray:
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns about large files; `_check_size` refuses them.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not an image Pillow can read; convert it to PNG") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"{path} has too many pixels; make it smaller") from None
+    except PermissionError:
+        raise ValueError(f"{path} cannot be read: permission denied") from None
+    except Exception as error:  # Damaged headers make decoders raise almost anything.
+        raise ValueError(f"{path} is damaged ({error}); get the file again") from error
+    with image:
+        _check_size(path, image.width * image.height, max_pixels)
+        try:
+            image.load()
+            image = ImageOps.exif_transpose(image)
+        except Exception as error:  # As above: which one depends on the format and the damage.
+            raise ValueError(
+                f"{path} is damaged or cut short ({error}); get the file again"
+            ) from error
+    try:
+        return _picture_values(image)
+    except ValueError:
+        raise ValueError(
+            f"{path} holds {image.mode} pixels whose black and white are not defined; save it as "
+            "8- or 16-bit PNG, or as .npy in [-1, 1]"
+        ) from None
+
+
+def _picture_values(image: Image.Image) -> np.ndarray:
+    """Values [H, W, 3] of a decoded picture; ValueError if its mode has no defined white."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.float32)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError
+        return np.repeat(values[..., None] / np.float32(32767.5) - np.float32(1), 3, axis=-1)
+    if image.mode == "F":
+        raise ValueError
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return from_uint8(image.convert("RGB"))
+
+
+def _read_array(path: Path, max_pixels: int) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # A wrong magic, header or length, each with its own type.
+        raise ValueError(f"{path} is not a whole .npy array of numbers ({error})") from error
+    if not isinstance(array, np.ndarray) or array.size == 0:
+        raise ValueError(f"{path} holds no numbers; save one array with numpy.save")
+    _check_size(path, math.ceil(array.size / 3), max_pixels)
+    if array.dtype == np.uint8:
+        return from_uint8(array)
+    if array.dtype.kind != "f":
+        raise ValueError(f"{path} has dtype {array.dtype}; save floats in [-1, 1] or uint8")
+    with np.errstate(over="ignore"):
+        array = np.array(array, np.float32)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{path} contains NaN or infinity; every value must be a finite number")
+    return array
+
+
+def _write_atomic(path: PathLike, data: bytes) -> None:
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(
+            f"cannot write {path}: {reason}; free some space or choose another place"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def save_image(path: PathLike, x: Any) -> None:
+    """Clips, rounds to 8 bits and writes a .png (exact) or .jpg file; makes missing folders.
+
+    Args:
+      path: file to write; replaced in one step if it exists.
+      x: image [H, W, 1 or 3] or [1, H, W, C], floats in [-1, 1] or uint8.
+
+    Raises:
+      ValueError: if `x` is not one image, contains NaN, or the suffix is unknown.
+      OSError: if the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in _FORMATS:
+        raise ValueError(f"cannot write {path}: unknown suffix {path.suffix!r}; use .png")
+    pixels = _as_pixels(x)
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    image.save(buffer, format=_FORMATS[path.suffix.lower()], quality=95)
+    _write_atomic(path, buffer.getvalue())
+
+
+def save_array(path: PathLike, x: Any) -> None:
+    """Writes numbers to a .npy file, unclipped and at full precision; makes missing folders.
+
+    Raises:
+      ValueError: if the suffix is not .npy or `x` does not hold numbers.
+      OSError: if the file cannot be written.
+    """
+    if Path(path).suffix.lower() != ".npy":
+        raise ValueError(f"cannot write {path}: arrays are stored as .npy")
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(x), allow_pickle=False)
+    _write_atomic(path, buffer.getvalue())
+
+
+def _plain(value: Any) -> Any:
+    """Reduces NumPy and JAX values, paths and tuples to what JSON knows."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json_atomic(path: PathLike, value: Any) -> None:
+    """Writes `value` as indented JSON; makes missing folders.
+
+    Arrays become lists, paths become strings; NaN and infinity, which JSON lacks, become null.
+
+    Raises:
+      TypeError: if `value` holds something JSON cannot express.
+      OSError: if the file cannot be written.
+    """
+    text = json.dumps(_plain(value), indent=2, allow_nan=False, ensure_ascii=False)
+    _write_atomic(path, (text + "\n").encode())
+
+
+def center_crop(x: Any, size: int) -> np.ndarray:
+    """Cuts the central `size` x `size` square out of an image [H, W, C].
+
+    Raises:
+      ValueError: if the image is smaller than that.
+    """
+    x = np.asarray(x)
+    height, width = x.shape[:2]
+    if not 1 <= size <= min(height, width):
+        raise ValueError(f"cannot crop {size}x{size} from an image of {width}x{height} pixels")
+    top, left = (height - size) // 2, (width - size) // 2
+    return x[top : top + size, left : left + size]
+
+
+def resize_short_side(x: Any, size: int) -> np.ndarray:
+    """Resizes an image [H, W, C] so that its shorter side is `size`, keeping its proportions.
+
+    Pillow's antialiased bicubic filter (a = -0.5) on float32 values, clipped to [-1, 1] again
+    because it overshoots at edges.
+    """
+    x = np.asarray(x, np.float32)
+    height, width = x.shape[:2]
+    if size < 1:
+        raise ValueError(f"size must be at least 1, received {size}")
+    scale = size / min(height, width)
+    target = (max(size, round(width * scale)), max(size, round(height * scale)))
+    channels = [
+        Image.fromarray(np.ascontiguousarray(x[..., c])).resize(target, Image.Resampling.BICUBIC)
+        for c in range(x.shape[-1])
+    ]
+    return np.clip(np.stack([np.asarray(channel) for channel in channels], axis=-1), -1, 1)
+
+
+def _drawable(text: str) -> str:
+    """Spells in ASCII what Pillow's built-in font lacks."""
+    text = unicodedata.normalize("NFKD", text.translate(_SPELLINGS))
+    text = "".join(letter for letter in text if not unicodedata.combining(letter))
+    return text.encode("ascii", "replace").decode("ascii")
+
+
+def _fitted_font(lines: Sequence[str], width: int) -> ImageFont.FreeTypeFont:
+    """Pillow's built-in font, as large as lets every line fit `width`, between 13 and 20."""
+    for size in range(20, 13, -1):
+        font = ImageFont.load_default(size)
+        if all(font.getlength(line) <= width for line in lines):
+            return font
+    return ImageFont.load_default(13)
+
+
+def _shortened(line: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(line + "...") > width:
+        line = line[:-1]
+    return line + "..."
+
+
+def comparison(
+    panels: Sequence[tuple[str, Any]],
+    *,
+    captions: Sequence[str] | None = None,
+    min_height: int = 256,
+) -> np.ndarray:
+    """Sets labelled images side by side on white.
+
+    Small images are enlarged pixel by pixel (nearest neighbour) to at least `min_height`, and all
+    to one common height, so a low-resolution measurement shows its true pixels.
+
+    Args:
+      panels: (label, image [H, W, 1 or 3]) from left to right; labels go above.
+      captions: one line under each panel, for instance "24.1 dB"; "" for none.
+      min_height: least height of a panel on the canvas, in pixels.
+
+    Returns:
+      uint8 canvas [H', W', 3], which `save_image` takes as it is.
+
+    Raises:
+      ValueError: if there are no panels or the captions do not match them.
+    """
+    if not panels:
+        raise ValueError("comparison needs at least one panel")
+    captions = [""] * len(panels) if captions is None else list(captions)
+    if len(captions) != len(panels):
+        raise ValueError(f"{len(captions)} captions for {len(panels)} panels")
+    pixels = [_as_pixels(x) for _, x in panels]
+    pixels = [np.repeat(p, 3, axis=-1) if p.shape[-1] == 1 else p for p in pixels]
+    tallest = max(p.shape[0] for p in pixels)
+    height = tallest * math.ceil(min_height / tallest)
+    widths = [max(1, round(p.shape[1] * height / p.shape[0])) for p in pixels]
+    gap, line = 8, 28
+    labels = [_drawable(label) for label, _ in panels]
+    captions = [_drawable(caption) for caption in captions]
+    font = _fitted_font(labels + captions, min(widths))
+    bottom = line if any(captions) else gap
+    canvas = Image.new(
+        "RGB", (sum(widths) + gap * (len(panels) + 1), line + height + bottom), "white"
+    )
+    draw = ImageDraw.Draw(canvas)
+    left = gap
+    for label, caption, panel, width in zip(labels, captions, pixels, widths, strict=True):
+        picture = Image.fromarray(panel).resize((width, height), Image.Resampling.NEAREST)
+        canvas.paste(picture, (left, line))
+        for text, y in ((label, line // 2), (caption, line + height + line // 2)):
+            position = (left + width // 2, y)
+            draw.text(position, _shortened(text, font, width), "black", font, anchor="mm")
+        left += width + gap
+    return np.asarray(canvas)
+
+
+def sample_photo() -> np.ndarray:
+    """The photo that ships with the package, [128, 128, 3]; origin in `data/README.md`."""
+    resource = importlib.resources.files("aps_jax") / "data" / "sample_photo.png"
+    with importlib.resources.as_file(resource) as path:
+        return load_image(path)

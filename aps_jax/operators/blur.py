@@ -1,0 +1,116 @@
+"""Blurs with a fixed kernel: Gaussian, given by the user, or random motion."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aps_jax.operators._checks import real, whole
+from aps_jax.operators._correlation import correlate_axis, correlate_reflected, pad_axis
+from aps_jax.operators.motion import motion_kernel
+from aps_jax.types import Array, ImageShape, Key, Operator, bind
+
+
+def gaussian_blur(*, kernel_size: int = 61, std: float = 3.0) -> Operator:
+    """Gaussian blur with reflected borders (the edge pixel is not repeated).
+
+    Weights beyond int(4 std + 0.5) pixels are zero, as in `scipy.ndimage.gaussian_filter`, and
+    so are those beyond the kernel. A constant image stays constant.
+
+    Args:
+      kernel_size: side of the kernel in pixels, odd.
+      std: standard deviation in pixels, > 0.
+
+    Returns:
+      Linear operator [B, H, W, C] -> [B, H, W, C].
+
+    Raises:
+      ValueError: if an argument is out of range.
+    """
+    kernel_size = whole("kernel_size", kernel_size, low=1, odd=True)
+    std = real("std", std, open_low=True)
+    apply = bind(_gaussian_blur, kernel_size=kernel_size, std=std)
+    return Operator(apply=apply, name="gaussian_blur", is_linear=True)
+
+
+def _gaussian_blur(params: None, x: Array, *, kernel_size: int, std: float) -> Array:
+    del params
+    radius = min(int(4 * std + 0.5), kernel_size // 2)
+    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / std) ** 2)
+    taps /= taps.sum()
+    for axis in (1, 2):
+        num_out = x.shape[axis]
+        x = pad_axis(x, radius, radius, axis=axis, mode="reflect")
+        x = correlate_axis(x, taps, axis=axis, stride=1, num_out=num_out)
+    return x
+
+
+def blur(kernel: Array | np.ndarray) -> Operator:
+    """Correlation of every channel with your own kernel, with reflected borders.
+
+    A true convolution needs `kernel[::-1, ::-1]`. The kernel is used as given, not normalised, and
+    it is an array leaf: another kernel of the same shape compiles nothing.
+
+    Args:
+      kernel: weights [kh, kw]; the centre is at (kh // 2, kw // 2).
+
+    Returns:
+      Linear operator [B, H, W, C] -> [B, H, W, C].
+
+    Raises:
+      ValueError: if `kernel` is not a finite real matrix.
+    """
+    kernel = np.asarray(kernel)
+    if kernel.ndim != 2 or kernel.size == 0 or kernel.dtype.kind not in "fiu":
+        raise ValueError(
+            f"kernel must be a real array [kh, kw], got shape {kernel.shape} of {kernel.dtype}"
+        )
+    if not np.isfinite(kernel).all():
+        raise ValueError("kernel must be finite, got NaN or infinity")
+    return Operator(
+        apply=bind(_kernel_blur), name="blur", params=jnp.asarray(kernel, "float32"), is_linear=True
+    )
+
+
+def motion_blur(*, kernel_size: int = 61, intensity: float = 0.5) -> Operator:
+    """Motion blur along a random path, reflected borders.
+
+    `init` draws the kernel [kernel_size, kernel_size] with NumPy and Pillow on the host: call it
+    outside of `jit` and `vmap`. The same key gives the same kernel.
+
+    Args:
+      kernel_size: side of the kernel in pixels, odd, >= 3.
+      intensity: 0 for straight paths to 1 for very shaky ones.
+
+    Returns:
+      Linear operator [B, H, W, C] -> [B, H, W, C], its kernel not drawn yet.
+
+    Raises:
+      ValueError: if an argument is out of range.
+    """
+    kernel_size = whole("kernel_size", kernel_size, low=3, odd=True)
+    intensity = real("intensity", intensity, high=1.0)
+    return Operator(
+        apply=bind(_kernel_blur),
+        name="motion_blur",
+        sample_params=bind(_sample_motion, kernel_size=kernel_size, intensity=intensity),
+        is_linear=True,
+    )
+
+
+def _sample_motion(
+    key: Key, image_shape: ImageShape, *, kernel_size: int, intensity: float
+) -> Array:
+    del image_shape
+    if isinstance(key, jax.core.Tracer):
+        raise ValueError(
+            "motion_blur draws its kernel on the host; call init outside of jit and vmap"
+        )
+    seed = np.asarray(jax.random.key_data(key)).ravel().tolist()
+    kernel = motion_kernel(np.random.default_rng(seed), size=kernel_size, intensity=intensity)
+    return jnp.asarray(kernel, "float32")
+
+
+def _kernel_blur(params: Array, x: Array) -> Array:
+    return correlate_reflected(x, params)

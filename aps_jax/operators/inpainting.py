@@ -1,0 +1,132 @@
+"""Inpainting: some pixels are missing, in all channels at once."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aps_jax.operators._checks import real, whole
+from aps_jax.types import Array, ImageShape, Key, Operator, bind
+
+
+def inpainting_random(*, fraction: float = 0.7) -> Operator:
+    """Random pixels are missing: exactly int(H W fraction) of them, 0 in the measurement.
+
+    Args:
+      fraction: share of missing pixels, in [0, 1).
+
+    Returns:
+      Linear operator [B, H, W, C] -> [B, H, W, C], its mask [H, W, 1] not drawn yet.
+
+    Raises:
+      ValueError: if `fraction` is out of range.
+    """
+    fraction = real("fraction", fraction, high=1.0, open_high=True)
+    return _inpainting("inpainting_random", sample=bind(_random_mask, fraction=fraction))
+
+
+def inpainting_box(
+    *, size: int | tuple[int, int] | None = None, margin: int | None = None
+) -> Operator:
+    """A box at a random place is missing.
+
+    The box keeps `margin` pixels away from every border. The defaults give 128-pixel boxes with
+    margin 32 at 256 pixels, as in DAPS.
+
+    Args:
+      size: height and width of the box in pixels, or one number for both; None for half the sides.
+      margin: smallest distance to the border in pixels; None for an eighth of the shorter side.
+
+    Returns:
+      Linear operator [B, H, W, C] -> [B, H, W, C], its mask [H, W, 1] not drawn yet.
+
+    Raises:
+      ValueError: if an argument is out of range, or in `init` if the box does not fit the image.
+    """
+    if size is not None:
+        sides = size if isinstance(size, (tuple, list)) else (size, size)
+        if len(sides) != 2:
+            raise ValueError(f"size must be one number or (height, width), got {size!r}")
+        size = tuple(whole("size", side, low=1) for side in sides)
+    if margin is not None:
+        margin = whole("margin", margin, low=0)
+    return _inpainting("inpainting_box", sample=bind(_box_mask, size=size, margin=margin))
+
+
+def inpainting_mask(mask: Array | np.ndarray) -> Operator:
+    """Your own mask of measured pixels; an array leaf, so a new mask compiles nothing.
+
+    Args:
+      mask: 1 or True where a pixel is measured, 0 where it is missing; [H, W] or [H, W, 1] for all
+        images, or [B, H, W, 1] with one mask per image.
+
+    Returns:
+      Linear operator [B, H, W, C] -> [B, H, W, C].
+
+    Raises:
+      ValueError: if `mask` has another shape or other values.
+    """
+    mask = np.asarray(mask)
+    if mask.ndim == 2:
+        mask = mask[:, :, None]
+    if mask.ndim not in (3, 4) or mask.shape[-1] != 1 or mask.size == 0:
+        raise ValueError(f"mask must be [H, W], [H, W, 1] or [B, H, W, 1], got shape {mask.shape}")
+    if not np.isin(mask, (0, 1)).all():
+        raise ValueError("mask must hold only 0 (missing) and 1 (measured)")
+    return _inpainting("inpainting_mask", params=jnp.asarray(mask, "float32"))
+
+
+def _inpainting(name: str, *, params: Array | None = None, sample=None) -> Operator:
+    return Operator(
+        apply=bind(_apply_mask, name=name),
+        name=name,
+        params=params,
+        sample_params=sample,
+        observed=bind(_observed),
+        is_linear=True,
+    )
+
+
+def _apply_mask(params: Array, x: Array, *, name: str) -> Array:
+    mask = params if params.ndim == 4 else params[None]
+    fits = mask.shape[1:3] == x.shape[1:3] and mask.shape[0] in (1, x.shape[0])
+    if x.ndim != 4 or not fits:
+        raise ValueError(
+            f"{name} has a mask of shape {params.shape}, got images of shape {x.shape}"
+        )
+    return mask * x
+
+
+def _observed(params: Array, y_shape: tuple[int, ...]) -> Array:
+    del y_shape
+    return params if params.ndim == 4 else params[None]
+
+
+def _random_mask(key: Key, image_shape: ImageShape, *, fraction: float) -> Array:
+    height, width = image_shape
+    order = jax.random.permutation(key, height * width)
+    num_missing = int(height * width * fraction)
+    return (order >= num_missing).astype("float32").reshape(height, width, 1)
+
+
+def _box_mask(
+    key: Key, image_shape: ImageShape, *, size: tuple[int, int] | None, margin: int | None
+) -> Array:
+    height, width = size or tuple(max(1, side // 2) for side in image_shape)
+    margin = min(image_shape) // 8 if margin is None else margin
+    if height + 2 * margin > image_shape[0] or width + 2 * margin > image_shape[1]:
+        raise ValueError(
+            f"inpainting_box: a {height}x{width} box with margin {margin} does not fit an image of "
+            f"{image_shape[0]}x{image_shape[1]} pixels"
+        )
+    inside = []
+    for axis_key, side, extent in zip(
+        jax.random.split(key), image_shape, (height, width), strict=True
+    ):
+        # The upper end is exclusive, as in DAPS, unless only one place is left.
+        start = jax.random.randint(axis_key, (), margin, max(side - margin - extent, margin + 1))
+        pixel = jnp.arange(side)
+        inside.append((pixel >= start) & (pixel < start + extent))
+    box = inside[0][:, None] & inside[1][None, :]
+    return 1.0 - box.astype("float32")[:, :, None]

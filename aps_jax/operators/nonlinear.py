@@ -1,0 +1,122 @@
+"""Pointwise and Fourier operators: denoising, HDR, quantisation, phase retrieval."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from aps_jax.operators._checks import real, whole
+from aps_jax.types import Array, ImageShape, Operator, bind
+
+
+def denoising() -> Operator:
+    """The identity: only the noise is to be removed."""
+    return Operator(apply=bind(_identity), name="denoising", is_linear=True)
+
+
+def _identity(params: None, x: Array) -> Array:
+    del params
+    return x
+
+
+def hdr(*, gain: float = 2.0) -> Operator:
+    """Overexposure: clip(gain x, -1, 1). Saturated pixels have zero gradient.
+
+    Args:
+      gain: factor before clipping, > 0.
+
+    Returns:
+      Operator [B, H, W, C] -> [B, H, W, C].
+
+    Raises:
+      ValueError: if `gain` is out of range.
+    """
+    return Operator(apply=bind(_hdr, gain=real("gain", gain, open_low=True)), name="hdr")
+
+
+def _hdr(params: None, x: Array, *, gain: float) -> Array:
+    del params
+    return jnp.clip(gain * x, -1.0, 1.0)
+
+
+def quantization(*, bits: int = 2) -> Operator:
+    """Rounding to 2**bits equally spaced levels from -1 to 1.
+
+    The gradient passes straight through: it is that of the identity.
+
+    Args:
+      bits: bits per channel, 1 to 16.
+
+    Returns:
+      Operator [B, H, W, C] -> [B, H, W, C].
+
+    Raises:
+      ValueError: if `bits` is out of range.
+    """
+    bits = whole("bits", bits, low=1, high=16)
+    return Operator(apply=bind(_quantize, num_levels=2**bits), name="quantization")
+
+
+def _quantize(params: None, x: Array, *, num_levels: int) -> Array:
+    del params
+    steps = (num_levels - 1) / 2
+    rounded = jnp.round((jnp.clip(x, -1.0, 1.0) + 1.0) * steps) / steps - 1.0
+    return straight_through(rounded, x)
+
+
+def straight_through(value: Array, x: Array) -> Array:
+    """Returns `value` with the gradient of `x`."""
+    return x + jax.lax.stop_gradient(value - x)
+
+
+def phase_retrieval(*, oversample: float = 2.0) -> Operator:
+    """Fourier amplitudes of the zero-padded image; the phase is lost.
+
+    The image, mapped to [0, 1], gets int(oversample / 8 * side) zeros on every side; `y` is the
+    amplitude of its orthonormal 2-D transform per channel, zero frequency in the centre. The
+    measurement does not change when the image is rotated by 180 degrees.
+
+    Args:
+      oversample: padding factor, >= 0.
+
+    Returns:
+      Operator [B, H, W, C] -> [B, H + 2 pad, W + 2 pad', C]; `y` is not an image.
+
+    Raises:
+      ValueError: if `oversample` is out of range.
+    """
+    oversample = real("oversample", oversample)
+    return Operator(
+        apply=bind(_amplitude, oversample=oversample),
+        name="phase_retrieval",
+        image_shape=bind(_unpadded_shape, oversample=oversample),
+        is_image=False,
+    )
+
+
+def _padding(side: int, oversample: float) -> int:
+    return int(oversample / 8 * side)
+
+
+def _amplitude(params: None, x: Array, *, oversample: float) -> Array:
+    del params
+    rows, columns = (_padding(side, oversample) for side in x.shape[1:3])
+    padded = jnp.pad((x + 1.0) / 2.0, ((0, 0), (rows, rows), (columns, columns), (0, 0)))
+    # Channels first: FFT libraries want the transformed axes last.
+    spectrum = jnp.fft.fft2(jnp.moveaxis(padded, -1, 1), norm="ortho")
+    amplitude = jnp.abs(jnp.fft.fftshift(spectrum, axes=(2, 3)))
+    return jnp.moveaxis(amplitude, 1, -1)
+
+
+def _unpadded_shape(y_shape: tuple[int, ...], *, oversample: float) -> ImageShape:
+    height, width = (_unpadded(side, oversample) for side in y_shape[1:3])
+    return (height, width)
+
+
+def _unpadded(padded: int, oversample: float) -> int:
+    for side in range(1, padded + 1):
+        if side + 2 * _padding(side, oversample) == padded:
+            return side
+    raise ValueError(
+        f"phase_retrieval: no image side gives {padded} amplitudes at oversample {oversample}"
+    )

@@ -1,0 +1,51 @@
+"""Presets of the command line: how much work to spend on an image."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from aps_jax.config import VARIANTS, APSConfig
+
+#: Options of `APSConfig` by preset. "paper" is the published setting; the others are ours.
+PRESETS: dict[str, dict[str, Any]] = {
+    "draft": {
+        "num_steps": 8,
+        "num_inner_steps": 5,
+        "warm_start": "logits",
+        "prior_weight": 0.01,
+    },
+    "balanced": {
+        "num_steps": 15,
+        "num_inner_steps": 10,
+        "warm_start": "logits",
+        "prior_weight": 0.01,
+    },
+    "paper": {"num_steps": 15, "num_inner_steps": 100, "perceptual_weight": 1e-3},
+}
+
+
+def make_config(*, preset: str = "balanced", sampler: str = "aps", **overrides: Any) -> APSConfig:
+    """Options of a run: the preset, changed by the sampler's variant, changed by `overrides`.
+
+    Args:
+      preset: key of `PRESETS`.
+      sampler: key of `VARIANTS`.
+      **overrides: options of `APSConfig`; None leaves an option as it is.
+
+    Raises:
+      ValueError: for an unknown name or an option out of range.
+    """
+    options = choose("preset", preset, PRESETS) | choose("sampler", sampler, VARIANTS)
+    options |= {name: value for name, value in overrides.items() if value is not None}
+    return APSConfig(**options)
+
+
+def choose(kind: str, name: str, known: Mapping[str, Any]) -> Any:
+    """Entry `name` of `known`; ValueError that says what there is, and the nearest name."""
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f", did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"unknown {kind} {name!r}{hint}; choose from {', '.join(known)}")

@@ -1,0 +1,76 @@
+"""Loads a codec and a prior together, from the package or from a model folder."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from aps_jax import checkpoint
+from aps_jax.tokenizer import CodecConfig, init_codec_params, make_codec
+from aps_jax.transformer import TransformerConfig, init_transformer_params, make_prior
+from aps_jax.types import Codec, Prior
+
+_EMBEDDED = Path(__file__).parent / "data"
+#: Models inside the package, by name.
+EMBEDDED_MODELS = ("photo64",)
+
+
+class Model(NamedTuple):
+    """A prior and the codec whose tokens it was trained on, with the card that describes them."""
+
+    prior: Prior
+    codec: Codec
+    card: dict[str, Any]
+
+
+def load_pretrained(name: str | os.PathLike[str]) -> Model:
+    """Loads an embedded model by name, or any model folder by path.
+
+    Args:
+      name: "photo64", or a folder with `card.json`, `codec.safetensors` and `prior.safetensors`.
+
+    Raises:
+      ValueError: no such model.
+      aps_jax.checkpoint.CheckpointError: the folder is damaged or does not fit its configuration.
+    """
+    folder = model_folder(name)
+    card = checkpoint.read_card(folder)
+    return Model(prior=load_prior(folder, card), codec=load_codec(folder, card), card=card)
+
+
+def model_folder(name: str | os.PathLike[str]) -> Path:
+    """Folder behind a model's name or path; ValueError if there is none."""
+    if str(name) in EMBEDDED_MODELS:
+        return _EMBEDDED / str(name)
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    close = difflib.get_close_matches(str(name), EMBEDDED_MODELS, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ValueError(
+        f"no model {str(name)!r}: neither a folder nor one of {list(EMBEDDED_MODELS)}{hint}"
+    )
+
+
+def load_codec(folder: Path, card: dict[str, Any] | None = None) -> Codec:
+    """The codec of a model folder, alone."""
+    card = checkpoint.read_card(folder) if card is None else card
+    path = folder / checkpoint.CARD_NAME
+    config = checkpoint.parse_config(CodecConfig, card.get("codec"), path)
+    abstract = jax.eval_shape(lambda key: init_codec_params(key, config), jax.random.key(0))
+    params = checkpoint.load_params(folder / "codec.safetensors", abstract)
+    return make_codec(config, params)
+
+
+def load_prior(folder: Path, card: dict[str, Any] | None = None) -> Prior:
+    """The prior of a model folder, alone."""
+    card = checkpoint.read_card(folder) if card is None else card
+    path = folder / checkpoint.CARD_NAME
+    config = checkpoint.parse_config(TransformerConfig, card.get("prior"), path)
+    abstract = jax.eval_shape(lambda key: init_transformer_params(key, config), jax.random.key(0))
+    params = checkpoint.load_params(folder / "prior.safetensors", abstract)
+    return make_prior(config, params, window=card.get("prior_window"))

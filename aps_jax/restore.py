@@ -1,0 +1,306 @@
+"""Runs the sampler from the host, one timestep at a time: progress, snapshots and resume.
+
+`restore` calls the same `aps_step` as `aps_sample` does, compiled once, so the samples are the same;
+whatever needs the host happens between timesteps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as save_tensors
+
+from aps_jax.checkpoint import write_atomically
+from aps_jax.config import APSConfig
+from aps_jax.sampler import (
+    SampleResult,
+    SamplerState,
+    StepInfo,
+    Trace,
+    aps_finish,
+    aps_init,
+    aps_step,
+)
+from aps_jax.types import Array, Key, Params, PyTree
+
+_finish = jax.jit(aps_finish, static_argnames="config")
+#: Compiled timesteps by signature, the last few: a notebook restores many photos of one size.
+_compiled: dict[Any, Any] = {}
+_MAX_COMPILED = 4
+
+
+class DivergedError(ArithmeticError):
+    """The objective became NaN or infinite."""
+
+
+class SnapshotError(ValueError):
+    """A snapshot is damaged or belongs to another run."""
+
+
+class StepReport(NamedTuple):
+    """What `on_step` is told: once before the first timestep, then after each.
+
+    Attributes:
+      num_done: timesteps done.
+      num_steps: timesteps in all.
+      loss: objective at the last inner step, mean over images and samples; NaN before the first
+        timestep. For the "l1" term it is divided by the number of tokens, so it reads as a mean
+        absolute error plus the other terms.
+      num_masked: tokens still masked, mean over images and samples.
+    """
+
+    num_done: int
+    num_steps: int
+    loss: float
+    num_masked: float
+
+
+class Restored(NamedTuple):
+    """Samples and what they cost.
+
+    Attributes:
+      result: as from `aps_sample`.
+      seconds: wall-clock time: "compile" of the timestep, "sample" and "decode" (the last decoding
+        with its own compilation). Time before an interruption is included in "sample".
+      calls: evaluations summed over images and samples: "denoiser", "decoder_gradient" (forward and
+        backward) and "decoder" (forward only).
+    """
+
+    result: SampleResult
+    seconds: dict[str, float]
+    calls: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A file that holds the state after the last finished timestep.
+
+    Attributes:
+      path: the file; every write replaces it in one step.
+      identity: JSON values that name everything the result depends on. A run resumes only from a
+        snapshot with the same identity.
+      is_resuming: start from the file instead of from the beginning.
+    """
+
+    path: Path
+    identity: Mapping[str, Any]
+    is_resuming: bool = False
+
+    def save(self, state: SamplerState, infos: list[StepInfo], seconds: float) -> None:
+        """Replaces the file."""
+        tensors = _named("state", state) | _named("info", _stack(infos))
+        metadata = {"identity": json.dumps(self.identity), "seconds": repr(seconds)}
+        write_atomically(self.path, save_tensors(tensors, metadata))
+
+    def load(self, start: SamplerState) -> tuple[SamplerState, list[StepInfo], float]:
+        """State, one `StepInfo` per finished timestep, and the seconds that they took.
+
+        Args:
+          start: the state at the beginning, which has the shapes to expect.
+
+        Raises:
+          SnapshotError: if the file is missing, damaged or of a run with another identity.
+        """
+        try:
+            with safe_open(self.path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            identity = json.loads(metadata["identity"])
+            seconds = float(metadata["seconds"])
+        except FileNotFoundError:
+            raise SnapshotError(f"there is no snapshot {self.path} to resume from") from None
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise SnapshotError(
+                f"snapshot {self.path} is damaged ({error}); delete it and start again"
+            ) from None
+        self._require_same(identity)
+        try:
+            return _unpack(tensors, start) + (seconds,)
+        except (KeyError, ValueError) as error:
+            raise SnapshotError(
+                f"snapshot {self.path} does not fit this run ({error}); delete it and start again"
+            ) from None
+
+    def remove(self) -> None:
+        """Deletes the file, if there is one."""
+        self.path.unlink(missing_ok=True)
+
+    def _require_same(self, identity: Mapping[str, Any]) -> None:
+        now = _flat(json.loads(json.dumps(self.identity)))
+        then = _flat(identity)
+        for name in sorted(now.keys() | then.keys()):
+            if now.get(name) != then.get(name):
+                raise SnapshotError(
+                    f"snapshot {self.path} is of another run: {name} was {then.get(name)!r}, now "
+                    f"{now.get(name)!r}; use the same settings or start again"
+                )
+
+
+def restore(
+    params: Params,
+    y: PyTree,
+    key: Key,
+    *,
+    config: APSConfig = APSConfig(),
+    known_tokens: Array | None = None,
+    on_step: Callable[[StepReport], None] | None = None,
+    snapshot: Snapshot | None = None,
+) -> Restored:
+    """Samples like `aps_sample`, from a host loop over one compiled timestep.
+
+    Ctrl-C gets through at any moment except while the timestep compiles; the snapshot is then that
+    of the last finished timestep.
+
+    Args:
+      params: as for `aps_sample`.
+      y: as for `aps_sample`; also NumPy arrays.
+      key: as for `aps_sample`.
+      config: as for `aps_sample`.
+      known_tokens: as for `aps_sample`.
+      on_step: called with a `StepReport` before the first and after each timestep.
+      snapshot: written after each timestep, and read first if it `is_resuming`. The caller removes
+        it once the result is safe.
+
+    Returns:
+      The samples and what they cost. The same arguments give the same samples, resumed or not.
+
+    Raises:
+      ValueError: as `aps_sample`.
+      SnapshotError: if the snapshot cannot be resumed from.
+      DivergedError: as soon as the objective is not finite.
+    """
+    y = jax.tree.map(jnp.asarray, y)
+    state = aps_init(params, y, config=config, known_tokens=known_tokens)
+    infos: list[StepInfo] = []
+    seconds = {"compile": 0.0, "sample": 0.0, "decode": 0.0}
+    if snapshot is not None and snapshot.is_resuming:
+        state, infos, seconds["sample"] = snapshot.load(state)
+
+    clock = time.perf_counter()
+    if len(infos) < config.num_steps:
+        step = _compile_step(params, y, state, key, config)
+    seconds["compile"] = time.perf_counter() - clock
+    _report(on_step, infos, state, params, config)
+
+    for done in range(len(infos) + 1, config.num_steps + 1):
+        clock = time.perf_counter()
+        state, info = step(params, y, state, key)
+        _wait((state, info))
+        infos.append(jax.device_get(info))
+        if not np.all(infos[-1].is_finite):
+            raise DivergedError(
+                f"the objective is not finite after timestep {done} of {config.num_steps}; check "
+                "the measurement, or lower learning_rate or prior_weight"
+            )
+        seconds["sample"] += time.perf_counter() - clock
+        if snapshot is not None:
+            snapshot.save(state, infos, seconds["sample"])
+        _report(on_step, infos, state, params, config)
+
+    clock = time.perf_counter()
+    result = _finish(params, y, state, _stack(infos), config=config)
+    _wait(result)
+    seconds["decode"] = time.perf_counter() - clock
+    rows = state.tokens.shape[0]
+    passes = 1 if config.guidance_scale == 0 else 2
+    calls = {
+        "denoiser": rows * config.num_steps * passes,
+        "decoder_gradient": int(sum(np.sum(info.num_inner_steps) for info in infos)),
+        "decoder": rows * (1 + (config.num_steps if config.trace else 0)),
+    }
+    return Restored(result, seconds, calls)
+
+
+def _compile_step(
+    params: Params, y: PyTree, state: SamplerState, key: Key, config: APSConfig
+) -> Callable[..., tuple[SamplerState, StepInfo]]:
+    """The compiled timestep for arguments like these; compiled ahead, so that it can be timed."""
+    leaves, structure = jax.tree.flatten((params, y, state, key))
+    shapes = tuple((jax.typeof(leaf), leaf.sharding) for leaf in leaves)
+    signature = (config, structure, shapes)
+    if signature not in _compiled:
+        while len(_compiled) >= _MAX_COMPILED:
+            _compiled.pop(next(iter(_compiled)))
+        step = jax.jit(aps_step, static_argnames="config")
+        _compiled[signature] = step.lower(params, y, state, key, config=config).compile()
+    return _compiled[signature]
+
+
+def _wait(tree: PyTree) -> None:
+    """Waits for arrays in short naps, because `block_until_ready` holds back Ctrl-C."""
+    nap = 0.001
+    while not all(leaf.is_ready() for leaf in jax.tree.leaves(tree)):
+        time.sleep(nap)
+        nap = min(2 * nap, 0.02)
+
+
+def _report(
+    on_step: Callable[[StepReport], None] | None,
+    infos: list[StepInfo],
+    state: SamplerState,
+    params: Params,
+    config: APSConfig,
+) -> None:
+    if on_step is None:
+        return
+    loss = math.nan
+    if infos:
+        per_token = state.tokens.shape[1] if config.measurement_term == "l1" else 1
+        loss = float(np.mean(infos[-1].loss)) / per_token
+    num_masked = np.sum(np.asarray(state.tokens) == params.codec.num_codes, axis=1)
+    on_step(StepReport(len(infos), config.num_steps, loss, float(np.mean(num_masked))))
+
+
+def _stack(infos: list[StepInfo]) -> StepInfo:
+    return jax.tree.map(lambda *rows: np.stack(rows), *infos)
+
+
+def _named(prefix: str, tree: PyTree) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {prefix + jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _unpack(
+    tensors: Mapping[str, np.ndarray], start: SamplerState
+) -> tuple[SamplerState, list[StepInfo]]:
+    """Inverse of what `Snapshot.save` wrote; KeyError or ValueError if something does not fit."""
+
+    def fill(path: Any, leaf: Array) -> Array:
+        value = tensors["state" + jax.tree_util.keystr(path)]
+        if value.shape != leaf.shape or value.dtype != leaf.dtype:
+            raise ValueError(f"state has shape {value.shape}, this run needs {leaf.shape}")
+        return jnp.asarray(value)
+
+    state = jax.tree_util.tree_map_with_path(fill, start)
+    rows = {name: tensors[f"info.{name}"] for name in StepInfo._fields if f"info.{name}" in tensors}
+    trace = {
+        name: tensors[f"info.trace.{name}"]
+        for name in Trace._fields
+        if f"info.trace.{name}" in tensors
+    }
+    stacked = StepInfo(**rows, trace=Trace(**trace) if trace else None) if rows else None
+    if stacked is None or len(stacked.loss) != int(state.step):
+        raise ValueError("its history is incomplete")
+    return state, [
+        jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(len(stacked.loss))
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,320 @@
+"""Anchored Posterior Sampling (arXiv:2510.02291): glue; the mathematics is in the modules it calls.
+
+    z <- all masked
+    for i = 1..T:
+      logits <- prior(z)
+      phi    <- Adam steps on the measurement objective, starting from the logits
+      propose tokens, keep anchors, mask the rest again
+    image <- decoder(code of z)
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from aps_jax import remasking, schedule
+from aps_jax.config import APSConfig
+from aps_jax.field import field_shape, prior_logits
+from aps_jax.likelihood import decode_image, make_optimizer, quantized_expectation, refine
+from aps_jax.types import Array, ImageShape, Key, Params, PyTree
+
+
+class SamplerState(NamedTuple):
+    """Carry of the outer loop: only what the next step reads.
+
+    Attributes:
+      tokens: z, int32 [S * B, L], sample-major; the value K is the mask.
+      step: timesteps done, int32.
+      displacement: phi, or phi minus the prior's logits [S * B, L, K], as the warm start needs.
+      moments: Adam's state, if it is carried over.
+    """
+
+    tokens: Array
+    step: Array
+    displacement: Array | None
+    moments: PyTree
+
+
+class StepInfo(NamedTuple):
+    """Scalars of one timestep, each [S * B]; `trace` is None unless asked for."""
+
+    loss: Array
+    is_finite: Array
+    num_masked: Array
+    num_inner_steps: Array
+    trace: Trace | None
+
+
+class Trace(NamedTuple):
+    """What `config.trace` adds: losses [M, S * B], tokens [S * B, L], images [S * B, H, W, 3]."""
+
+    losses: Array
+    tokens: Array
+    images: Array
+
+
+class SampleResult(NamedTuple):
+    """Posterior samples.
+
+    Attributes:
+      images: the first sample per measurement, float32 [B, H, W, 3] in [-1, 1].
+      tokens: its tokens, int32 [B, L], row-major over the (h, w) grid.
+      info: per-timestep scalars with leading axes [T, S, B] (and the trace, if asked for).
+      samples: all samples [B, S, H, W, 3].
+      mean: pixelwise mean over the samples [B, H, W, 3].
+      std: pixelwise standard deviation over the samples; 0 for a single one.
+    """
+
+    images: Array
+    tokens: Array
+    info: StepInfo
+    samples: Array
+    mean: Array
+    std: Array
+
+
+def aps_sample(
+    params: Params,
+    y: PyTree,
+    key: Key,
+    *,
+    config: APSConfig = APSConfig(),
+    known_tokens: Array | None = None,
+) -> SampleResult:
+    """Samples images from the posterior of the measurement; pure, jit with `config` static.
+
+    Args:
+      params: prior, codec, operator (random state drawn) and, for a perceptual term, LPIPS.
+      y: measurement of B images, as from `measure`.
+      key: one typed key, folded with the image index, or one key per image [B]. Image i depends on
+        its own key and measurement only, not on the rest of the batch.
+      config: options.
+      known_tokens: int32 [B, L], tokens given from the start and never changed; K where unknown.
+
+    Returns:
+      Samples, with per-timestep diagnostics. A run that met a non-finite loss says so in
+      `info.is_finite`.
+
+    Raises:
+      ValueError: shapes of y, operator, codec, prior and configuration do not fit together.
+    """
+    state = aps_init(params, y, config=config, known_tokens=known_tokens)
+
+    def step(state: SamplerState, _: None) -> tuple[SamplerState, StepInfo]:
+        return aps_step(params, y, state, key, config=config)
+
+    state, info = jax.lax.scan(step, state, None, length=config.num_steps)
+    return aps_finish(params, y, state, info, config=config)
+
+
+def aps_init(
+    params: Params, y: PyTree, *, config: APSConfig, known_tokens: Array | None = None
+) -> SamplerState:
+    """The state before the first timestep: everything masked but the known tokens."""
+    _, grid = _shapes(params, y, config)
+    batch, num_tokens = jax.tree.leaves(y)[0].shape[0], grid[0] * grid[1]
+    num_codes = params.codec.num_codes
+    if known_tokens is None:
+        known_tokens = jnp.full((batch, num_tokens), num_codes)
+    elif known_tokens.shape != (batch, num_tokens):
+        raise ValueError(
+            f"known_tokens has shape {known_tokens.shape}; this field needs {(batch, num_tokens)}"
+        )
+    tokens = jnp.tile(known_tokens.astype(jnp.int32), (config.num_samples, 1))
+    logits = jnp.zeros((*tokens.shape, num_codes))
+    return SamplerState(
+        tokens=tokens,
+        step=jnp.zeros((), jnp.int32),
+        displacement=None if config.warm_start == "none" else logits,
+        moments=make_optimizer(config).init(logits) if config.warm_moments else None,
+    )
+
+
+def aps_step(
+    params: Params, y: PyTree, state: SamplerState, key: Key, *, config: APSConfig
+) -> tuple[SamplerState, StepInfo]:
+    """One timestep; the scan of `aps_sample` and a host loop run this same function."""
+    image_shape, grid = _shapes(params, y, config)
+    num_codes = params.codec.num_codes
+    is_masked = state.tokens == num_codes
+    keys = _sample_keys(key, state.tokens.shape[0], config.num_samples)
+    keys = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, state.step)))(keys)
+    keys_draw, keys_keep = keys[:, 0], keys[:, 1]
+
+    with jax.named_scope("denoiser"):
+        logits = _guided_logits(params, state.tokens, grid, config)
+    log_prior = jax.nn.log_softmax(logits, axis=-1)
+    start = _warm_start(state, log_prior, config)
+
+    optimizer = make_optimizer(config)
+    inner = refine(
+        params,
+        jax.tree.map(lambda leaf: jnp.concatenate([leaf] * config.num_samples), y),
+        start,
+        state.moments if config.warm_moments else optimizer.init(start),
+        log_prior,
+        state.tokens,
+        jnp.asarray(schedule.elbo_weights(config.schedule, config.num_steps))[state.step],
+        grid=grid,
+        image_shape=image_shape,
+        config=config,
+    )
+
+    with jax.named_scope("remasking"):
+        log_probs = jax.nn.log_softmax(inner.logits, axis=-1)
+        proposal = _propose(params, inner.logits, keys_draw, config)
+        anchors = _anchors(log_probs, log_prior, proposal, is_masked, state.step, keys_keep, config)
+    tokens = jnp.where(anchors, proposal, state.tokens)
+
+    trace = None
+    if config.trace:
+        shown = jnp.where(is_masked, proposal, state.tokens)
+        trace = Trace(inner.losses, tokens, _render(params, shown, grid, image_shape, config))
+    displacement = {
+        "none": None,
+        "logits": inner.logits,
+        "displacement": inner.logits - log_prior,
+    }[config.warm_start]
+    moments = inner.opt_state if config.warm_moments else None
+    info = StepInfo(
+        loss=inner.loss,
+        is_finite=jnp.all(jnp.isfinite(inner.logits), axis=(1, 2)),
+        num_masked=jnp.sum(tokens == num_codes, axis=-1),
+        num_inner_steps=inner.num_steps,
+        trace=trace,
+    )
+    return SamplerState(tokens, state.step + 1, displacement, moments), info
+
+
+def aps_finish(
+    params: Params, y: PyTree, state: SamplerState, info: StepInfo, *, config: APSConfig
+) -> SampleResult:
+    """Decodes the final tokens; `info` is the stack of all steps' infos, with leading axis T."""
+    image_shape, grid = _shapes(params, y, config)
+    samples = _render(params, state.tokens, grid, image_shape, config)
+
+    def by_sample(leaf: Array) -> Array:
+        return leaf.reshape(config.num_samples, -1, *leaf.shape[1:])
+
+    samples = by_sample(samples)
+    split = jax.tree.map(lambda leaf: jax.vmap(by_sample)(leaf), info._replace(trace=None))
+    return SampleResult(
+        images=samples[0],
+        tokens=by_sample(state.tokens)[0],
+        info=split._replace(trace=info.trace),
+        samples=jnp.swapaxes(samples, 0, 1),
+        mean=jnp.mean(samples, axis=0),
+        std=jnp.std(samples, axis=0),
+    )
+
+
+def _shapes(params: Params, y: PyTree, config: APSConfig) -> tuple[ImageShape, tuple[int, int]]:
+    """Image size and token grid behind a measurement; ValueError where something does not fit."""
+    y_shape = jax.tree.map(lambda leaf: leaf.shape, y)
+    image_shape = config.image_shape or params.operator.image_shape(y_shape)
+    batch = jax.tree.leaves(y)[0].shape[0]
+    expected = params.operator.output_shape((batch, *image_shape, 3))
+    if expected != y_shape:
+        raise ValueError(
+            f"y has shape {y_shape}; operator {params.operator.name!r} gives {expected} "
+            f"for images of {image_shape}"
+        )
+    if params.prior.num_codes != params.codec.num_codes:
+        raise ValueError(
+            f"the prior has {params.prior.num_codes} codes, the codec {params.codec.num_codes}"
+        )
+    needs_lpips = config.measurement_term == "l1" and config.perceptual_weight > 0
+    if needs_lpips and params.operator.is_image and params.perceptual is None:
+        raise ValueError(
+            "perceptual_weight needs Params.perceptual; load it with aps_jax.load_lpips() "
+            "or set perceptual_weight=0"
+        )
+    decoded = tuple(side * config.decode_scale for side in image_shape)
+    return image_shape, field_shape(decoded, params.codec.stride)
+
+
+def image_keys(key: Key, batch: int) -> Key:
+    """One key per image [B]: `key` folded with the image index, or itself if it already is [B]."""
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError("key must be a typed key; make it with jax.random.key(seed)")
+    if key.ndim == 0:
+        return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(batch))
+    if key.shape != (batch,):
+        raise ValueError(f"need one key or one per image ({batch}), got keys of shape {key.shape}")
+    return key
+
+
+def _sample_keys(key: Key, rows: int, num_samples: int) -> Key:
+    keys = image_keys(key, rows // num_samples)
+    per_sample = jax.vmap(
+        lambda sample: jax.vmap(lambda k: jax.random.fold_in(k, sample))(keys)
+    )(jnp.arange(num_samples))
+    return per_sample.reshape(rows)
+
+
+def _guided_logits(params: Params, tokens: Array, grid: tuple[int, int], config: APSConfig) -> Array:
+    field = tokens.reshape(-1, *grid)
+    logits = prior_logits(params.prior, field)
+    if config.guidance_scale != 0:
+        plain = prior_logits(params.prior, field, is_unconditional=True)
+        logits = (1 + config.guidance_scale) * logits - config.guidance_scale * plain
+    logits = logits.reshape(*tokens.shape, -1).astype(jnp.float32)
+    return jax.lax.stop_gradient(logits / config.prior_temperature)
+
+
+def _warm_start(state: SamplerState, log_prior: Array, config: APSConfig) -> Array:
+    if config.warm_start == "none":
+        return log_prior
+    if config.warm_start == "displacement":
+        return log_prior + state.displacement
+    return jnp.where(state.step == 0, log_prior, state.displacement)
+
+
+def _propose(params: Params, logits: Array, keys: Key, config: APSConfig) -> Array:
+    if config.draw == "quantized":
+        return quantized_expectation(params.codec, logits)[1]
+    if config.draw == "argmax":
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+def _anchors(
+    log_probs: Array,
+    log_prior: Array,
+    proposal: Array,
+    is_masked: Array,
+    step: Array,
+    keys: Key,
+    config: APSConfig,
+) -> Array:
+    if config.remasking == "random":
+        scores = remasking.gumbel_scores(keys, jnp.zeros(proposal.shape), 1.0)
+    else:
+        scored = log_probs if config.remasking == "anchored" else log_prior
+        scores = remasking.confidence(scored, proposal)
+    if config.rule == "threshold":
+        limits = schedule.thresholds(
+            config.threshold_schedule, config.num_steps, config.threshold
+        )
+        is_last = step == config.num_steps - 1
+        threshold = jnp.where(is_last, 0.0, jnp.asarray(limits)[step])
+        return remasking.select_by_threshold(scores, is_masked, threshold)
+    if config.gumbel_temperature > 0:
+        temperature = config.gumbel_temperature * (1 - (step + 1) / config.num_steps)
+        scores = remasking.gumbel_scores(keys, scores, temperature)
+    counts = schedule.masked_counts(config.schedule, config.num_steps, proposal.shape[-1])
+    return remasking.select_by_count(scores, is_masked, jnp.asarray(counts)[step])
+
+
+def _render(
+    params: Params,
+    tokens: Array,
+    grid: tuple[int, int],
+    image_shape: ImageShape,
+    config: APSConfig,
+) -> Array:
+    codes = params.codec.codebook[tokens].reshape(tokens.shape[0], *grid, -1)
+    return jnp.clip(decode_image(params.codec, codes, image_shape, config.decode_scale), -1, 1)

@@ -1,0 +1,449 @@
+"""Trains the masked image prior on the tokens that a frozen codec gives to photo crops.
+
+    python -m experiments.train_prior --data PHOTOS --eval-data HELD_OUT \
+        --codec runs/codec/model --out runs/prior
+
+Crops are turned into tokens once and cached in `OUT/tokens.npz`. A run that is interrupted goes on
+where it stopped when started again with the same `--out`. The averaged weights are exported to
+`OUT/model` (`prior.safetensors` in half precision, next to a copy of the codec and the card),
+beside the log, the loss curves and a grid of samples and completions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from aps_jax import checkpoint, lfq
+from aps_jax.pretrained import load_codec
+from aps_jax.tokenizer import decode_tokens, encode_tokens
+from aps_jax.transformer import (
+    Transformer,
+    TransformerConfig,
+    grid_hidden,
+    init_transformer_params,
+    make_prior,
+    num_params,
+)
+from aps_jax.types import Array, Codec, Key, Prior, PyTree
+from experiments import photos, training
+
+EVAL_RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of one training run.
+
+    Attributes:
+      data: folders of training photos, searched recursively.
+      eval_data: folder of held-out photos.
+      codec: model folder of the frozen codec (`codec.safetensors` and `card.json`).
+      out: folder of the run.
+      width: residual width.
+      num_layers: number of blocks.
+      num_heads: attention heads.
+      mlp_width: hidden width of the MLP.
+      code_rank: rank of the free part of the input embedding of a code.
+      rope_theta: base of the rotary frequencies, small because the grid is.
+      image_size: side of the crops that the codec reads.
+      num_crops: crops that are turned into tokens; the training draws from these.
+      window: side of the token grids trained on; larger crops give random windows.
+      steps: optimiser steps.
+      batch_size: grids per step.
+      num_targets: masked positions per grid that enter the loss, a random subset of all.
+      learning_rate: peak learning rate.
+      warmup: steps of linear warm-up.
+      ema_decay: decay of the averaged weights, which are the ones exported.
+      weight_decay: AdamW weight decay.
+      eval_every: steps between held-out scores.
+      save_every: steps between checkpoints.
+      num_eval: held-out photos scored.
+      minutes: stop (resumably) after this long; 0 for no limit.
+      seed: seed of weights, crops and masks.
+      description: what the training data are, for the card.
+      smoke: a tiny run that proves that everything works.
+    """
+
+    data: tuple[Path, ...]
+    eval_data: Path
+    codec: Path
+    out: Path
+    width: int = 192
+    num_layers: int = 6
+    num_heads: int = 3
+    mlp_width: int = 512
+    code_rank: int = 32
+    rope_theta: float = 100.0
+    image_size: int = 64
+    num_crops: int = 24000
+    window: int = 16
+    steps: int = 1500
+    batch_size: int = 32
+    num_targets: int = 128
+    learning_rate: float = 2e-3
+    warmup: int = 100
+    ema_decay: float = 0.995
+    weight_decay: float = 0.01
+    eval_every: int = 250
+    save_every: int = 250
+    num_eval: int = 128
+    minutes: float = 0.0
+    seed: int = 0
+    description: str = ""
+    smoke: bool = False
+
+    def resolved(self) -> Config:
+        """The settings of a smoke run, if one was asked for."""
+        if not self.smoke:
+            return self
+        return dataclasses.replace(
+            self, width=16, num_layers=2, num_heads=2, mlp_width=24, code_rank=4, image_size=32,
+            num_crops=12, window=4, steps=6, batch_size=4, num_targets=8, warmup=2, eval_every=3,
+            save_every=3, num_eval=4,
+        )  # fmt: skip
+
+    def transformer(self, num_bits: int) -> TransformerConfig:
+        """Sizes of the prior for a codec with `num_bits` bits per code."""
+        num_codes = 2**num_bits
+        return TransformerConfig(
+            vocab_size=num_codes + 1,
+            num_outputs=num_codes,
+            width=self.width,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            mlp_width=self.mlp_width,
+            rope_theta=self.rope_theta,
+            rope_axes=2,
+            code_bits=num_bits,
+            code_rank=self.code_rank,
+        )
+
+
+def crop_tokens(config: Config, codec: Codec) -> dict[str, np.ndarray]:
+    """Tokens of all crops, uint16 [crops, h, w], for "train" and "eval"; cached in the run folder.
+
+    The cache is keyed by the codec's weights and by every setting that changes the crops.
+    """
+    weights = (config.codec / "codec.safetensors").read_bytes()
+    settings = (config.data, config.eval_data, config.image_size, config.num_crops, config.seed)
+    key = hashlib.sha256(weights + repr((settings, config.num_eval)).encode()).hexdigest()
+    path = config.out / "tokens.npz"
+    if path.exists():
+        with np.load(path) as cached:
+            if str(cached["key"]) == key:
+                return {name: cached[name] for name in ("train", "eval")}
+
+    encode = jax.jit(lambda codec, x: encode_tokens(codec, x).astype(jnp.uint16))
+    size, batch = config.image_size, min(64, config.num_crops)
+    pictures = photos.load_photos(config.data, min_side=size, max_short_side=256)
+    print(f"{len(pictures)} training photos", flush=True)
+    # Every photo is used equally often before any is used once more.
+    order = np.random.default_rng(config.seed).permutation(len(pictures))
+    start = time.monotonic()
+    train = []
+    for first in range(0, config.num_crops, batch):
+        crops = [
+            photos.random_crop(
+                np.random.default_rng((config.seed, index)),
+                pictures[order[index % len(order)]],
+                size,
+            )
+            for index in range(first, first + batch)
+        ]
+        train.append(np.asarray(encode(codec, photos.to_float(crops))))
+        if first // batch % 50 == 0:
+            print(f"tokens of {first + batch} crops, {time.monotonic() - start:.0f} s", flush=True)
+    _, held_out = photos.center_crops(config.eval_data, size=size, shrink=2, count=config.num_eval)
+    tokens = {
+        "train": np.concatenate(train)[: config.num_crops],
+        "eval": np.concatenate(
+            [np.asarray(encode(codec, held_out[i : i + 16])) for i in range(0, len(held_out), 16)]
+        ),
+    }
+    np.savez(path, key=np.asarray(key), **tokens)
+    return tokens
+
+
+def random_windows(tokens: np.ndarray, config: Config, step: int) -> np.ndarray:
+    """The grids of one step, int32 [B, window, window]: a function of (seed, step)."""
+    rng = np.random.default_rng((config.seed, 1, step))
+    side = config.window
+    chosen = rng.integers(len(tokens), size=config.batch_size)
+    tops = rng.integers(tokens.shape[1] - side + 1, size=config.batch_size)
+    lefts = rng.integers(tokens.shape[2] - side + 1, size=config.batch_size)
+    return np.stack(
+        [
+            tokens[index, top : top + side, left : left + side].astype(np.int32)
+            for index, top, left in zip(chosen, tops, lefts, strict=True)
+        ]
+    )
+
+
+def draw_masks(key: Key, batch: int, length: int) -> tuple[Array, Array]:
+    """Random masks with mask ratio cos(pi u / 2), u uniform and stratified over the batch.
+
+    Returns:
+      order: int32 [batch, length], a random order of the positions of each grid.
+      counts: int32 [batch], at least 1: the first `counts` positions of the order are masked.
+    """
+    key_ratio, key_order = jax.random.split(key)
+    strata = (jnp.arange(batch) + jax.random.uniform(key_ratio, (batch,))) / batch
+    counts = jnp.ceil(length * jnp.cos(jnp.pi / 2 * strata)).astype(jnp.int32)
+    order = jnp.argsort(jax.random.uniform(key_order, (batch, length)), axis=-1)
+    return order.astype(jnp.int32), jnp.clip(counts, 1, length)
+
+
+def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
+    """Cross-entropy in nats and whether the label is the most likely id, both [...].
+
+    Comparisons take the place of gather and argmax, which are several times slower on CPU.
+    """
+    columns = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    picked = jnp.sum(jnp.where(columns == labels[..., None], logits, 0.0), axis=-1)
+    losses = jax.nn.logsumexp(logits, axis=-1) - picked
+    return losses, picked >= jnp.max(logits, axis=-1)
+
+
+def merge(params: PyTree) -> PyTree:
+    """Model weights of the trained ones.
+
+    The head is trained as a free matrix plus a linear map of the bits of every code, so that codes
+    share what they learn; the sum is an ordinary head.
+    """
+    bits = params["head_bits"]
+    kernel = params["model"]["head"]["kernel"]
+    kernel = kernel + bits @ lfq.codebook(bits.shape[1]).T
+    return params["model"] | {"head": {"kernel": kernel}}
+
+
+def masked_loss(
+    params: PyTree, tokens: Array, key: Key, model: TransformerConfig, num_targets: int
+) -> tuple[Array, dict[str, Array]]:
+    """Mean cross-entropy over at most `num_targets` masked positions of every grid [B, h, w]."""
+    weights = merge(params)
+    batch, length = tokens.shape[0], tokens.shape[1] * tokens.shape[2]
+    order, counts = draw_masks(key, batch, length)
+    is_masked = jnp.argsort(order, axis=-1) < counts[:, None]
+    noisy = jnp.where(is_masked.reshape(tokens.shape), model.vocab_size - 1, tokens)
+    hidden = grid_hidden(weights, noisy, config=model)
+
+    # The masked positions come first in a random order: its beginning is a random subset of them.
+    targets = order[:, :num_targets]
+    counted = (jnp.arange(targets.shape[1])[None] < counts[:, None]).astype(jnp.float32)
+    hidden = jnp.take_along_axis(hidden, targets[:, :, None], axis=1)
+    labels = jnp.take_along_axis(tokens.reshape(batch, length), targets, axis=1)
+    logits = Transformer(model).apply({"params": weights}, hidden, method="logits")
+    losses, hits = cross_entropy(logits, labels)
+    loss = jnp.sum(losses * counted) / jnp.sum(counted)
+    return loss, {"loss": loss, "accuracy": jnp.sum(hits * counted) / jnp.sum(counted)}
+
+
+@jax.jit
+def _masked_scores(prior: Prior, tokens: Array, is_masked: Array) -> Array:
+    logits = prior.apply(prior.params, jnp.where(is_masked, prior.num_codes, tokens))
+    losses, _ = cross_entropy(logits, tokens)
+    return jnp.sum(losses * is_masked)
+
+
+def evaluate(prior: Prior, tokens: np.ndarray, window: int) -> dict[str, float]:
+    """Cross-entropy in nats at the masked positions of held-out grids, per mask ratio."""
+    tokens = tokens[:, :window, :window].astype(np.int32)
+    length = window * window
+    rank = np.argsort(np.random.default_rng(0).random((len(tokens), length)), axis=-1)
+    rank = rank.reshape(tokens.shape)
+    scores = {}
+    for ratio in EVAL_RATIOS:
+        is_masked = rank < max(1, round(ratio * length))
+        total = sum(
+            float(_masked_scores(prior, tokens[i : i + 16], is_masked[i : i + 16]))
+            for i in range(0, len(tokens), 16)
+        )
+        scores[f"eval_ce_{ratio:g}"] = total / int(is_masked.sum())
+    scores["eval_ce"] = float(np.mean(list(scores.values())))
+    return scores
+
+
+def baselines(tokens: dict[str, np.ndarray], num_codes: int) -> dict[str, float]:
+    """Cross-entropy of held-out tokens without any context, in nats, and codes in use."""
+    counts = np.bincount(tokens["train"].ravel(), minlength=num_codes)
+    log_probs = np.log((counts + 0.5) / (counts + 0.5).sum())
+    return {
+        "uniform_ce": float(np.log(num_codes)),
+        "unigram_ce": float(-log_probs[tokens["eval"]].mean()),
+        "codes_used": int((counts > 0).sum()),
+    }
+
+
+def complete(key: Key, prior: Prior, tokens: Array, *, num_steps: int) -> Array:
+    """Fills the masked positions of `tokens` [B, h, w] by ancestral sampling in random order.
+
+    The number of masked tokens follows the cosine schedule; within a step tokens are drawn
+    independently.
+    """
+    length = tokens.shape[1] * tokens.shape[2]
+
+    @jax.jit
+    def step(prior, tokens, keys, remaining):
+        drawn = jax.random.categorical(keys[0], prior.apply(prior.params, tokens))
+        is_masked = tokens == prior.num_codes
+        noise = jnp.where(is_masked, jax.random.uniform(keys[1], tokens.shape), 2.0)
+        rank = jnp.argsort(jnp.argsort(noise.reshape(tokens.shape[0], -1), axis=-1), axis=-1)
+        stays = is_masked & (rank.reshape(tokens.shape) < remaining)
+        filled = jnp.where(is_masked, drawn.astype(tokens.dtype), tokens)
+        return jnp.where(stays, prior.num_codes, filled)
+
+    share = jnp.mean(tokens == prior.num_codes)
+    for index in range(1, num_steps + 1):
+        remaining = jnp.floor(length * share * np.cos(np.pi / 2 * index / num_steps))
+        remaining = 0 if index == num_steps else remaining
+        tokens = step(prior, tokens, jax.random.split(jax.random.fold_in(key, index)), remaining)
+    return tokens
+
+
+def save_samples(path: Path, prior: Prior, codec: Codec, tokens: np.ndarray, key: Key) -> None:
+    """Grid of pictures: two rows of samples, held-out crops, their left halves, completions."""
+    count, steps = min(8, len(tokens)), 32
+    grid = jnp.asarray(tokens[:count].astype(np.int32))
+    nothing = jnp.full((2 * count, *grid.shape[1:]), prior.num_codes, jnp.int32)
+    keys = jax.random.split(key)
+    samples = complete(keys[0], prior, nothing, num_steps=steps)
+    half = grid.at[:, :, grid.shape[2] // 2 :].set(prior.num_codes)
+    restored = complete(keys[1], prior, half, num_steps=steps)
+    decode = jax.jit(decode_tokens)
+    samples, originals, restored = (np.asarray(decode(codec, x)) for x in (samples, grid, restored))
+    shown = originals.copy()
+    shown[:, :, shown.shape[2] // 2 :] = 0
+    rows = [samples[:count], samples[count:], originals, shown, restored]
+    training.save_grid(rows, path, zoom=2)
+
+
+def export(
+    params: PyTree, config: Config, model: TransformerConfig, facts: dict[str, object]
+) -> Prior:
+    """Writes the model folder and returns the prior with the rounded weights."""
+    folder = config.out / "model"
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.resolve() != config.codec.resolve():
+        shutil.copyfile(config.codec / "codec.safetensors", folder / "codec.safetensors")
+        codec_card = checkpoint.read_card(config.codec)
+        kept = {
+            name: codec_card[name] for name in ("codec", "codec_training") if name in codec_card
+        }
+        checkpoint.update_card(folder, **kept)
+    weights = merge(params)
+    checkpoint.save_params(folder / "prior.safetensors", weights, "float16")
+    checkpoint.update_card(
+        folder,
+        prior=dataclasses.asdict(model),
+        prior_window=config.window,
+        prior_training=facts,
+    )
+    rounded = checkpoint.load_params(
+        folder / "prior.safetensors",
+        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), weights),
+    )
+    return make_prior(model, rounded, window=config.window)
+
+
+def train(config: Config) -> None:
+    """Runs or resumes a training."""
+    config = config.resolved()
+    config.out.mkdir(parents=True, exist_ok=True)
+    log_path = config.out / "prior.jsonl"
+    codec = load_codec(config.codec)
+    num_bits = codec.codebook.shape[1]
+    tokens = crop_tokens(config, codec)
+    model = config.transformer(num_bits)
+    context_free = baselines(tokens, codec.num_codes)
+
+    optimizer = training.make_optimizer(
+        config.learning_rate,
+        warmup=config.warmup,
+        steps=config.steps,
+        weight_decay=config.weight_decay,
+    )
+    params = {
+        "model": init_transformer_params(jax.random.key(config.seed), model),
+        "head_bits": jnp.zeros((config.width, num_bits)),
+    }
+    size = num_params(params["model"])
+    print(
+        f"{size / 1e6:.2f} M parameters, {len(tokens['train'])} crops, {context_free}", flush=True
+    )
+    state = training.init_state(params, optimizer)
+    checkpoints = training.Checkpoints(config.out / "state")
+    state = checkpoints.restore(state)
+    first = int(state.step)
+    training.truncate_log(log_path, first)
+    earlier = training.read_rows(log_path) if first else []
+    seconds_before = earlier[-1]["seconds"] if earlier else 0.0
+
+    @jax.jit
+    def update(state, batch, key):
+        key = jax.random.fold_in(key, state.step)
+        (_, terms), grads = jax.value_and_grad(masked_loss, has_aux=True)(
+            state.params, batch, key, model, config.num_targets
+        )
+        return training.apply_gradients(state, grads, optimizer, config.ema_decay), terms
+
+    start = time.monotonic()
+    mask_key = jax.random.key(config.seed + 1)
+    for step in range(first, config.steps):
+        state, terms = update(state, random_windows(tokens["train"], config, step), mask_key)
+        terms = jax.device_get(terms)
+        done = step + 1
+        elapsed = time.monotonic() - start
+        if done == first + 20:
+            left = (config.steps - done) * elapsed / 20 / 60
+            print(f"about {left:.0f} minutes left (compilation counted)", flush=True)
+        out_of_time = config.minutes and elapsed > 60 * config.minutes
+        last = done == config.steps or out_of_time
+        row = {"step": done, "seconds": seconds_before + elapsed}
+        if done % 25 == 0 or last:
+            row |= {name: float(value) for name, value in terms.items()}
+        if done % config.eval_every == 0 or last:
+            prior = make_prior(model, merge(state.ema), window=config.window)
+            row |= evaluate(prior, tokens["eval"], config.window)
+        if len(row) > 2:
+            training.append_row(log_path, row)
+            print(" ".join(f"{k}={v:.4g}" for k, v in row.items()), flush=True)
+        if done % config.save_every == 0 or last:
+            checkpoints.save(state)
+        if out_of_time:
+            print(f"stopped after {config.minutes} minutes; start again to go on", flush=True)
+            break
+    checkpoints.close()
+
+    rows = training.read_rows(log_path)
+    facts = {
+        "data": config.description or [str(path) for path in config.data],
+        "parameters": size,
+        "crops": len(tokens["train"]),
+        "steps": int(state.step),
+        "batch_size": config.batch_size,
+        "seconds": round(rows[-1]["seconds"]),
+        "device": jax.devices()[0].device_kind,
+    }
+    prior = export(state.ema, config, model, facts)
+    scores = context_free | evaluate(prior, tokens["eval"], config.window)
+    facts |= {name: round(value, 3) for name, value in scores.items()}
+    checkpoint.update_card(config.out / "model", prior_training=facts)
+    print("exported weights:", facts, flush=True)
+    curves = [name for name in ("eval_ce_0.1", "eval_ce_0.5", "eval_ce_1", "eval_ce")]
+    panels = {"training cross-entropy (nats)": ["loss"], "held out, by mask ratio": curves}
+    training.plot_curves(rows, panels, config.out / "prior_curves.png")
+    path = config.out / "prior_samples.png"
+    save_samples(path, prior, codec, tokens["eval"], jax.random.key(config.seed))
+
+
+if __name__ == "__main__":
+    train(tyro.cli(Config))

@@ -1,0 +1,123 @@
+"""Shared tiny models. Nothing here is trained: tests check laws, not pictures."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aps_jax import lfq
+from aps_jax.tokenizer import CodecConfig, init_codec_params, make_codec
+from aps_jax.transformer import TransformerConfig, init_transformer_params, make_prior
+from aps_jax.types import Codec, Prior, bind
+
+NUM_BITS = 4
+NUM_CODES = 2**NUM_BITS
+
+CODEC_CONFIG = CodecConfig(
+    num_bits=NUM_BITS,
+    encoder_channels=(8, 8, 16),
+    encoder_blocks=(0, 0, 1),
+    decoder_channels=(8, 8, 16),
+    decoder_blocks=(0, 0, 1),
+    num_groups=4,
+)
+PRIOR_CONFIG = TransformerConfig(
+    vocab_size=NUM_CODES + 1,
+    num_outputs=NUM_CODES,
+    width=16,
+    num_layers=1,
+    num_heads=2,
+    mlp_width=16,
+    rope_axes=2,
+)
+
+
+def perturbed(params, seed=0, scale=0.3):
+    """Adds noise to every weight: norms of exactly 1 and biases of exactly 0 hide mistakes."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: leaf + jnp.asarray(scale * rng.normal(size=leaf.shape), leaf.dtype), params
+    )
+
+
+def patch_decode(params, codes, *, stride):
+    """Each token paints its own patch: tanh(codes @ weights), no convolution to compile."""
+    batch, height, width, bits = codes.shape
+    patches = jnp.tanh(codes.reshape(-1, bits) @ params)
+    x = patches.reshape(batch, height, width, stride, stride, 3).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, height * stride, width * stride, 3)
+
+
+def patch_codec(num_bits=NUM_BITS, stride=4, seed=0):
+    """A codec that compiles at once; it can only decode."""
+    weights = np.random.default_rng(seed).normal(size=(num_bits, stride * stride * 3))
+    return Codec(
+        params=jnp.asarray(0.5 * weights, jnp.float32),
+        codebook=lfq.codebook(num_bits),
+        encode=bind(_no_encoder),
+        decode=bind(patch_decode, stride=stride),
+        quantize=lfq.quantize,
+        stride=stride,
+    )
+
+
+def _no_encoder(params, x):
+    raise AssertionError("the toy codec has no encoder")
+
+
+def _mixing_logits(params, tokens):
+    hidden = params["embed"][tokens]
+    hidden = jnp.tanh(hidden + jnp.mean(hidden, axis=(1, 2), keepdims=True))
+    return (hidden.reshape(-1, hidden.shape[-1]) @ params["head"]).reshape(*tokens.shape, -1)
+
+
+def _flipped_logits(params, tokens):
+    return -0.5 * _mixing_logits(params, tokens)
+
+
+def mixing_prior(num_codes=NUM_CODES, window=None, seed=0):
+    """A prior whose logits depend on every token of the window, with an unconditional form."""
+    rng = np.random.default_rng(seed)
+    params = {
+        "embed": jnp.asarray(rng.normal(size=(num_codes + 1, 8)), jnp.float32),
+        "head": jnp.asarray(rng.normal(size=(8, num_codes)), jnp.float32),
+    }
+    return Prior(
+        params=params,
+        apply=bind(_mixing_logits),
+        num_codes=num_codes,
+        window=window,
+        apply_unconditional=bind(_flipped_logits),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_codec():
+    """The real architecture, 4 bits and stride 4, all weights random."""
+    params = init_codec_params(jax.random.key(0), CODEC_CONFIG)
+    return make_codec(CODEC_CONFIG, perturbed(params))
+
+
+@pytest.fixture(scope="session")
+def tiny_prior():
+    """The real transformer over 4x4 windows, all weights random."""
+    params = init_transformer_params(jax.random.key(1), PRIOR_CONFIG)
+    return make_prior(PRIOR_CONFIG, perturbed(params), window=4)
+
+
+@pytest.fixture(scope="session")
+def toy_codec():
+    """`patch_codec` with the bits and the stride of `tiny_codec`."""
+    return patch_codec()
+
+
+@pytest.fixture(scope="session")
+def toy_prior():
+    """`mixing_prior` with the codes of `toy_codec`."""
+    return mixing_prior(window=4)
+
+
+@pytest.fixture
+def rng():
+    """A fresh NumPy generator of a fixed seed."""
+    return np.random.default_rng(0)

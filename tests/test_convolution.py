@@ -1,0 +1,97 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aps_jax.convolution import conv_general_dilated
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+ours = partial(conv_general_dilated, dimension_numbers=LAYOUT)
+lax_conv = partial(jax.lax.conv_general_dilated, dimension_numbers=LAYOUT)
+
+
+def draw(seed, x_shape, kernel_shape):
+    rng = np.random.default_rng(seed)
+    return (
+        jnp.asarray(rng.normal(size=x_shape), jnp.float32),
+        jnp.asarray(rng.normal(size=kernel_shape), jnp.float32),
+    )
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def value_and_gradients(x, kernel, conv, padding):
+    y, vjp = jax.vjp(lambda x, kernel: conv(x, kernel, (1, 1), padding), x, kernel)
+    # A cotangent that no symmetry hides behind.
+    cotangent = jnp.sin(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
+    return y, *vjp(cotangent)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    kernel_size=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    image_size=st.tuples(st.integers(4, 6), st.integers(4, 6)),
+    padding=st.one_of(
+        st.sampled_from(["SAME", "VALID"]),
+        st.tuples(*[st.tuples(st.integers(0, 3), st.integers(0, 3))] * 2),
+    ),
+)
+def test_value_and_gradients_are_those_of_lax(kernel_size, image_size, padding):
+    x, kernel = draw(0, (2, *image_size, 2), (*kernel_size, 2, 3))
+    got = value_and_gradients(x, kernel, ours, padding)
+    expected = value_and_gradients(x, kernel, lax_conv, padding)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "padding"),
+    [(1, "SAME"), (3, "SAME"), (3, "VALID"), (2, "SAME"), (3, ((2, 0), (0, 3))), (2, ((3, 1), (0, 2)))],
+)
+def test_paddings_that_the_decoder_may_meet(size, padding):
+    x, kernel = draw(1, (1, 5, 4, 2), (size, size, 2, 3))
+    got = value_and_gradients(x, kernel, ours, padding)
+    expected = value_and_gradients(x, kernel, lax_conv, padding)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def uses_own_gradient(**settings):
+    x, kernel = draw(2, (1, 6, 6, 4), (3, 3, settings.pop("inputs", 4), 4))
+    strides = settings.pop("strides", (1, 1))
+    jaxpr = jax.make_jaxpr(lambda x, k: ours(x, k, strides, "SAME", **settings))(x, kernel)
+    return "custom_vjp" in str(jaxpr)
+
+
+def test_only_plain_convolutions_take_the_own_gradient():
+    assert uses_own_gradient()
+    assert uses_own_gradient(lhs_dilation=(1, 1), rhs_dilation=(1, 1))
+    assert not uses_own_gradient(strides=(2, 2))
+    assert not uses_own_gradient(rhs_dilation=(2, 2))
+    assert not uses_own_gradient(feature_group_count=2, inputs=2)
+    assert not uses_own_gradient(precision="highest")
+
+
+def test_strided_convolution_is_passed_on():
+    x, kernel = draw(3, (1, 6, 6, 2), (3, 3, 2, 3))
+    padding = ((0, 1), (0, 1))
+    np.testing.assert_array_equal(
+        ours(x, kernel, (2, 2), padding), lax_conv(x, kernel, (2, 2), padding)
+    )
+
+
+def test_gradient_inside_a_loop_is_the_same():
+    x, kernel = draw(4, (1, 6, 6, 4), (3, 3, 4, 4))
+
+    def descend(conv):
+        def loss(x):
+            return jnp.mean(conv(x, kernel, (1, 1), "SAME") ** 2)
+
+        return jax.jit(lambda x: jax.lax.fori_loop(0, 3, lambda _, x: x - jax.grad(loss)(x), x))(x)
+
+    moved = descend(ours)
+    np.testing.assert_allclose(moved, descend(lax_conv), rtol=1e-4, atol=1e-5)
+    assert np.abs(moved - x).max() > 0.1

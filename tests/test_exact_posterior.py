@@ -1,0 +1,172 @@
+"""The sampler against a posterior that can be written down: three tokens, four codes, 64 images.
+
+The prior is perfect: its masked conditionals are computed from a table p(x_1, x_2, x_3). What is
+left to be wrong is the sampler itself.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import aps_jax
+from aps_jax import APSConfig, Params, lfq, operators
+from aps_jax.types import Codec, Prior, bind
+
+BITS, CODES, LENGTH, STRIDE = 2, 4, 3, 2
+FIELDS = np.array(list(itertools.product(range(CODES), repeat=LENGTH)))  # [64, 3]
+HEIGHT, WIDTH = STRIDE, STRIDE * LENGTH
+
+sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
+
+
+def table_logits(log_joint, tokens):
+    """log p(x_l = k | the unmasked tokens), exact, for a grid [B, 1, 3]."""
+    field = tokens[:, 0]
+    agrees = (field[:, None] == CODES) | (field[:, None] == FIELDS[None])  # [B, 64, 3]
+    log_weights = jnp.where(agrees.all(axis=-1), log_joint, -jnp.inf)  # [B, 64]
+    is_code = jnp.asarray(FIELDS[:, :, None] == np.arange(CODES))  # [64, 3, K]
+    terms = jnp.where(is_code, log_weights[:, :, None, None], -jnp.inf)
+    # Impossible codes (at clean positions) get a finite logit, as any network's would be.
+    return jnp.maximum(jax.nn.logsumexp(terms, axis=1), -60.0)[:, None]
+
+
+def nonlinear_decode(weights, codes):
+    """Every token touches every pixel."""
+    x = jnp.tanh(codes.reshape(codes.shape[0], -1) @ weights)
+    return x.reshape(-1, HEIGHT, WIDTH, 3)
+
+
+def no_encode(params, x):
+    raise AssertionError
+
+
+@pytest.fixture(scope="module")
+def joint():
+    """Correlated: a few images hold most of the mass, no image is impossible."""
+    rng = np.random.default_rng(11)
+    return 0.9 * rng.dirichlet(np.full(64, 0.3)) + 0.1 / 64
+
+
+@pytest.fixture(scope="module")
+def params(joint):
+    weights = np.random.default_rng(5).normal(size=(LENGTH * BITS, HEIGHT * WIDTH * 3)) / 3
+    codec = Codec(
+        params=jnp.asarray(weights, jnp.float32),
+        codebook=lfq.codebook(BITS),
+        encode=no_encode,
+        decode=nonlinear_decode,
+        quantize=lfq.quantize,
+        stride=STRIDE,
+    )
+    prior = Prior(
+        params=jnp.asarray(np.log(joint), jnp.float32), apply=bind(table_logits), num_codes=CODES
+    )
+    return Params(prior=prior, codec=codec, operator=operators.denoising())
+
+
+@pytest.fixture(scope="module")
+def decoded(params):
+    """All 64 images, float64 [64, H, W, 3]."""
+    codes = params.codec.codebook[FIELDS].reshape(64, 1, LENGTH, BITS)
+    return np.float64(params.codec.decode(params.codec.params, codes))
+
+
+def energies(decoded, y, sigma):
+    return np.sum((decoded - y) ** 2, axis=(1, 2, 3)) / (2 * sigma**2)
+
+
+def exact_posterior(joint, decoded, y, sigma):
+    weights = joint * np.exp(-energies(decoded, y, sigma) + energies(decoded, y, sigma).min())
+    return weights / weights.sum()
+
+
+def index_of(tokens):
+    return np.asarray(tokens) @ np.array([16, 4, 1])
+
+
+def frequencies(tokens):
+    return np.bincount(index_of(tokens), minlength=64) / len(tokens)
+
+
+def total_variation(p, q):
+    return 0.5 * np.abs(p - q).sum()
+
+
+def repeated(y, count):
+    return jnp.asarray(np.repeat(y[None], count, axis=0), jnp.float32)
+
+
+# The prior of the toy is what it claims to be.
+
+
+def test_the_table_gives_exact_conditionals(params, joint):
+    cube = joint.reshape(4, 4, 4)
+    tokens = jnp.array([[[CODES, CODES, CODES]], [[2, CODES, 1]]])
+    logits = params.prior.apply(params.prior.params, tokens)[:, 0]
+    probs = np.asarray(jax.nn.softmax(logits, axis=-1))
+    np.testing.assert_allclose(probs[0, 1], cube.sum(axis=(0, 2)), atol=1e-6)
+    np.testing.assert_allclose(probs[1, 1], cube[2, :, 1] / cube[2, :, 1].sum(), atol=1e-6)
+    np.testing.assert_allclose(probs[1, 0], [0, 0, 1, 0], atol=1e-6)
+
+
+# Without a measurement.
+
+COUNT = 4000
+
+
+def draw_from_the_prior(params, num_steps):
+    config = APSConfig(
+        num_steps=num_steps,
+        num_inner_steps=0,
+        draw="categorical",
+        remasking="random",
+        schedule="linear",
+    )
+    y = jnp.zeros((COUNT, HEIGHT, WIDTH, 3))
+    return sample(params, y, jax.random.key(0), config=config).tokens
+
+
+def test_one_token_at_a_time_draws_from_the_joint(params, joint):
+    tokens = draw_from_the_prior(params, num_steps=LENGTH)
+    counts = COUNT * frequencies(tokens)
+    rare = joint * COUNT < 10  # pooled, for the chi-square approximation
+    observed = np.append(counts[~rare], counts[rare].sum())
+    expected = np.append(joint[~rare], joint[rare].sum()) * COUNT
+    keep = expected > 0
+    assert stats.chisquare(observed[keep], expected[keep]).pvalue > 1e-3
+
+
+def test_all_tokens_at_once_draw_from_the_marginals_instead(params, joint):
+    tokens = draw_from_the_prior(params, num_steps=1)
+    cube = joint.reshape(4, 4, 4)
+    marginals = [cube.sum(axis=axes) for axes in [(1, 2), (0, 2), (0, 1)]]
+    product = np.einsum("i,j,k->ijk", *marginals).ravel()
+    noise = np.sum(np.sqrt(2 * product / (np.pi * COUNT))) / 2  # expected distance of a true sample
+    assert total_variation(frequencies(tokens), product) < 1.5 * noise
+    assert total_variation(product, joint) > 5 * noise
+
+
+# With one.
+
+
+def test_a_sharp_measurement_gives_the_most_probable_image(params, joint, decoded):
+    """Which is then the true one, whatever the prior thinks of it."""
+    sigma, rng = 0.05, np.random.default_rng(2)
+    y = decoded + sigma * rng.normal(size=decoded.shape)
+    best = [np.argmax(exact_posterior(joint, decoded, row, sigma)) for row in y]
+    np.testing.assert_array_equal(best, np.arange(64))
+    config = APSConfig(
+        num_steps=LENGTH,
+        num_inner_steps=40,
+        measurement_term="gaussian",
+        sigma=sigma,
+        prior_weight=1.0,
+    )
+    result = sample(params, jnp.asarray(y, jnp.float32), jax.random.key(0), config=config)
+    share = np.mean(index_of(result.tokens) == np.arange(64))
+    print("MAP share", share)
+    assert share >= 0.9

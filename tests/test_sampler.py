@@ -1,0 +1,508 @@
+"""Laws of the sampler that hold for every option, on models too small to draw anything."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import NUM_CODES, mixing_prior, patch_codec
+
+import aps_jax
+from aps_jax import APSConfig, Params, operators, sampler, schedule
+from aps_jax.types import Perceptual
+
+SIDE, LENGTH, BATCH = 16, 16, 2  # 16x16 pixels are 4x4 tokens of stride 4
+SMALL = {"num_steps": 4, "num_inner_steps": 2, "learning_rate": 0.5}
+
+sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
+
+
+@functools.cache
+def random_images(batch=8, height=SIDE, width=SIDE):
+    rng = np.random.default_rng(7)
+    return jnp.asarray(np.tanh(rng.normal(size=(batch, height, width, 3))), jnp.float32)
+
+
+def random_mask(seed=0, height=SIDE, width=SIDE):
+    return np.random.default_rng(seed).uniform(size=(height, width)) > 0.5
+
+
+def make_params(operator=None, seed=0, **settings):
+    return Params(
+        prior=mixing_prior(window=4, seed=seed),
+        codec=patch_codec(seed=seed),
+        operator=operators.super_resolution(scale=4) if operator is None else operator,
+        **settings,
+    )
+
+
+def measured(params, batch=BATCH):
+    return params.operator(random_images()[:batch])
+
+
+def mean_square(params, a, b):
+    return jnp.mean((a - b) ** 2, axis=(1, 2, 3))
+
+
+# Laws over all options.
+
+OPTIONS = {
+    "aps": {},
+    "aps-i": {"remasking": "standard"},
+    "aps-l": {"decode_scale": 2},
+    "random": {"remasking": "random", "draw": "argmax"},
+    "categorical": {"draw": "categorical", "schedule": "square", "prior_weight": 0.1},
+    "threshold": {"rule": "threshold", "threshold": 0.3},
+    "fixed threshold": {"rule": "threshold", "threshold": 1.0, "threshold_schedule": "fixed"},
+    "linear": {"schedule": "linear", "warm_start": "logits", "gumbel_temperature": 2.0},
+    "sqrt": {"schedule": "sqrt", "warm_start": "displacement", "warm_moments": True},
+    "gaussian": {"measurement_term": "gaussian", "prior_weight": 1.0, "prior_weighting": "elbo"},
+    "perceptual": {"perceptual_weight": 0.1, "prior_temperature": 0.7},
+    "guidance": {"guidance_scale": 1.5, "early_stop": 0.05, "adam_eps": 1e-3},
+    "decay": {"lr_decay": "inner", "num_inner_steps": 3},
+    "no inner steps": {"num_inner_steps": 0, "draw": "categorical"},
+    "one step": {"num_steps": 1},
+    "more steps than tokens": {"num_steps": 20, "num_inner_steps": 1},
+    "samples": {"num_samples": 3, "draw": "categorical"},
+}
+OPERATORS = {
+    "inpainting": operators.inpainting_mask(random_mask()),
+    "mask per image": operators.inpainting_mask(
+        np.stack([random_mask(seed)[..., None] for seed in range(BATCH)])
+    ),
+    "stack": operators.stack([operators.colorization(), operators.super_resolution(scale=2)]),
+}
+CASES = [(name, None, options) for name, options in OPTIONS.items()]
+CASES += [(name, operator, {}) for name, operator in OPERATORS.items()]
+CASES += [("mask per image, samples", OPERATORS["mask per image"], {"num_samples": 2})]
+
+
+@pytest.mark.parametrize(("operator", "options"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_laws_of_every_option(operator, options):
+    config = APSConfig(**{**SMALL, "trace": True, **options})
+    params = make_params(operator, perceptual=Perceptual(params=None, apply=mean_square))
+    # Image 0 starts with three known tokens, image 1 with none.
+    known = np.full((BATCH, LENGTH), NUM_CODES)
+    known[0, [0, 5, 15]] = [3, 0, 15]
+    y = measured(params)
+    run = functools.partial(sample, params, y, config=config, known_tokens=jnp.asarray(known))
+    result = run(jax.random.key(0))
+    steps, samples = config.num_steps, config.num_samples
+
+    assert result.images.shape == (BATCH, SIDE, SIDE, 3)
+    assert result.samples.shape == (BATCH, samples, SIDE, SIDE, 3)
+    assert result.info.num_masked.shape == (steps, samples, BATCH)
+    assert result.tokens.dtype == jnp.int32 and result.images.dtype == jnp.float32
+    assert np.abs(result.samples).max() <= 1
+    assert np.all(result.info.is_finite)
+    np.testing.assert_array_equal(result.images, result.samples[:, 0])
+
+    # Nothing is masked at the end, and no token changes once it is revealed.
+    history = np.concatenate([np.tile(known, (samples, 1))[None], result.info.trace.tokens])
+    assert history.shape == (steps + 1, samples * BATCH, LENGTH)
+    assert 0 <= history.min() and history.max() == NUM_CODES
+    assert history[-1].max() < NUM_CODES
+    for before, after in zip(history, history[1:], strict=False):
+        np.testing.assert_array_equal(after[before < NUM_CODES], before[before < NUM_CODES])
+    np.testing.assert_array_equal(result.tokens, history[-1, :BATCH])
+    assert np.asarray(result.tokens)[0, [0, 5, 15]].tolist() == [3, 0, 15]
+
+    # The number of masked tokens follows the schedule; each step reveals at least one.
+    num_masked = (history == NUM_CODES).sum(axis=-1)
+    np.testing.assert_array_equal(result.info.num_masked.reshape(steps, -1), num_masked[1:])
+    most = np.maximum(num_masked[:-1] - 1, 0)
+    if config.rule == "count":
+        counts = schedule.masked_counts(config.schedule, steps, LENGTH)[:, None]
+        np.testing.assert_array_equal(num_masked[1:], np.minimum(counts, most))
+    else:
+        assert np.all(num_masked[1:] <= most)
+
+    # The images are the decoded tokens of the last step.
+    np.testing.assert_allclose(
+        result.samples.swapaxes(0, 1).reshape(-1, SIDE, SIDE, 3),
+        result.info.trace.images[-1],
+        atol=1e-6,
+    )
+    assert result.info.trace.losses.shape == (steps, config.num_inner_steps, samples * BATCH)
+    if config.early_stop == 0:
+        assert np.all(result.info.num_inner_steps == config.num_inner_steps)
+        assert np.all(np.isfinite(result.info.trace.losses))
+
+    # Same key, same answer; only chance may answer to another key.
+    np.testing.assert_array_equal(run(jax.random.key(0)).tokens, result.tokens)
+    is_random = (
+        config.draw == "categorical"
+        or config.remasking == "random"
+        or config.gumbel_temperature > 0
+    )
+    other = run(jax.random.key(1))
+    differs = any(np.any(a != b) for a, b in zip(other.info.trace.tokens, history[1:], strict=True))
+    assert differs == is_random
+
+
+def test_masks_of_two_trials_of_a_fixed_threshold_of_one():
+    # Nothing is ever that sure, so each step reveals one token and the last all the rest.
+    config = APSConfig(**SMALL, rule="threshold", threshold=1.0, threshold_schedule="fixed")
+    result = sample(make_params(), measured(make_params()), jax.random.key(0), config=config)
+    np.testing.assert_array_equal(result.info.num_masked[:, 0, 0], [15, 14, 13, 0])
+
+
+# Known tokens.
+
+
+def test_all_known_tokens_are_returned_as_they_are(rng):
+    params = make_params()
+    config = APSConfig(**SMALL, draw="categorical")
+    known = jnp.asarray(rng.integers(0, NUM_CODES, size=(BATCH, LENGTH)))
+    run = functools.partial(sample, params, measured(params), jax.random.key(0), config=config)
+    result = run(known_tokens=known)
+    np.testing.assert_array_equal(result.tokens, known)
+    codes = params.codec.codebook[known].reshape(BATCH, 4, 4, -1)
+    expected = params.codec.decode(params.codec.params, codes)
+    np.testing.assert_allclose(result.images, expected, atol=1e-6)
+    # None known is the same as saying nothing.
+    nothing = jnp.full((BATCH, LENGTH), NUM_CODES)
+    np.testing.assert_array_equal(run(known_tokens=nothing).tokens, run().tokens)
+    with pytest.raises(ValueError, match=r"known_tokens has shape \(2, 15\).*needs \(2, 16\)"):
+        run(known_tokens=known[:, :15])
+
+
+# Independence of batch, compilation and driver.
+
+ALL_AT_ONCE = APSConfig(
+    **SMALL,
+    draw="categorical",
+    warm_start="displacement",
+    gumbel_temperature=1.0,
+    prior_weight=0.1,
+    early_stop=0.01,
+)
+
+
+def test_image_alone_equals_image_in_a_batch():
+    params = make_params()
+    y = measured(params, batch=8)
+    keys = sampler.image_keys(jax.random.key(3), 8)
+    both = sample(params, y, keys, config=ALL_AT_ONCE)
+    # One key stands for its folds with the image index.
+    folded = sample(params, y, jax.random.key(3), config=ALL_AT_ONCE)
+    np.testing.assert_array_equal(folded.tokens, both.tokens)
+    assert len(np.unique(both.tokens, axis=0)) == 8
+    for index in (0, 5):
+        alone = sample(
+            params, y[index : index + 1], keys[index : index + 1], config=ALL_AT_ONCE
+        )
+        np.testing.assert_array_equal(alone.tokens[0], both.tokens[index])
+        np.testing.assert_allclose(alone.images[0], both.images[index], atol=1e-5)
+        for name in ("loss", "num_masked", "num_inner_steps"):
+            np.testing.assert_allclose(
+                getattr(alone.info, name)[..., 0], getattr(both.info, name)[..., index], rtol=1e-4
+            )
+
+
+def test_jit_equals_eager_and_a_host_loop():
+    params = make_params()
+    y, key = measured(params), jax.random.key(5)
+    jitted = sample(params, y, key, config=ALL_AT_ONCE)
+    eager = aps_jax.aps_sample(params, y, key, config=ALL_AT_ONCE)
+    np.testing.assert_array_equal(eager.tokens, jitted.tokens)
+    np.testing.assert_allclose(eager.images, jitted.images, atol=1e-5)
+
+    step = jax.jit(aps_jax.aps_step, static_argnames="config")
+    state, infos = aps_jax.aps_init(params, y, config=ALL_AT_ONCE), []
+    for _ in range(ALL_AT_ONCE.num_steps):
+        state, info = step(params, y, state, key, config=ALL_AT_ONCE)
+        infos.append(info)
+    info = jax.tree.map(lambda *leaves: jnp.stack(leaves), *infos)
+    looped = aps_jax.aps_finish(params, y, state, info, config=ALL_AT_ONCE)
+    assert step._cache_size() == 1  # the state keeps its shapes and dtypes
+    np.testing.assert_array_equal(looped.tokens, jitted.tokens)
+    np.testing.assert_allclose(looped.images, jitted.images, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(looped), jax.tree.leaves(jitted), strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+    np.testing.assert_allclose(looped.info.loss, jitted.info.loss, rtol=1e-4)
+
+
+def test_second_call_compiles_nothing():
+    num_traces = 0
+
+    def counted(params, y, key, *, config):
+        nonlocal num_traces
+        num_traces += 1
+        return aps_jax.aps_sample(params, y, key, config=config)
+
+    run = jax.jit(counted, static_argnames="config")
+    results = []
+    for seed in range(3):  # new weights, mask, measurement and key each time
+        params = make_params(operators.inpainting_mask(random_mask(seed)), seed=seed)
+        y = params.operator(random_images()[seed : seed + BATCH])
+        results.append(run(params, y, jax.random.key(seed), config=APSConfig(**SMALL)))
+    assert num_traces == 1 and run._cache_size() == 1
+    assert not np.array_equal(results[0].tokens, results[1].tokens)
+    # Nothing was baked in: the last call equals a fresh trace of its own arguments.
+    fresh = sample(params, y, jax.random.key(2), config=APSConfig(**SMALL))
+    np.testing.assert_array_equal(results[2].tokens, fresh.tokens)
+
+
+def test_vmap_over_keys():
+    params = make_params()
+    y, keys = measured(params), jax.random.split(jax.random.key(0), 3)
+    many = jax.jit(
+        jax.vmap(lambda key: aps_jax.aps_sample(params, y, key, config=ALL_AT_ONCE).tokens)
+    )(keys)
+    one = sample(params, y, keys[1], config=ALL_AT_ONCE)
+    np.testing.assert_array_equal(many[1], one.tokens)
+    assert np.any(many[0] != many[1])
+
+
+def test_samples_of_one_measurement():
+    params = make_params()
+    y, key = measured(params), jax.random.key(2)
+    options = {**SMALL, "draw": "categorical"}
+    many = sample(params, y, key, config=APSConfig(**options, num_samples=3))
+    one = sample(params, y, key, config=APSConfig(**options))
+    np.testing.assert_array_equal(many.tokens, one.tokens)
+    np.testing.assert_allclose(many.images, one.images, atol=1e-5)
+    np.testing.assert_allclose(many.info.loss[:, 0], one.info.loss[:, 0], rtol=1e-4)
+    samples = np.float64(many.samples)
+    assert np.abs(samples[:, 0] - samples[:, 1]).max() > 0.1
+    assert np.abs(samples[:, 1] - samples[:, 2]).max() > 0.1
+    np.testing.assert_allclose(many.mean, samples.mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(many.std, samples.std(axis=1), atol=1e-6)
+    np.testing.assert_array_equal(one.std, 0)
+    # The posterior is drawn per image: the other images of the batch are no part of it.
+    alone = sample(params, y[:1], key, config=APSConfig(**options, num_samples=3))
+    np.testing.assert_allclose(alone.samples[0], many.samples[0], atol=1e-5)
+
+
+def test_trace_costs_nothing_when_off():
+    params = make_params()
+    config = APSConfig(**SMALL)
+    result = sample(params, measured(params), jax.random.key(0), config=config)
+    assert result.info.trace is None
+    traced = sample(
+        params, measured(params), jax.random.key(0), config=APSConfig(**SMALL, trace=True)
+    )
+    np.testing.assert_array_equal(result.tokens, traced.tokens)
+    np.testing.assert_allclose(result.info.loss[:, 0], traced.info.trace.losses[:, -1], rtol=1e-5)
+    kept = jax.eval_shape(
+        lambda: aps_jax.aps_init(params, measured(params), config=config)
+    )
+    assert kept.displacement is None and kept.moments is None
+
+
+# What a step computes.
+
+
+def test_guidance_is_a_combination_of_logits():
+    """(1 + g) cond - g uncond, then the temperature; seen through the loss-free proposal."""
+    params = make_params()
+    tokens = jnp.full((1, LENGTH), NUM_CODES)
+    field = tokens.reshape(1, 4, 4)
+    prior = params.prior
+    cond = prior.apply(prior.params, field).reshape(1, LENGTH, -1)
+    uncond = prior.apply_unconditional(prior.params, field).reshape(1, LENGTH, -1)
+    config = APSConfig(
+        num_steps=1,
+        num_inner_steps=0,
+        draw="argmax",
+        warm_start="logits",
+        guidance_scale=2.0,
+        prior_temperature=0.5,
+    )
+    y = measured(params, batch=1)
+    state = aps_jax.aps_init(params, y, config=config)
+    after, _ = aps_jax.aps_step(params, y, state, jax.random.key(0), config=config)
+    expected = jax.nn.log_softmax((3 * cond - 2 * uncond) / 0.5, axis=-1)
+    np.testing.assert_allclose(after.displacement, expected, atol=1e-4)
+    np.testing.assert_array_equal(after.tokens, np.argmax(expected, axis=-1))
+    assert np.abs(expected - jax.nn.log_softmax(cond / 0.5, axis=-1)).max() > 0.1
+
+    mute = params.replace(prior=prior.replace(apply_unconditional=None))
+    with pytest.raises(ValueError, match="no unconditional form"):
+        aps_jax.aps_step(mute, y, state, jax.random.key(0), config=config)
+
+
+@pytest.mark.parametrize("warm_start", ["none", "logits", "displacement"])
+def test_warm_start_is_where_phi_begins(warm_start):
+    params = make_params()
+    y = measured(params)
+    config = APSConfig(num_steps=3, num_inner_steps=0, warm_start=warm_start)
+    state = aps_jax.aps_init(params, y, config=config)
+    log_prior = jax.nn.log_softmax(
+        params.prior.apply(params.prior.params, state.tokens.reshape(-1, 4, 4)), axis=-1
+    ).reshape(BATCH, LENGTH, -1)
+    shift = jnp.sin(jnp.arange(log_prior.size, dtype=jnp.float32)).reshape(log_prior.shape)
+    expected = {"none": log_prior, "logits": shift, "displacement": log_prior + shift}[warm_start]
+    if warm_start != "none":
+        state = state._replace(displacement=shift, step=state.step + 1)
+    config_out = APSConfig(num_steps=3, num_inner_steps=0, warm_start=warm_start)
+    after, _ = aps_jax.aps_step(params, y, state, jax.random.key(0), config=config_out)
+    # With no inner steps, phi is handed on as it began.
+    if warm_start == "logits":
+        np.testing.assert_allclose(after.displacement, shift, atol=1e-5)
+    elif warm_start == "displacement":
+        np.testing.assert_allclose(after.displacement, shift, atol=1e-4)
+    else:
+        assert after.displacement is None
+    # The quantized proposal of the revealed tokens is that of the expected start.
+    mean = np.asarray(jax.nn.softmax(expected, axis=-1) @ params.codec.codebook)
+    proposal = (mean > 0) @ np.array([8, 4, 2, 1])
+    is_new = np.asarray(after.tokens) < NUM_CODES
+    assert is_new.any()
+    np.testing.assert_array_equal(np.asarray(after.tokens)[is_new], proposal[is_new])
+
+
+def test_anchored_remasking_keeps_by_the_tilted_confidence_and_standard_by_the_prior():
+    params = make_params()
+    y = measured(params)
+    shift = 3 * jnp.sin(jnp.arange(BATCH * LENGTH * NUM_CODES, dtype=jnp.float32) ** 2)
+    shift = shift.reshape(BATCH, LENGTH, NUM_CODES)
+    kept = {}
+    for remasking in ("anchored", "standard"):
+        config = APSConfig(
+            num_steps=4, num_inner_steps=0, warm_start="logits", draw="argmax", remasking=remasking
+        )
+        state = aps_jax.aps_init(params, y, config=config)._replace(displacement=shift)
+        state = state._replace(step=state.step + 2)
+        after, _ = aps_jax.aps_step(params, y, state, jax.random.key(0), config=config)
+        kept[remasking] = np.asarray(after.tokens) < NUM_CODES
+    proposal = np.argmax(shift, axis=-1)[..., None]
+    tilted = np.take_along_axis(np.asarray(jax.nn.log_softmax(shift, axis=-1)), proposal, -1)[..., 0]
+    field = jnp.full((BATCH, 4, 4), NUM_CODES)
+    prior = params.prior.apply(params.prior.params, field).reshape(BATCH, LENGTH, -1)
+    standard = np.take_along_axis(np.asarray(jax.nn.log_softmax(prior, -1)), proposal, -1)[..., 0]
+    num_kept = LENGTH - schedule.masked_counts("cosine", 4, LENGTH)[2]
+    for name, scores in [("anchored", tilted), ("standard", standard)]:
+        assert np.all(kept[name].sum(axis=1) == num_kept)
+        for row in range(BATCH):
+            worst_kept = scores[row][kept[name][row]].min()
+            assert worst_kept >= scores[row][~kept[name][row]].max()
+    assert np.any(kept["anchored"] != kept["standard"])
+
+
+def test_inner_steps_lower_the_loss():
+    params = make_params()
+    config = APSConfig(num_steps=2, num_inner_steps=30, trace=True)
+    result = sample(params, measured(params), jax.random.key(0), config=config)
+    losses = np.asarray(result.info.trace.losses)
+    assert np.all(losses[0, -5:].mean(axis=0) < 0.8 * losses[0, 0])
+
+
+# Sizes.
+
+
+@pytest.mark.parametrize("decode_scale", [1, 2])
+def test_images_that_do_not_fit_the_stride_or_the_window(decode_scale):
+    height, width = 30, 37
+    params = make_params()
+    y = params.operator(random_images(2, height, width))
+    assert y.shape == (2, 8, 10, 3)
+    config = APSConfig(
+        **{**SMALL, "num_inner_steps": 1}, image_shape=(height, width), decode_scale=decode_scale
+    )
+    result = sample(params, y, jax.random.key(0), config=config)
+    assert result.images.shape == (2, height, width, 3)
+    grid = (8, 10) if decode_scale == 1 else (15, 19)  # all larger than the prior's window of 4
+    assert result.tokens.shape == (2, grid[0] * grid[1])
+    assert np.max(result.tokens) < NUM_CODES and np.all(result.info.is_finite)
+
+
+def test_real_networks(tiny_codec, tiny_prior):
+    """The convolutional codec and the transformer, on a field of two windows."""
+    operator = operators.inpainting_mask(random_mask(width=18))
+    params = Params(prior=tiny_prior, codec=tiny_codec, operator=operator)
+    y = operator(random_images(8, SIDE, 18)[:2])
+    config = APSConfig(num_steps=3, num_inner_steps=2, draw="categorical", prior_weight=0.05)
+    keys = jax.random.split(jax.random.key(0), 2)
+    result = sample(params, y, keys, config=config)
+    assert result.images.shape == y.shape and np.max(result.tokens) < NUM_CODES
+    assert np.all(result.info.is_finite) and len(np.unique(result.tokens)) > 4
+    # The other image of the batch is of no account.
+    other = sample(params, y.at[1].set(0.0), keys, config=config)
+    np.testing.assert_array_equal(other.tokens[0], result.tokens[0])
+    np.testing.assert_array_equal(other.images[0], result.images[0])
+    assert np.any(other.tokens[1] != result.tokens[1])
+
+
+# Bad input.
+
+
+def test_measurement_that_does_not_fit():
+    params = make_params()
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match=r"y has shape \(2, 4, 4, 1\); operator 'super_resolution'"):
+        aps_jax.aps_sample(params, jnp.zeros((2, 4, 4, 1)), key)
+    config = APSConfig(image_shape=(20, 16))
+    with pytest.raises(ValueError, match=r"gives \(2, 5, 4, 3\) for images of \(20, 16\)"):
+        aps_jax.aps_sample(params, jnp.zeros((2, 4, 4, 3)), key, config=config)
+    params = make_params(operators.inpainting_mask(random_mask()))
+    with pytest.raises(ValueError, match="mask of shape"):
+        aps_jax.aps_sample(params, jnp.zeros((2, 16, 12, 3)), key)
+    with pytest.raises(ValueError, match="random state"):
+        aps_jax.aps_sample(
+            make_params(operators.inpainting_random()), jnp.zeros((2, 16, 16, 3)), key
+        )
+
+
+def test_models_that_do_not_belong_together():
+    params = make_params().replace(prior=mixing_prior(num_codes=8))
+    with pytest.raises(ValueError, match="the prior has 8 codes, the codec 16"):
+        aps_jax.aps_sample(params, measured(params), jax.random.key(0))
+
+
+def test_perceptual_term_without_its_network():
+    config = APSConfig(**SMALL, perceptual_weight=1e-3)
+    params = make_params()
+    with pytest.raises(ValueError, match="load_lpips"):
+        aps_jax.aps_sample(params, measured(params), jax.random.key(0), config=config)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (jax.random.PRNGKey(0), "typed key"),
+        (jax.random.split(jax.random.key(0), 3), r"one per image \(2\), got keys of shape \(3,\)"),
+    ],
+)
+def test_bad_keys(key, message):
+    params = make_params()
+    with pytest.raises(ValueError, match=message):
+        aps_jax.aps_sample(params, measured(params), key, config=APSConfig(**SMALL))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"draw": "gumbel"}, "draw is 'gumbel'; choose from"),
+        ({"schedule": "cos"}, "schedule is 'cos'; choose from"),
+        ({"num_steps": 0}, "num_steps must be an integer of at least 1, got 0"),
+        ({"num_inner_steps": -1}, "num_inner_steps must be an integer of at least 0"),
+        ({"num_steps": 2.5}, "num_steps must be an integer"),
+        ({"num_samples": True}, "num_samples must be an integer"),
+        ({"sigma": -0.1}, "sigma must be positive, got -0.1"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive"),
+        ({"prior_weight": -1.0}, "prior_weight must not be negative"),
+        ({"threshold": 1.5}, r"threshold must be in \[0, 1\]"),
+        ({"warm_moments": True, "early_stop": 0.1}, "exclude each other"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        APSConfig(**options)
+
+
+def test_config_is_a_static_argument():
+    assert hash(APSConfig(image_shape=[4, 8])) == hash(APSConfig(image_shape=(4, 8)))
+    assert APSConfig() != APSConfig(num_steps=3)
+
+
+def test_a_damaged_measurement_is_reported():
+    params = make_params()
+    y = measured(params).at[1, 0, 0, 0].set(jnp.nan)
+    result = sample(params, y, jax.random.key(0), config=APSConfig(**SMALL))
+    np.testing.assert_array_equal(result.info.is_finite[-1, 0], [True, False])
+    # The other image is not touched.
+    clean = sample(params, measured(params), jax.random.key(0), config=APSConfig(**SMALL))
+    np.testing.assert_array_equal(result.tokens[0], clean.tokens[0])
