@@ -183,10 +183,10 @@ def _run(argv: list[str]) -> int:
         return 0
     if isinstance(options, Restore):
         _check(options)
-        from aps_jax import restore_command
+        from aps_jax.commands import restore
 
-        return restore_command.run(options)
-    from aps_jax import doctor
+        return restore.run(options)
+    from aps_jax.commands import doctor
 
     if isinstance(options, Tasks):
         return doctor.list_tasks()
@@ -222,9 +222,7 @@ def _plain(box: str) -> str:
     text = re.sub(r"^╭.*$|^╰.*$", "", text, flags=re.MULTILINE).replace("│", " ")
     message, *rest = re.split(r"─{3,}", text)
     message = " ".join(message.split()).rstrip(".")
-    wrong = re.match(
-        r"(?:Error parsing|Invalid value for) (--[\w-]+|\S+): .*from \['?(.*?)'?\]", message
-    )
+    wrong = re.match(r"Error parsing (\S+): .* from \['?(.*?)'?\]", message)
     if wrong:
         return f"{wrong[1]} cannot be {wrong[2]!r}"
     close = re.search(r"Perhaps you meant:\s+(--[\w-]+)", " ".join(rest))
@@ -262,7 +260,7 @@ def config_of(options: Restore) -> Any:
 
 
 def command_of(options: Restore, **changes: Any) -> str:
-    """The command line with these options, `changes` applied; defaults other than seeds left out."""
+    """The command line with these options, `changes` applied; most defaults are left out."""
     options = dataclasses.replace(options, **changes)
     words = ["aps-jax", "restore"]
     if options.image is not None:

@@ -253,7 +253,8 @@ def refine(
         return InnerState(
             logits=phi,
             opt_state=opt_state,
-            smoothed=smoothed,
+            # Frozen with the image, or what is reported would depend on the rest of the batch.
+            smoothed=jnp.where(state.is_active, smoothed, state.smoothed),
             is_active=state.is_active & ~is_settled,
             num_steps=state.num_steps + state.is_active,
         ), losses

@@ -28,7 +28,8 @@ def select_by_count(scores: Array, is_masked: Array, num_masked_after: Array) ->
     num_open = jnp.sum(is_masked, axis=-1)
     num_left = jnp.minimum(num_masked_after, jnp.maximum(num_open - 1, 0))
     num_kept = num_open - num_left
-    order = jnp.argsort(jnp.where(is_masked, -scores, jnp.inf), axis=-1, stable=True)
+    # Two sort keys, so that impossible (-inf) proposals still come before the closed positions.
+    order = jnp.lexsort((-scores, ~is_masked), axis=-1)
     rank = jnp.argsort(order, axis=-1)
     return is_masked & (rank < num_kept[:, None])
 
@@ -44,7 +45,8 @@ def select_by_threshold(scores: Array, is_masked: Array, threshold: Array) -> Ar
     Returns:
       Bool [B, L], True where an open position becomes an anchor.
     """
-    confident = scores >= jnp.where(threshold > 0, jnp.log(jnp.maximum(threshold, 1e-38)), -jnp.inf)
+    limit = jnp.where(threshold > 0, jnp.log(jnp.maximum(threshold, 1e-38)), -jnp.inf)
+    confident = ~(scores < limit)  # NaN is kept: a failed run must end without masks, too
     best = select_by_count(scores, is_masked, jnp.iinfo(jnp.int32).max)
     return is_masked & (confident | best)
 

@@ -64,31 +64,37 @@ def baseline(y: PyTree, operator: Operator, image_shape: ImageShape) -> tuple[st
     scale = math.ceil(max(height / y.shape[1], width / y.shape[2]))
     if not operator.is_image or scale <= 1:
         return None
-    large = jax.image.resize(image, (scale * y.shape[1], scale * y.shape[2], 3), "cubic")
+    large = _resize(image, (scale * y.shape[1], scale * y.shape[2], 3), "cubic")
     top, left = (large.shape[0] - height) // 2, (large.shape[1] - width) // 2
     return ("bicubic", large[top : top + height, left : left + width])
 
 
 def codec_reconstruction(codec: Codec, photo: Array, decode_scale: int) -> Array:
-    """`photo` [H, W, 3] through the codec, at `decode_scale` times its size: the sampler's ceiling."""
+    """The sampler's ceiling: `photo` [H, W, 3] through the codec, `decode_scale` times as large."""
     height, width = photo.shape[:2]
     large = (1, height * decode_scale, width * decode_scale, 3)
-    x = photo[None] if decode_scale == 1 else jax.image.resize(photo[None], large, "cubic")
+    x = photo[None] if decode_scale == 1 else _resize(photo[None], large, "cubic")
     x = _reconstruct(codec, x)
     return x.reshape(height, decode_scale, width, decode_scale, 3).mean(axis=(1, 3))
 
 
+# Compiled whole: one by one, their operations would compile many times over.
 _reconstruct = jax.jit(reconstruct)
+_resize = jax.jit(jax.image.resize, static_argnums=(1, 2))
 
 
 def data_residual(operator: Operator, image: Array, y: PyTree) -> dict[str, float]:
     """Mean absolute and root mean square of A(image) - y over the measured entries of one image."""
+    absolute, square = jax.device_get(_residual(operator, image, y))
+    return {"mean_absolute": float(absolute), "root_mean_square": math.sqrt(square)}
+
+
+@jax.jit
+def _residual(operator: Operator, image: Array, y: PyTree) -> tuple[Array, Array]:
     pairs = residuals(operator, operator(image[None]), y)
-    total = sum(float(jnp.sum(weight)) for _, weight in pairs)
-    absolute = sum(float(jnp.sum(jnp.abs(r) * weight)) for r, weight in pairs)
-    square = sum(float(jnp.sum(r**2 * weight)) for r, weight in pairs)
-    total = max(total, 1.0)
-    return {"mean_absolute": absolute / total, "root_mean_square": math.sqrt(square / total)}
+    total = jnp.maximum(sum(jnp.sum(weight) for _, weight in pairs), 1)
+    absolute = sum(jnp.sum(jnp.abs(r) * weight) for r, weight in pairs)
+    return absolute / total, sum(jnp.sum(r**2 * weight) for r, weight in pairs) / total
 
 
 def paste_known(operator: Operator, image: Array, y: Array) -> Array:
@@ -127,7 +133,7 @@ def measurement_view(y: Any, operator: Operator, image_shape: ImageShape) -> np.
 
 
 def spread_view(std: Any) -> tuple[np.ndarray, float]:
-    """Grey picture [H, W, 1] of a pixelwise standard deviation [H, W, 3], and the value of white."""
+    """Grey picture [H, W, 1] of a standard deviation [H, W, 3], and the value that is white."""
     grey = np.mean(np.asarray(std, np.float32), axis=-1, keepdims=True)
     white = max(float(grey.max()), 1e-12)
     return 2 * grey / white - 1, white

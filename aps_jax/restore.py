@@ -1,7 +1,7 @@
 """Runs the sampler from the host, one timestep at a time: progress, snapshots and resume.
 
-`restore` calls the same `aps_step` as `aps_sample` does, compiled once, so the samples are the same;
-whatever needs the host happens between timesteps.
+`restore` calls the same `aps_step` as `aps_sample` does, compiled once, so the samples are the
+same; whatever needs the host happens between timesteps.
 """
 
 from __future__ import annotations
@@ -33,10 +33,8 @@ from aps_jax.sampler import (
 )
 from aps_jax.types import Array, Key, Params, PyTree
 
+_step = jax.jit(aps_step, static_argnames="config")
 _finish = jax.jit(aps_finish, static_argnames="config")
-#: Compiled timesteps by signature, the last few: a notebook restores many photos of one size.
-_compiled: dict[Any, Any] = {}
-_MAX_COMPILED = 4
 
 
 class DivergedError(ArithmeticError):
@@ -151,7 +149,7 @@ def restore(
     y: PyTree,
     key: Key,
     *,
-    config: APSConfig = APSConfig(),
+    config: APSConfig,
     known_tokens: Array | None = None,
     on_step: Callable[[StepReport], None] | None = None,
     snapshot: Snapshot | None = None,
@@ -188,7 +186,8 @@ def restore(
 
     clock = time.perf_counter()
     if len(infos) < config.num_steps:
-        step = _compile_step(params, y, state, key, config)
+        # Compiled ahead, so that it can be timed; a second run of the same shapes finds it cached.
+        step = _step.lower(params, y, state, key, config=config).compile()
     seconds["compile"] = time.perf_counter() - clock
     _report(on_step, infos, state, params, config)
 
@@ -197,7 +196,9 @@ def restore(
         state, info = step(params, y, state, key)
         _wait((state, info))
         infos.append(jax.device_get(info))
-        if not np.all(infos[-1].is_finite):
+        # The gradient of |NaN| is finite, so the logits alone do not show a loss that is not.
+        losses = infos[-1].loss if config.num_inner_steps else 0.0
+        if not (np.all(infos[-1].is_finite) and np.all(np.isfinite(losses))):
             raise DivergedError(
                 f"the objective is not finite after timestep {done} of {config.num_steps}; check "
                 "the measurement, or lower learning_rate or prior_weight"
@@ -219,21 +220,6 @@ def restore(
         "decoder": rows * (1 + (config.num_steps if config.trace else 0)),
     }
     return Restored(result, seconds, calls)
-
-
-def _compile_step(
-    params: Params, y: PyTree, state: SamplerState, key: Key, config: APSConfig
-) -> Callable[..., tuple[SamplerState, StepInfo]]:
-    """The compiled timestep for arguments like these; compiled ahead, so that it can be timed."""
-    leaves, structure = jax.tree.flatten((params, y, state, key))
-    shapes = tuple((jax.typeof(leaf), leaf.sharding) for leaf in leaves)
-    signature = (config, structure, shapes)
-    if signature not in _compiled:
-        while len(_compiled) >= _MAX_COMPILED:
-            _compiled.pop(next(iter(_compiled)))
-        step = jax.jit(aps_step, static_argnames="config")
-        _compiled[signature] = step.lower(params, y, state, key, config=config).compile()
-    return _compiled[signature]
 
 
 def _wait(tree: PyTree) -> None:

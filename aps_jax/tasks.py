@@ -54,7 +54,7 @@ class Task:
     name: str
     summary: str
     factory: Callable[..., Operator]
-    options: Mapping[str, Option] = types.MappingProxyType({})
+    options: Mapping[str, Option] = dataclasses.field(default_factory=dict)
     is_random: bool = False
 
     def make(self, image_shape: ImageShape, **options: Any) -> Operator:

@@ -32,12 +32,25 @@ PRIOR_CONFIG = TransformerConfig(
 )
 
 
-def perturbed(params, seed=0, scale=0.3):
-    """Adds noise to every weight: norms of exactly 1 and biases of exactly 0 hide mistakes."""
+def random_params(init, config, seed=0):
+    """Random weights in the shapes of `init(key, config)`, without compiling an initialiser.
+
+    Norms and biases are random as well: scales of exactly 1 and biases of exactly 0 hide mistakes.
+    """
+    abstract = jax.eval_shape(lambda key: init(key, config), jax.random.key(0))
     rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: leaf + jnp.asarray(scale * rng.normal(size=leaf.shape), leaf.dtype), params
-    )
+
+    def draw(path, leaf):
+        noise = rng.normal(size=leaf.shape)
+        if path[-1].key == "kernel":
+            noise = noise / np.sqrt(np.prod(leaf.shape[:-1]))
+        elif path[-1].key == "scale":
+            noise = 1 + 0.3 * noise
+        elif path[-1].key == "bias":
+            noise = 0.3 * noise
+        return jnp.asarray(noise, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract)
 
 
 def patch_decode(params, codes, *, stride):
@@ -94,15 +107,14 @@ def mixing_prior(num_codes=NUM_CODES, window=None, seed=0):
 @pytest.fixture(scope="session")
 def tiny_codec():
     """The real architecture, 4 bits and stride 4, all weights random."""
-    params = init_codec_params(jax.random.key(0), CODEC_CONFIG)
-    return make_codec(CODEC_CONFIG, perturbed(params))
+    return make_codec(CODEC_CONFIG, random_params(init_codec_params, CODEC_CONFIG))
 
 
 @pytest.fixture(scope="session")
 def tiny_prior():
     """The real transformer over 4x4 windows, all weights random."""
-    params = init_transformer_params(jax.random.key(1), PRIOR_CONFIG)
-    return make_prior(PRIOR_CONFIG, perturbed(params), window=4)
+    params = random_params(init_transformer_params, PRIOR_CONFIG, seed=1)
+    return make_prior(PRIOR_CONFIG, params, window=4)
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,14 @@ def test_value_and_gradients_are_those_of_lax(kernel_size, image_size, padding):
 
 @pytest.mark.parametrize(
     ("size", "padding"),
-    [(1, "SAME"), (3, "SAME"), (3, "VALID"), (2, "SAME"), (3, ((2, 0), (0, 3))), (2, ((3, 1), (0, 2)))],
+    [
+        (1, "SAME"),
+        (3, "SAME"),
+        (3, "VALID"),
+        (2, "SAME"),
+        (3, ((2, 0), (0, 3))),
+        (2, ((3, 1), (0, 2))),
+    ],
 )
 def test_paddings_that_the_decoder_may_meet(size, padding):
     x, kernel = draw(1, (1, 5, 4, 2), (size, size, 2, 3))

@@ -96,10 +96,6 @@ def total_variation(p, q):
     return 0.5 * np.abs(p - q).sum()
 
 
-def repeated(y, count):
-    return jnp.asarray(np.repeat(y[None], count, axis=0), jnp.float32)
-
-
 # The prior of the toy is what it claims to be.
 
 
@@ -168,5 +164,43 @@ def test_a_sharp_measurement_gives_the_most_probable_image(params, joint, decode
     )
     result = sample(params, jnp.asarray(y, jnp.float32), jax.random.key(0), config=config)
     share = np.mean(index_of(result.tokens) == np.arange(64))
-    print("MAP share", share)
     assert share >= 0.9
+
+
+def test_distance_to_the_exact_posterior(params, joint, decoded):
+    """APS is biased (the inner loop runs towards a mode), but far closer than the prior.
+
+    Measured with 20 inner steps, means over 8 measurements of 500 draws: total variation to the
+    exact posterior 0.28 (the prior's 0.89), energy 18.6 (prior 30.8, exact 18.3).
+    """
+    sigma, num_measurements, num_draws = 1.0, 8, COUNT // 8
+    rng = np.random.default_rng(4)
+    truth = rng.choice(64, p=joint, size=num_measurements)
+    y = decoded[truth] + sigma * rng.normal(size=decoded[truth].shape)
+    config = APSConfig(
+        num_steps=LENGTH,
+        num_inner_steps=20,
+        measurement_term="gaussian",
+        sigma=sigma,
+        prior_weight=1.0,
+        draw="categorical",
+    )
+    batch = jnp.asarray(np.repeat(y, num_draws, axis=0), jnp.float32)
+    tokens = sample(params, batch, jax.random.key(0), config=config).tokens
+    shares = [frequencies(rows) for rows in np.split(np.asarray(tokens), num_measurements)]
+    exact = [exact_posterior(joint, decoded, row, sigma) for row in y]
+    distance = np.mean([total_variation(p, q) for p, q in zip(shares, exact, strict=True)])
+    from_prior = np.mean([total_variation(joint, q) for q in exact])
+    energy = [energies(decoded, row, sigma) for row in y]
+    means = {
+        name: np.mean([p @ e for p, e in zip(dists, energy, strict=True)])
+        for name, dists in [
+            ("aps", shares),
+            ("prior", [joint] * num_measurements),
+            ("exact", exact),
+        ]
+    }
+    assert distance < 0.5 * from_prior
+    # As a share of the way from the prior's mean energy to the posterior's.
+    gained = (means["prior"] - means["aps"]) / (means["prior"] - means["exact"])
+    assert gained > 0.8

@@ -147,9 +147,7 @@ def test_quantized_expectation_is_a_code_with_the_gradient_of_the_mean(rng):
     np.testing.assert_array_equal(codes, np.sign(mean))  # exactly: no rounding is left over
     np.testing.assert_array_equal(C[np.asarray(tokens)], codes)
     np.testing.assert_allclose(grad, softmax_vjp(logits, cotangent @ C.T), atol=2e-6)
-    np.testing.assert_allclose(
-        likelihood.expected_code(f32(logits), f32(C)), mean, atol=1e-6
-    )
+    np.testing.assert_allclose(likelihood.expected_code(f32(logits), f32(C)), mean, atol=1e-6)
 
 
 def test_any_codebook_can_be_the_tokenizer(rng):
@@ -373,11 +371,11 @@ def test_early_stop_freezes_each_image_on_its_own(problem):
 def test_early_stop_does_not_depend_on_the_batch(problem):
     """One image stops early; what is reported of it is what it reports alone."""
     near = {**problem, "y": problem["y"].copy()}
-    near["y"][0] = decode(problem, problem["logits"])[0] + 0.01  # nothing to be gained
+    near["y"][0] = decode(problem, problem["logits"])[0] + 3.0  # little to be gained
     params = make_params(problem, operators.denoising())
-    options = {"num_inner_steps": 12, "learning_rate": 0.05, "early_stop": 0.02}
+    options = {"num_inner_steps": 12, "learning_rate": 0.3, "early_stop": 0.006}
     both = run(near, params, **options)
-    assert int(both.num_steps[0]) < int(both.num_steps[1])
+    np.testing.assert_array_equal(both.num_steps, [3, 7])
     names = ("y", "logits", "prior", "tokens")
     alone = run({**near, **{name: near[name][:1] for name in names}}, params, **options)
     assert int(alone.num_steps[0]) == int(both.num_steps[0])

@@ -67,6 +67,13 @@ def test_threshold_rule(board, threshold):
             np.testing.assert_array_equal(kept[row], is_open[row])
 
 
+def test_a_failed_run_still_ends_without_masks():
+    scores = np.full((BATCH, LENGTH), np.nan, np.float32)
+    is_open = np.arange(LENGTH) % 2 == np.zeros((BATCH, 1))
+    np.testing.assert_array_equal(by_count(scores, is_open, 0), is_open)
+    np.testing.assert_array_equal(by_threshold(scores, is_open, jnp.float32(0)), is_open)
+
+
 def test_confidence_is_the_log_probability_of_the_proposal(rng):
     log_probs = rng.normal(size=(2, 5, 4))
     proposal = rng.integers(0, 4, size=(2, 5))

@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import perturbed
+from conftest import random_params
 from flax import traverse_util
 
 from aps_jax.tokenizer import (
@@ -29,8 +29,7 @@ SHAPE = (2, 12, 20, 3)  # neither square nor a power of two: a grid of 3 x 5 tok
 
 @pytest.fixture(scope="module")
 def codec():
-    params = init_codec_params(jax.random.key(0), SMALL)
-    return make_codec(SMALL, perturbed(params, seed=1, scale=0.2))
+    return make_codec(SMALL, random_params(init_codec_params, SMALL, seed=1))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""What the subcommands of `aps-jax` do; `aps_jax.cli` parses their options."""

@@ -1,0 +1,186 @@
+"""What `aps-jax restore` is given: a photo to degrade, or a measurement."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageOps
+
+from aps_jax import images
+from aps_jax.cli import TASK_OPTIONS, Restore
+from aps_jax.operators import measure
+from aps_jax.tasks import TASKS, make_operator
+from aps_jax.types import Array, ImageShape, Key, Operator
+
+_measure = jax.jit(measure, static_argnames="sigma")
+
+
+class Problem(NamedTuple):
+    """What is to be restored: photo [1, H, W, 3] or None, measurement [1, ...], operator."""
+
+    photo: Array | None
+    y: Array
+    operator: Operator
+    image_shape: ImageShape
+    source: dict[str, Any]
+
+
+def degrade_photo(options: Restore, key_operator: Key, key_noise: Key) -> Problem:
+    """Loads a clean photo, and measures it with fresh operator state and noise."""
+    photo = images.sample_photo() if options.image is None else images.load_image(options.image)
+    if options.size is not None:
+        if not images.MIN_SIDE <= options.size <= min(photo.shape[:2]):
+            raise ValueError(
+                f"--size must be from {images.MIN_SIDE} to the photo's shorter side "
+                f"{min(photo.shape[:2])}, got {options.size}"
+            )
+        photo = images.center_crop(images.resize_short_side(photo, options.size), options.size)
+    image_shape = photo.shape[:2]
+    operator = make_operator(options.task, image_shape, **_task_options(options))
+    if operator.name == "compressed_sensing":
+        share = 0.25 if options.fraction is None else options.fraction
+        size = 4 * share * (image_shape[0] * image_shape[1]) ** 2
+        require_memory(size, "the measurement matrix")
+    operator = operator.init(key_operator, image_shape)
+    x = jnp.asarray(photo)[None]
+    y = _measure(key_noise, x, operator=operator, sigma=options.sigma)
+    return Problem(x, y, operator, image_shape, _source(options.image))
+
+
+def load_measured(options: Restore) -> Problem:
+    """Loads a measurement, and finds the image size behind it."""
+    path, task = options.image, options.task
+    given = _task_options(options)
+    y = images.load_measurement(path)
+    if y.ndim < 2:
+        raise ValueError(f"{path} has shape {y.shape}; a measurement has at least two dimensions")
+    if task == "inpainting_mask" and "mask" not in given:
+        given["mask"] = _opaque_pixels(path)
+    operator = make_operator(task, y.shape[:2], **given)
+    if TASKS[task].is_random:
+        raise ValueError(f"--task {task} draws its operator at random; {_known_instead(task)}")
+    is_array = path.suffix.lower() == ".npy"
+    if not is_array and task == "phase_retrieval":
+        raise ValueError(f"{path} holds colours, not amplitudes; give them as a .npy file")
+    image_shape = operator.image_shape((1, *y.shape))
+    operator = make_operator(task, image_shape, **given)
+    if min(image_shape) < images.MIN_SIDE:
+        raise ValueError(
+            f"{path} belongs to an image of {image_shape[1]}x{image_shape[0]} pixels; both sides "
+            f"must be at least {images.MIN_SIDE}"
+        )
+    expected = operator.output_shape((1, *image_shape, 3))[1:]
+    if not is_array and expected[-1] == 1:
+        y = images.load_measurement(path, channels=1)
+    if y.shape[-1] == 1 and expected[-1] == 3:
+        y = np.repeat(y, 3, axis=-1)
+    if y.shape != expected:
+        raise ValueError(
+            f"{path} has shape {y.shape}; task {task!r} gives {expected} for images of "
+            f"{image_shape}; choose the task and the options that made the file"
+        )
+    y = jnp.asarray(y)[None]
+    if operator.observed is not None:
+        y = y * operator.observed(operator.params, y.shape)
+    return Problem(None, y, operator, image_shape, _source(path))
+
+
+def _known_instead(task: str) -> str:
+    if task.startswith("inpainting"):
+        return "use --task inpainting_mask and --mask FILE, white where a pixel is known"
+    if task == "motion_blur":
+        return "use --task blur and --kernel FILE"
+    return "restore its measurements from Python"
+
+
+def _task_options(options: Restore) -> dict[str, Any]:
+    given = {name: getattr(options, name) for name in TASK_OPTIONS}
+    given = {name: value for name, value in given.items() if value is not None}
+    if options.task == "nonlinear_blur":
+        raise ValueError(
+            "--task nonlinear_blur needs network weights, which only the Python function "
+            "aps_jax.operators.nonlinear_blur takes; choose another task"
+        )
+    if "kernel" in given:
+        kernel, is_picture = _load_matrix(options.kernel)
+        if is_picture and kernel.sum() <= 0:
+            raise ValueError(f"{options.kernel} is black; a kernel needs bright pixels")
+        given["kernel"] = kernel / kernel.sum() if is_picture else kernel
+    if "mask" in given:
+        mask, is_picture = _load_matrix(options.mask)
+        given["mask"] = (mask > 0.5).astype(np.float32) if is_picture else mask
+    return given
+
+
+def _load_matrix(path: Path) -> tuple[np.ndarray, bool]:
+    """Numbers [H, W] of a .npy file, or brightness in [0, 1] of a picture; and which it was."""
+    if path.suffix.lower() != ".npy" or not path.is_file():
+        brightness = (images.load_measurement(path).mean(axis=-1) + 1) / 2
+        return brightness, True
+    try:
+        matrix = np.load(path, allow_pickle=False)
+    except Exception as error:  # A wrong magic, header or length, each with its own type.
+        raise ValueError(f"{path} is not a whole .npy array of numbers ({error})") from None
+    if matrix.ndim == 3 and matrix.shape[-1] == 1:
+        matrix = matrix[..., 0]
+    if matrix.ndim != 2 or matrix.dtype.kind not in "biuf":
+        raise ValueError(f"{path} has shape {matrix.shape} of {matrix.dtype}; need numbers [H, W]")
+    return matrix.astype(np.float32), False
+
+
+def _opaque_pixels(path: Path) -> np.ndarray:
+    """Mask of the pixels of an image file that are not transparent at all."""
+    help_text = "give --mask FILE, white where a pixel is known, or make missing pixels transparent"
+    if path.suffix.lower() == ".npy":
+        raise ValueError(f"{path} does not say which pixels are missing; {help_text}")
+    with Image.open(path) as picture:
+        alpha = np.asarray(ImageOps.exif_transpose(picture).convert("RGBA"))[..., 3]
+    if (alpha == 255).all() or not (alpha == 255).any():
+        raise ValueError(f"{path} does not say which pixels are missing; {help_text}")
+    return (alpha == 255).astype(np.float32)
+
+
+def _source(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {"path": None, "sha256": None}
+    return {"path": os.fspath(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def given_options(options: Restore) -> dict[str, Any]:
+    """The task options that were given, as JSON values."""
+    given = {name: getattr(options, name) for name in TASK_OPTIONS}
+    return {
+        name: os.fspath(value) if isinstance(value, Path) else value
+        for name, value in given.items()
+        if value is not None
+    }
+
+
+def require_memory(size: float, what: str) -> None:
+    """Raises ValueError if `what` needs more than the free memory; `size` is in bytes."""
+    free = _free_memory()
+    if free is not None and size > free:
+        raise ValueError(
+            f"{what} need at least {size / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are "
+            "free; restore a smaller image (--size) or fewer --num-samples"
+        )
+
+
+def _free_memory() -> int | None:
+    """Bytes that the device can still give, or None if it does not say."""
+    device = jax.devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    return None

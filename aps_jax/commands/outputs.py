@@ -1,0 +1,181 @@
+"""What `aps-jax restore` gives back: scores, pictures and the record of the run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from aps_jax import images, report
+from aps_jax.cli import Restore, command_of
+from aps_jax.commands.inputs import Problem
+from aps_jax.config import APSConfig
+from aps_jax.pretrained import Model
+from aps_jax.restore import Restored
+from aps_jax.types import Perceptual
+
+#: Files of a finished run; the last one says that it is finished.
+SINGLE_FILES = (
+    "restored.png", "measurement.png", "measurement.npy", "comparison.png", "mean.png", "std.png",
+    "mask.png", "kernel.npy", "result.json",
+)  # fmt: skip
+_MANY_FILES = ("samples/sample_*.png", "steps/step_*.png")
+
+
+class Outputs:
+    """Scores and pictures of one restored image, and the folder they go to."""
+
+    def __init__(
+        self,
+        options: Restore,
+        config: APSConfig,
+        problem: Problem,
+        restored: Restored,
+        model: Model,
+        distance: Perceptual | None,
+    ) -> None:
+        self.options, self.config, self.problem, self.restored = options, config, problem, restored
+        self.result = jax.device_get(restored.result)
+        self.image = restored.result.images[0]
+        self.pasted = None
+        if options.paste_known:
+            self.pasted = report.paste_known(problem.operator, self.image, problem.y)
+        self.trivial = report.baseline(problem.y, problem.operator, problem.image_shape)
+        self.scores: dict[str, dict[str, float | None]] = {}
+        if problem.photo is not None:
+            self.scores = self._scores(model, distance)
+        self.residual = report.data_residual(problem.operator, self.image, problem.y)
+
+    def _scores(
+        self, model: Model, distance: Perceptual | None
+    ) -> dict[str, dict[str, float | None]]:
+        photo = self.problem.photo[0]
+        candidates = {"restored": self.image}
+        if self.pasted is not None:
+            candidates["restored_pasted"] = self.pasted
+        if self.config.num_samples > 1:
+            candidates["mean_of_samples"] = self.restored.result.mean[0]
+        if self.trivial is not None:
+            candidates[self.trivial[0]] = self.trivial[1]
+        ceiling = report.codec_reconstruction(model.codec, photo, self.config.decode_scale)
+        candidates["codec_ceiling"] = ceiling
+        return report.scores(candidates, photo, distance)
+
+    def write(self, facts: dict[str, Any], began: float) -> None:
+        """Puts all files into a hidden folder first, then moves each in place, result.json last."""
+        out = self.options.out
+        staging = Path(tempfile.mkdtemp(dir=out, prefix=".new-"))
+        try:
+            self._write_pictures(staging)
+            written = [path for path in sorted(staging.rglob("*")) if path.is_file()]
+            names = [path.relative_to(staging).as_posix() for path in written] + ["result.json"]
+            seconds = self.restored.seconds | {"total": time.perf_counter() - began}
+            result = {
+                "command": command_of(self.options, resume=False, overwrite=False),
+                **facts,
+                "sampler": self.options.sampler,
+                "preset": self.options.preset,
+                "metrics": self.scores or None,
+                "residual": self.residual,
+                "history": {
+                    "loss": self.result.info.loss[:, :, 0],
+                    "num_masked": self.result.info.num_masked[:, :, 0],
+                },
+                "seconds": {name: round(value, 3) for name, value in seconds.items()},
+                "model_calls": self.restored.calls,
+                "std_white": report.spread_view(self.result.std[0])[1],
+                "files": names,
+            }
+            images.write_json_atomic(staging / "result.json", result)
+            self._clear(out)
+            for name in names:
+                (out / name).parent.mkdir(exist_ok=True)
+                os.replace(staging / name, out / name)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    @staticmethod
+    def _clear(out: Path) -> None:
+        """Removes an earlier run's files, the record of its success first."""
+        for name in reversed(SINGLE_FILES):
+            (out / name).unlink(missing_ok=True)
+        for pattern in _MANY_FILES:
+            for path in out.glob(pattern):
+                path.unlink()
+
+    def _write_pictures(self, folder: Path) -> None:
+        problem, result = self.problem, self.result
+        shown = self.image if self.pasted is None else self.pasted
+        view = report.measurement_view(problem.y, problem.operator, problem.image_shape)
+        images.save_image(folder / "restored.png", shown)
+        images.save_image(folder / "measurement.png", view)
+        images.save_array(folder / "measurement.npy", problem.y[0])
+        params = problem.operator.params
+        if problem.operator.name.startswith("inpainting"):
+            images.save_image(folder / "mask.png", 2 * np.asarray(params) - 1)
+        elif problem.operator.name in ("blur", "motion_blur"):
+            images.save_array(folder / "kernel.npy", params)
+
+        panels = [("measurement", view, self._caption(self.trivial[0] if self.trivial else ""))]
+        if problem.photo is not None:
+            panels.insert(0, ("photo", problem.photo[0], ""))
+        best = "restored" if self.pasted is None else "restored_pasted"
+        panels.append(("restored", shown, self._caption(best)))
+        if self.config.num_samples > 1:
+            std, white = report.spread_view(result.std[0])
+            images.save_image(folder / "mean.png", result.mean[0])
+            images.save_image(folder / "std.png", std)
+            panels.append(("mean of samples", result.mean[0], self._caption("mean_of_samples")))
+            panels.append(("std", std, f"white = {white:.2g}"))
+            for index, sample in enumerate(result.samples[0], start=1):
+                images.save_image(folder / "samples" / f"sample_{index:02}.png", sample)
+        if self.options.save_steps:
+            for index, rows in enumerate(result.info.trace.images, start=1):
+                images.save_image(folder / "steps" / f"step_{index:02}.png", rows[0])
+        canvas = images.comparison(
+            [(label, picture) for label, picture, _ in panels],
+            captions=[caption for _, _, caption in panels],
+        )
+        images.save_image(folder / "comparison.png", canvas)
+
+    def _caption(self, name: str) -> str:
+        if name not in self.scores:
+            return ""
+        prefix = "bicubic " if name == "bicubic" else ""
+        return f"{prefix}{_figure(self.scores[name]['psnr'], '.2f')} dB"
+
+    def summarise(self, notes: list[str], seconds: float) -> None:
+        """Prints what a person wants to know."""
+        options, config = self.options, self.config
+        height, width = self.problem.image_shape
+        print(
+            f"{options.task} {width}x{height}, {options.sampler}, {config.num_steps} x "
+            f"{config.num_inner_steps} steps, seed {options.seed}"
+        )
+        if self.scores:
+            print(f"{'':16}{'PSNR':>8}{'SSIM':>8}{'LPIPS':>8}")
+            for name, row in self.scores.items():
+                cells = (
+                    _figure(row[score], digits)
+                    for score, digits in (("psnr", ".2f"), ("ssim", ".3f"), ("lpips", ".3f"))
+                )
+                print(f"{name.replace('_', ' '):16}" + "".join(f"{cell:>8}" for cell in cells))
+        rms = self.residual["root_mean_square"]
+        print(f"residual {rms:.4f} (root mean square; the noise has {options.sigma:g})")
+        for note in notes:
+            print(f"note: {note}")
+        spent = self.restored.seconds
+        print(
+            f"{options.out / 'comparison.png'} and more, after {seconds:.1f} s (compiling "
+            f"{spent['compile']:.1f}, sampling {spent['sample']:.1f})"
+        )
+
+
+def _figure(value: float | None, digits: str) -> str:
+    return "-" if value is None else format(value, digits)

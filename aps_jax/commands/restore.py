@@ -1,0 +1,257 @@
+"""`aps-jax restore`: from files to files around `aps_jax.restore.restore`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import aps_jax
+from aps_jax import pretrained, report
+from aps_jax.checkpoint import CARD_NAME
+from aps_jax.cli import Restore, command_of, config_of
+from aps_jax.commands.inputs import (
+    Problem,
+    degrade_photo,
+    given_options,
+    load_measured,
+    require_memory,
+)
+from aps_jax.commands.outputs import SINGLE_FILES, Outputs
+from aps_jax.config import APSConfig
+from aps_jax.field import field_shape
+from aps_jax.perceptual import MIN_SIDE as LPIPS_SIDE
+from aps_jax.perceptual import PerceptualUnavailable, load_lpips
+from aps_jax.restore import DivergedError, Restored, Snapshot, StepReport, restore
+from aps_jax.types import Key, Params, Perceptual
+
+STATE_NAME = ".state"
+#: Arrays as large as the logits that are alive at once in a timestep, at least.
+_LOGIT_COPIES = 6
+
+
+def run(options: Restore) -> int:
+    """Restores one image as the options say; returns the exit code."""
+    began = time.perf_counter()
+    config = config_of(options)
+    _check_folder(options)
+    key_operator, key_noise, key_sample = jax.random.split(jax.random.key(options.seed), 3)
+    if options.measured:
+        problem = load_measured(options)
+    else:
+        problem = degrade_photo(options, key_operator, key_noise)
+    if options.paste_known:
+        report.paste_known(problem.operator, jnp.zeros((*problem.image_shape, 3)), problem.y)
+    model = pretrained.load_pretrained(options.model)
+    config = dataclasses.replace(config, image_shape=problem.image_shape)
+    _check_memory(config, model)
+
+    notes: list[str] = []
+    distance = _load_distance(problem, config, notes)
+    config = _settle_perceptual(config, problem, distance, notes)
+    params = Params(
+        prior=model.prior,
+        codec=model.codec,
+        operator=problem.operator,
+        perceptual=distance if config.perceptual_weight > 0 else None,
+    )
+    facts = _facts(options, config, problem)
+    snapshot = Snapshot(options.out / STATE_NAME, _identity(facts), options.resume)
+    try:
+        with _folder(options.out):
+            restored = _sample(params, problem, key_sample, config, snapshot)
+            outputs = Outputs(options, config, problem, restored, model, distance)
+            outputs.write(facts | {"notes": notes}, began)
+            snapshot.remove()
+    except KeyboardInterrupt:
+        if not snapshot.path.exists():
+            raise KeyboardInterrupt("nothing was written; run the same command again") from None
+        again = command_of(options, resume=True, overwrite=False)
+        raise KeyboardInterrupt(f"continue with: {again}") from None
+    outputs.summarise(notes, time.perf_counter() - began)
+    return 0
+
+
+def _sample(
+    params: Params, problem: Problem, key: Key, config: APSConfig, snapshot: Snapshot
+) -> Restored:
+    try:
+        with _progress(config) as on_step:
+            return restore(
+                params, problem.y, key, config=config, on_step=on_step, snapshot=snapshot
+            )
+    except DivergedError:
+        snapshot.remove()  # Resuming would only fail again.
+        raise
+
+
+def _check_folder(options: Restore) -> None:
+    out = options.out
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; choose a folder")
+    has_state = (out / STATE_NAME).exists()
+    if options.resume and not has_state:
+        raise ValueError(f"--out {out} holds no interrupted run; leave out --resume")
+    if options.resume or options.overwrite:
+        return
+    if has_state:
+        raise ValueError(
+            f"--out {out} holds an interrupted run; continue it with --resume or start again with "
+            "--overwrite"
+        )
+    for name in SINGLE_FILES:
+        if (out / name).exists():
+            raise ValueError(
+                f"--out {out} already holds {name}; choose another folder or add --overwrite"
+            )
+
+
+@contextlib.contextmanager
+def _folder(out: Path) -> Iterator[None]:
+    """Makes the folder, proves that it takes files, and removes it again if nothing came of it."""
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=out).close()
+        except OSError as error:
+            raise OSError(
+                f"cannot write to --out {out}: {error.strerror}; choose another folder"
+            ) from None
+        yield
+    except BaseException:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # Only if it is empty.
+        raise
+
+
+def _check_memory(config: APSConfig, model: pretrained.Model) -> None:
+    decoded = tuple(side * config.decode_scale for side in config.image_shape)
+    rows, columns = field_shape(decoded, model.codec.stride)
+    numbers = config.num_samples * rows * columns * model.codec.num_codes
+    size = 4 * _LOGIT_COPIES * numbers
+    what = (
+        f"{config.num_samples} sample(s) of {config.image_shape[1]}x{config.image_shape[0]} pixels"
+    )
+    require_memory(size, what)
+
+
+def _load_distance(problem: Problem, config: APSConfig, notes: list[str]) -> Perceptual | None:
+    """LPIPS where something asks for it; a note says why not."""
+    if problem.photo is None and config.perceptual_weight == 0:
+        return None
+    if min(problem.image_shape) < LPIPS_SIDE:
+        notes.append(f"LPIPS was left out: the image is smaller than {LPIPS_SIDE} pixels")
+        return None
+    try:
+        return load_lpips()
+    except PerceptualUnavailable as error:
+        notes.append(f"LPIPS was left out: {error}")
+        return None
+
+
+def _settle_perceptual(
+    config: APSConfig, problem: Problem, distance: Perceptual | None, notes: list[str]
+) -> APSConfig:
+    """Drops the perceptual term where it cannot be computed, with a note."""
+    if config.perceptual_weight == 0:
+        return config
+    if not problem.operator.is_image:
+        reason = "the measurement is not an image"
+    elif min(problem.y.shape[1:3]) < LPIPS_SIDE:
+        reason = f"the measurement is smaller than {LPIPS_SIDE} pixels"
+    elif distance is None:
+        reason = "it needs LPIPS"
+    else:
+        return config
+    notes.append(f"the preset's perceptual term was left out: {reason}")
+    return dataclasses.replace(config, perceptual_weight=0.0)
+
+
+def _facts(options: Restore, config: APSConfig, problem: Problem) -> dict[str, Any]:
+    """Everything the samples depend on, as JSON values."""
+    operator = hashlib.sha256()
+    for leaf in jax.tree.leaves(problem.operator):
+        operator.update(np.asarray(leaf).tobytes())
+    folder = pretrained.model_folder(options.model)
+    weights = {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in (CARD_NAME, "codec.safetensors", "prior.safetensors")
+    }
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    device = jax.devices()[0]
+    return {
+        "task": {"name": options.task, "options": given_options(options)},
+        "sigma": options.sigma,
+        "seed": options.seed,
+        "is_measured": options.measured,
+        "image": problem.source | {"shape": list(problem.image_shape)},
+        "measurement_sha256": hashlib.sha256(np.asarray(problem.y).tobytes()).hexdigest(),
+        "operator_sha256": operator.hexdigest(),
+        "model": {"name": options.model, "sha256": weights},
+        "config": dataclasses.asdict(config) | {"image_shape": list(config.image_shape)},
+        "versions": {
+            "aps_jax": aps_jax.__version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+        "device": {"platform": device.platform, "kind": device.device_kind, "cpus": os.cpu_count()},
+    }
+
+
+def _identity(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts without the places of files, whose contents count."""
+    return facts | {
+        "image": {name: value for name, value in facts["image"].items() if name != "path"},
+        "task": facts["task"]["name"],
+        "model": facts["model"]["sha256"],
+    }
+
+
+@contextlib.contextmanager
+def _progress(config: APSConfig) -> Iterator[Callable[[StepReport], None] | None]:
+    """A bar on a terminal; elsewhere one plain line."""
+    if not sys.stderr.isatty():
+        print(
+            f"sampling {config.num_steps} timesteps of {config.num_inner_steps} inner steps",
+            file=sys.stderr,
+        )
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        job = bar.add_task("compiling", total=config.num_steps, figures="")
+
+        def on_step(step: StepReport) -> None:
+            figures = f"{step.num_masked:.0f} tokens masked"
+            if step.num_done:
+                figures = f"loss {step.loss:.4f}, {figures}"
+            bar.update(job, description="sampling", completed=step.num_done, figures=figures)
+
+        yield on_step

@@ -1,0 +1,129 @@
+"""The trainings and studies run end to end on tiny settings and generated photos."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import aps_jax
+from aps_jax.checkpoint import read_card
+from experiments import photos, restoration, train_codec, train_prior, training
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Smooth colour fields with an edge: photos enough for a codec to learn something."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(0, 1, 96)
+    for index in range(6):
+        corners = rng.uniform(0, 255, (2, 3))
+        image = ramp[:, None, None] * corners[0] + ramp[None, :, None] * corners[1]
+        image[:, : rng.integers(20, 70)] *= 0.5
+        Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def codec_run(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("codec")
+    config = train_codec.Config(data=(folder,), eval_data=folder, out=out, smoke=True)
+    train_codec.train(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def prior_run(folder, codec_run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("prior")
+    config = train_prior.Config(
+        data=(folder,), eval_data=folder, codec=codec_run.out / "model", out=out, smoke=True
+    )
+    train_prior.train(config)
+    return config
+
+
+def test_codec_training_leaves_model_log_and_pictures(codec_run):
+    rows = training.read_rows(codec_run.out / "codec.jsonl")
+    assert rows[-1]["step"] == codec_run.resolved().steps
+    assert np.isfinite(rows[-1]["eval_psnr"])
+    for name in ("codec_curves.png", "codec_reconstructions.png", "model/codec.safetensors"):
+        assert (codec_run.out / name).stat().st_size > 100
+    assert read_card(codec_run.out / "model")["codec_training"]["steps"] == rows[-1]["step"]
+
+
+def test_interrupted_codec_training_repeats_the_uninterrupted_one(codec_run, tmp_path):
+    """Half the steps, a stop, the other half: the same weights as in one go."""
+    config = dataclasses.replace(codec_run, out=tmp_path)
+    whole = codec_run.resolved()
+    half = dataclasses.replace(whole, smoke=False, out=tmp_path, minutes=1e-9, eval_every=1)
+    train_codec.train(half)  # out of time after the first step
+    assert training.read_rows(tmp_path / "codec.jsonl")[-1]["step"] == 1
+    train_codec.train(config)
+    names = "model/codec.safetensors"
+    assert (tmp_path / names).read_bytes() == (codec_run.out / names).read_bytes()
+
+
+def test_prior_training_leaves_a_model_that_loads_and_scores(prior_run):
+    rows = training.read_rows(prior_run.out / "prior.jsonl")
+    assert rows[-1]["step"] == prior_run.resolved().steps
+    model = aps_jax.load_pretrained(prior_run.out / "model")
+    assert model.prior.num_codes == model.codec.num_codes
+    assert "prior_training" in model.card
+
+
+def test_study_resumes_and_tabulates(prior_run, folder, tmp_path):
+    study = {
+        "model": str(prior_run.out / "model"),
+        "images": {"size": 32, "shrink": 2, "count": 3},
+        "lpips": False,
+        "sigma": 0.05,
+        "seed": 0,
+        "batch_size": 2,
+        "compare_to": "no prior",
+        "tasks": {"super_resolution": {"scale": 2}},
+        "methods": {
+            "codec": {"kind": "codec"},
+            "bicubic": {"kind": "measurement"},
+            "no prior": {"prior": "none", "config": {"num_steps": 2, "num_inner_steps": 1}},
+            "aps": {"config": {"num_steps": 2, "num_inner_steps": 1}},
+        },
+    }
+    path = tmp_path / "study.json"
+    path.write_text(json.dumps(study))
+    arguments = restoration.Arguments(config=path, data=folder, out=tmp_path / "out")
+    restoration.main(arguments)
+    log = tmp_path / "out" / "rows.jsonl"
+    rows = log.read_text().splitlines()
+    assert len(rows) == 3 * len(study["methods"])
+
+    # Lose the last method, as a kill would; only that is computed again, with the same scores.
+    log.write_text("".join(line + "\n" for line in rows[:-3]))
+    restoration.main(arguments)
+    again = log.read_text().splitlines()
+    assert again[:-3] == rows[:-3]
+    for before, after in zip(rows[-3:], again[-3:], strict=True):
+        before, after = json.loads(before), json.loads(after)
+        before.pop("seconds"), after.pop("seconds")
+        assert before == after
+
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| aps | 3 |" in table
+    mean = np.mean([json.loads(row)["psnr"] for row in rows[-3:]])
+    assert f"{mean:.2f} ±" in table
+
+
+def test_crops_are_a_function_of_seed_and_step(folder):
+    pictures = photos.load_photos([folder], min_side=32)
+    one = photos.random_batch(pictures, 0, 5, batch_size=3, size=32)
+    same = photos.random_batch(pictures, 0, 5, batch_size=3, size=32)
+    other = photos.random_batch(pictures, 0, 6, batch_size=3, size=32)
+    np.testing.assert_array_equal(one, same)
+    assert np.abs(one - other).max() > 0.1
+    assert one.dtype == np.float32 and -1 <= one.min() and one.max() <= 1
+
+
+def test_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no images below"):
+        photos.list_images([tmp_path])

@@ -1,0 +1,167 @@
+"""The host loop gives what the scan gives, and what it gives when it is interrupted."""
+
+import dataclasses
+import errno
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import mixing_prior, patch_codec
+
+import aps_jax
+from aps_jax import APSConfig, Params, operators, restore
+
+CONFIG = APSConfig(
+    num_steps=4, num_inner_steps=3, learning_rate=0.5, warm_start="logits", num_samples=2
+)
+KEY = jax.random.key(3)
+sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
+
+
+@functools.cache
+def problem():
+    operator = operators.super_resolution(scale=4)
+    x = jnp.asarray(np.tanh(np.random.default_rng(7).normal(size=(2, 16, 16, 3))), jnp.float32)
+    return Params(prior=mixing_prior(window=4), codec=patch_codec(), operator=operator), operator(x)
+
+
+def interrupt_after(num_done):
+    def on_step(report):
+        if report.num_done == num_done:
+            raise KeyboardInterrupt
+
+    return on_step
+
+
+def assert_same(one, two):
+    """Bit for bit, all leaves."""
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("options", [{}, {"trace": True, "warm_start": "none", "num_samples": 1}])
+def test_host_loop_gives_what_the_scan_gives(options):
+    params, y = problem()
+    config = dataclasses.replace(CONFIG, **options)
+    expected = sample(params, y, KEY, config=config)
+    result = restore.restore(params, y, KEY, config=config).result
+    np.testing.assert_array_equal(result.tokens, expected.tokens)
+    assert jax.tree.structure(result) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_reports_and_costs():
+    params, y = problem()
+    reports = []
+    restored = restore.restore(params, y, KEY, config=CONFIG, on_step=reports.append)
+    assert [report.num_done for report in reports] == [0, 1, 2, 3, 4]
+    assert np.isnan(reports[0].loss) and np.isfinite([r.loss for r in reports[1:]]).all()
+    masked = [report.num_masked for report in reports]
+    assert masked[0] == 16 and masked[-1] == 0 and masked == sorted(masked, reverse=True)
+    assert restored.calls == {"denoiser": 16, "decoder_gradient": 48, "decoder": 4}
+    assert set(restored.seconds) == {"compile", "sample", "decode"}
+
+
+def test_second_call_compiles_nothing():
+    params, y = problem()
+    other = params.replace(prior=mixing_prior(window=4, seed=5))
+    half, key = np.asarray(y) * 0.5, jax.random.key(9)
+    restore.restore(params, y, KEY, config=CONFIG)
+    compiled = []
+
+    def listen(event, duration, **_):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    restore.restore(other, half, key, config=CONFIG)
+    assert compiled == []
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"warm_moments": True}, {"trace": True}, {"warm_start": "none"}]
+)
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path, options):
+    params, y = problem()
+    config = dataclasses.replace(CONFIG, **options)
+    expected = restore.restore(params, y, KEY, config=config)
+    snapshot = restore.Snapshot(tmp_path / "state", {"seed": 3, "config": {"num_steps": 4}})
+    with pytest.raises(KeyboardInterrupt):
+        restore.restore(
+            params, y, KEY, config=config, on_step=interrupt_after(2), snapshot=snapshot
+        )
+    reports = []
+    again = dataclasses.replace(snapshot, is_resuming=True)
+    restored = restore.restore(
+        params, y, KEY, config=config, on_step=reports.append, snapshot=again
+    )
+    assert [report.num_done for report in reports] == [2, 3, 4]
+    assert_same(restored.result, expected.result)
+    assert restored.calls == expected.calls
+    finished = restore.restore(params, y, KEY, config=config, snapshot=again)
+    assert_same(finished.result, expected.result)
+    again.remove()
+    again.remove()
+    assert os.listdir(tmp_path) == []
+
+
+def test_wrong_snapshots_are_refused(tmp_path):
+    params, y = problem()
+    path = tmp_path / "state"
+    snapshot = restore.Snapshot(path, {"seed": 3, "config": {"num_steps": 4}})
+    with pytest.raises(KeyboardInterrupt):
+        restore.restore(
+            params, y, KEY, config=CONFIG, on_step=interrupt_after(1), snapshot=snapshot
+        )
+
+    def resume(identity=snapshot.identity, config=CONFIG):
+        again = restore.Snapshot(path, identity, is_resuming=True)
+        return restore.restore(params, y, KEY, config=config, snapshot=again)
+
+    with pytest.raises(restore.SnapshotError, match="config.num_steps was 4, now 8"):
+        resume({"seed": 3, "config": {"num_steps": 8}})
+    with pytest.raises(restore.SnapshotError, match="model was None, now 'x'"):
+        resume({"seed": 3, "config": {"num_steps": 4}, "model": "x"})
+    with pytest.raises(restore.SnapshotError, match="does not fit this run"):
+        resume(config=dataclasses.replace(CONFIG, num_samples=3))
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:20], whole[:-10], b"\x00" * 100):
+        path.write_bytes(damaged)
+        with pytest.raises(restore.SnapshotError, match="damaged"):
+            resume()
+    path.unlink()
+    with pytest.raises(restore.SnapshotError, match="no snapshot"):
+        resume()
+
+
+def test_full_disk_leaves_the_last_snapshot(tmp_path, monkeypatch):
+    params, y = problem()
+    path = tmp_path / "state"
+    snapshot = restore.Snapshot(path, {})
+    replace = os.replace
+
+    def full(report):
+        if report.num_done == 2:
+            monkeypatch.setattr(os, "replace", fail)
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space"):
+        restore.restore(params, y, KEY, config=CONFIG, on_step=full, snapshot=snapshot)
+    monkeypatch.setattr(os, "replace", replace)
+    assert os.listdir(tmp_path) == ["state"]
+    again = dataclasses.replace(snapshot, is_resuming=True)
+    expected = restore.restore(params, y, KEY, config=CONFIG).result
+    assert_same(restore.restore(params, y, KEY, config=CONFIG, snapshot=again).result, expected)
+
+
+def test_divergence_is_an_error():
+    params, y = problem()
+    with pytest.raises(restore.DivergedError, match="timestep 1 of 4"):
+        restore.restore(params, y * jnp.nan, KEY, config=CONFIG)
