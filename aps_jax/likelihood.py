@@ -70,10 +70,17 @@ def residuals(operator: Operator, prediction: PyTree, y: PyTree) -> list[tuple[A
         masks = jax.tree.map(jnp.ones_like, y)
     else:
         observed = operator.observed(operator.params, jax.tree.map(lambda leaf: leaf.shape, y))
-        masks = jax.tree.map(lambda mask, leaf: jnp.broadcast_to(mask, leaf.shape), observed, y)
+        masks = jax.tree.map(_mask_like, observed, y)
     difference = jax.tree.map(jnp.subtract, prediction, y)
     leaves = (jax.tree.leaves(tree) for tree in (difference, masks))
     return [(_per_image(r), _per_image(m)) for r, m in zip(*leaves, strict=True)]
+
+
+def _mask_like(mask: Array, y: Array) -> Array:
+    # One mask per image serves all samples of that image, which are sample-major in y.
+    if mask.ndim == y.ndim and mask.shape[0] not in (1, y.shape[0]):
+        mask = jnp.concatenate([mask] * (y.shape[0] // mask.shape[0]))
+    return jnp.broadcast_to(mask, y.shape)
 
 
 def absolute_error(operator: Operator, prediction: PyTree, y: PyTree) -> Array:
@@ -132,7 +139,8 @@ class InnerResult(NamedTuple):
     Attributes:
       logits: refined phi [B, L, K].
       opt_state: optimiser state.
-      loss: objective at the last inner step [B], before its update.
+      loss: objective at the last inner step [B], before its update (its moving average where early
+        stop is on, NaN without inner steps).
       num_steps: inner steps taken int32 [B].
       losses: objective at every inner step [M, B] if traced, else None.
     """
@@ -269,6 +277,10 @@ def refine(
     )
     num_rows = config.num_inner_steps if config.trace else 1
     history = jnp.full((num_rows, batch), jnp.nan)
+    if config.num_inner_steps == 0:
+        nothing = jnp.full(batch, jnp.nan)
+        losses = history if config.trace else None
+        return InnerResult(logits, opt_state, nothing, state.num_steps, losses)
 
     def advance(j: Array, carry: tuple[InnerState, Array]) -> tuple[InnerState, Array]:
         state, history = carry
@@ -291,7 +303,7 @@ def refine(
     return InnerResult(
         logits=state.logits,
         opt_state=state.opt_state,
-        loss=state.smoothed if config.num_inner_steps else jnp.full(batch, jnp.nan),
+        loss=state.smoothed,
         num_steps=state.num_steps,
         losses=history if config.trace else None,
     )

@@ -58,12 +58,13 @@ class Arguments:
 
 def uniform_prior(prior: Prior) -> Prior:
     """A prior without an opinion, for the same optimisation without a prior."""
-    return Prior(params=None, apply=bind(_uniform, num_codes=prior.num_codes), num_codes=prior.num_codes)
+    # The zeros are an argument: as a constant, XLA would spend a minute folding what follows.
+    zeros = jnp.zeros(prior.num_codes)
+    return Prior(params=zeros, apply=bind(_uniform), num_codes=prior.num_codes)
 
 
-def _uniform(params: None, tokens: Array, *, num_codes: int) -> Array:
-    del params
-    return jnp.zeros((*tokens.shape, num_codes))
+def _uniform(params: Array, tokens: Array) -> Array:
+    return jnp.broadcast_to(params, (*tokens.shape, params.shape[0]))
 
 
 def enlarge(operator: Operator, y: Array, shape: tuple[int, ...]) -> Array:

@@ -83,7 +83,8 @@ def test_laws_of_every_option(operator, options):
     config = APSConfig(**{**SMALL, "trace": True, **options})
     params = make_params(operator, perceptual=Perceptual(params=None, apply=mean_square))
     # Image 0 starts with three known tokens, image 1 with none.
-    known = np.full((BATCH, LENGTH), NUM_CODES)
+    length = LENGTH * config.decode_scale**2
+    known = np.full((BATCH, length), NUM_CODES)
     known[0, [0, 5, 15]] = [3, 0, 15]
     y = measured(params)
     run = functools.partial(sample, params, y, config=config, known_tokens=jnp.asarray(known))
@@ -100,7 +101,7 @@ def test_laws_of_every_option(operator, options):
 
     # Nothing is masked at the end, and no token changes once it is revealed.
     history = np.concatenate([np.tile(known, (samples, 1))[None], result.info.trace.tokens])
-    assert history.shape == (steps + 1, samples * BATCH, LENGTH)
+    assert history.shape == (steps + 1, samples * BATCH, length)
     assert 0 <= history.min() and history.max() == NUM_CODES
     assert history[-1].max() < NUM_CODES
     for before, after in zip(history, history[1:], strict=False):
@@ -113,7 +114,7 @@ def test_laws_of_every_option(operator, options):
     np.testing.assert_array_equal(result.info.num_masked.reshape(steps, -1), num_masked[1:])
     most = np.maximum(num_masked[:-1] - 1, 0)
     if config.rule == "count":
-        counts = schedule.masked_counts(config.schedule, steps, LENGTH)[:, None]
+        counts = schedule.masked_counts(config.schedule, steps, length)[:, None]
         np.testing.assert_array_equal(num_masked[1:], np.minimum(counts, most))
     else:
         assert np.all(num_masked[1:] <= most)
