@@ -46,7 +46,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def save_params(path: Path, params: PyTree, dtype: str = "float32") -> None:
-    """Saves a nested dict of arrays; floating arrays are cast to `dtype` ("float16" halves them)."""
+    """Saves a nested dict of arrays, floating ones cast to `dtype` ("float16" halves them)."""
     flat = traverse_util.flatten_dict(jax.device_get(params), sep="/")
     tensors = {
         name: np.ascontiguousarray(
@@ -80,7 +80,9 @@ def load_params(path: Path, abstract: PyTree) -> PyTree:
     for name in expected.keys() - tensors.keys():
         raise CheckpointError(f"weights file {path} lacks tensor {name!r} of this configuration")
     for name in tensors.keys() - expected.keys():
-        raise CheckpointError(f"weights file {path} has tensor {name!r}, unknown to its configuration")
+        raise CheckpointError(
+            f"weights file {path} has tensor {name!r}, unknown to its configuration"
+        )
     for name, spec in expected.items():
         if tensors[name].shape != spec.shape:
             raise CheckpointError(

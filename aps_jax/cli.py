@@ -29,6 +29,13 @@ def _named(metavar: str) -> Any:
     return tyro.conf.arg(metavar=metavar)
 
 
+def _optional(metavar: str) -> Any:
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+_Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Restore:
     """Restores a photo by Anchored Posterior Sampling.
@@ -71,38 +78,38 @@ class Restore:
       ensemble: compressed_sensing: signs or gaussian.
     """
 
-    image: Annotated[Path | None, tyro.conf.Positional, _named("[IMAGE]")] = None
+    image: Annotated[Path | None, tyro.conf.Positional, _optional("[IMAGE]")] = None
     task: Annotated[str, _named("NAME")] = "super_resolution"
-    measured: bool = False
+    measured: _Flag = False
     model: Annotated[str, _named("photo64|DIR")] = "photo64"
     sampler: Annotated[str, _named("NAME")] = "aps"
     preset: Annotated[str, _named("NAME")] = "balanced"
-    num_steps: Annotated[int | None, _named("N")] = None
-    num_inner_steps: Annotated[int | None, _named("M")] = None
+    num_steps: Annotated[int | None, _optional("N")] = None
+    num_inner_steps: Annotated[int | None, _optional("M")] = None
     num_samples: Annotated[int, _named("S")] = 1
     sigma: float = 0.05
     seed: int = 0
-    size: Annotated[int | None, _named("PX")] = None
+    size: Annotated[int | None, _optional("PX")] = None
     out: Annotated[Path, _named("DIR")] = Path("restored")
-    resume: bool = False
-    overwrite: bool = False
-    paste_known: bool = False
-    save_steps: bool = False
-    scale: Annotated[int | None, _named("N")] = None
-    fraction: Annotated[float | None, _named("SHARE")] = None
-    box_size: Annotated[int | None, _named("PX")] = None
-    margin: Annotated[int | None, _named("PX")] = None
-    std: Annotated[float | None, _named("PX")] = None
-    kernel_size: Annotated[int | None, _named("PX")] = None
-    intensity: Annotated[float | None, _named("X")] = None
-    kernel: Annotated[Path | None, _named("FILE")] = None
-    mask: Annotated[Path | None, _named("FILE")] = None
-    quality: Annotated[int | None, _named("N")] = None
-    bits: Annotated[int | None, _named("N")] = None
-    gain: Annotated[float | None, _named("X")] = None
-    oversample: Annotated[float | None, _named("X")] = None
-    pattern: Annotated[str | None, _named("NAME")] = None
-    ensemble: Annotated[str | None, _named("NAME")] = None
+    resume: _Flag = False
+    overwrite: _Flag = False
+    paste_known: _Flag = False
+    save_steps: _Flag = False
+    scale: Annotated[int | None, _optional("N")] = None
+    fraction: Annotated[float | None, _optional("SHARE")] = None
+    box_size: Annotated[int | None, _optional("PX")] = None
+    margin: Annotated[int | None, _optional("PX")] = None
+    std: Annotated[float | None, _optional("PX")] = None
+    kernel_size: Annotated[int | None, _optional("PX")] = None
+    intensity: Annotated[float | None, _optional("X")] = None
+    kernel: Annotated[Path | None, _optional("FILE")] = None
+    mask: Annotated[Path | None, _optional("FILE")] = None
+    quality: Annotated[int | None, _optional("N")] = None
+    bits: Annotated[int | None, _optional("N")] = None
+    gain: Annotated[float | None, _optional("X")] = None
+    oversample: Annotated[float | None, _optional("X")] = None
+    pattern: Annotated[str | None, _optional("NAME")] = None
+    ensemble: Annotated[str | None, _optional("NAME")] = None
 
 
 #: Fields of `Restore` that are options of a task.
@@ -217,12 +224,16 @@ def _parse(argv: list[str]) -> Restore | Tasks | Models | Doctor | None:
 
 
 def _plain(box: str) -> str:
-    """The message inside the box that tyro draws, as one line."""
+    """The message inside the box that tyro draws, as one line.
+
+    Rules separate the box into its title, the message and hints; they are of "─", or of "-" where
+    the terminal is not known to take that.
+    """
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    text = re.sub(r"^╭.*$|^╰.*$", "", text, flags=re.MULTILINE).replace("│", " ")
-    message, *rest = re.split(r"─{3,}", text)
-    message = " ".join(message.split()).rstrip(".")
-    wrong = re.match(r"Error parsing (\S+): .* from \['?(.*?)'?\]", message)
+    parts = re.split(r"(?m)^.*[─-]{5,}.*$", text.replace("│", " "))
+    parts = [" ".join(part.split()) for part in parts]
+    message, rest = parts[min(1, len(parts) - 1)].rstrip("."), parts[2:]
+    wrong = re.match(r"Error parsing (\S+): .*?(?:: |from \[)'(.*?)'", message)
     if wrong:
         return f"{wrong[1]} cannot be {wrong[2]!r}"
     close = re.search(r"Perhaps you meant:\s+(--[\w-]+)", " ".join(rest))

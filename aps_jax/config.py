@@ -45,6 +45,9 @@ class APSConfig:
         previous phi; "displacement" at the new logits plus the previous phi minus the previous
         logits (both ours).
       warm_moments: carry Adam's moments over as well (ours).
+      evidence_floor: scales Adam's updates by how much the measurement says about each token
+        (`likelihood.evidence_of`), and lets a warm start carry over only as much of phi; the rest
+        starts at the prior's logits. 0 is off (ours).
       early_stop: freeze an image's phi once its smoothed loss changes by less than this share per
         inner step; 0 never (ours).
       remasking: whose confidence decides what is kept: "anchored" the tilted x_phi (APS-II),
@@ -76,6 +79,7 @@ class APSConfig:
     prior_temperature: float = 1.0
     warm_start: str = "none"
     warm_moments: bool = False
+    evidence_floor: float = 0.0
     early_stop: float = 0.0
     remasking: str = "anchored"
     draw: str = "quantized"
@@ -106,7 +110,13 @@ class APSConfig:
         for name in ("learning_rate", "adam_eps", "sigma", "prior_temperature"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
-        for name in ("perceptual_weight", "prior_weight", "early_stop", "gumbel_temperature"):
+        for name in (
+            "perceptual_weight",
+            "prior_weight",
+            "evidence_floor",
+            "early_stop",
+            "gumbel_temperature",
+        ):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
         if not 0 <= self.threshold <= 1:

@@ -131,6 +131,7 @@ class InnerState(NamedTuple):
     smoothed: Array  # [B], moving average of the loss
     is_active: Array  # bool [B]
     num_steps: Array  # int32 [B]
+    evidence: Array | None  # [B, L]
 
 
 class InnerResult(NamedTuple):
@@ -143,6 +144,8 @@ class InnerResult(NamedTuple):
         stop is on, NaN without inner steps).
       num_steps: inner steps taken int32 [B].
       losses: objective at every inner step [M, B] if traced, else None.
+      evidence: how much the measurement says about each token, in [0, 1] [B, L], or None if
+        `config.evidence_floor` is 0.
     """
 
     logits: Array
@@ -150,6 +153,26 @@ class InnerResult(NamedTuple):
     loss: Array
     num_steps: Array
     losses: Array | None
+    evidence: Array | None
+
+
+def evidence_of(code_gradient: Array, is_masked: Array, floor: float) -> Array:
+    """How much the measurement says about each token, in [0, 1] [B, L] (ours).
+
+    s^2 / (s^2 + (floor * mean s)^2), where s is the length of the measurement term's gradient with
+    respect to the token's code and the mean is over the image's masked tokens. Adam takes steps of
+    one size however small the gradient is, so a token that the measurement does not reach would be
+    driven by rounding and by what leaks through normalisation layers.
+
+    Args:
+      code_gradient: [B, L, d].
+      is_masked: bool [B, L].
+      floor: share of the mean strength at which the evidence is 1/2.
+    """
+    strength = jnp.sum(code_gradient**2, axis=-1)
+    count = jnp.maximum(jnp.sum(is_masked, axis=-1), 1)
+    mean = jnp.sum(jnp.where(is_masked, jnp.sqrt(strength), 0.0), axis=-1) / count
+    return strength / (strength + (floor * mean[:, None]) ** 2 + jnp.finfo(jnp.float32).tiny)
 
 
 def make_optimizer(config: APSConfig) -> optax.GradientTransformation:
@@ -168,6 +191,7 @@ def objective(
     grid: tuple[int, int],
     image_shape: ImageShape,
     config: APSConfig,
+    probe: Array | None = None,
 ) -> Array:
     """Loss of the test-time logits, per image [B].
 
@@ -181,6 +205,8 @@ def objective(
       grid: (h, w) with h * w = L.
       image_shape: (H, W).
       config: options.
+      probe: zeros [B, L, d] added to the codes; its gradient is that of the measurement term with
+        respect to the codes, whatever the logits.
 
     Returns:
       For "l1", L times (measurement term + prior_weight * mean of the prior term over tokens); for
@@ -194,6 +220,8 @@ def objective(
         codes, _ = quantized_expectation(codec, logits)
         known = codec.codebook[jnp.where(is_masked, 0, tokens)]
         codes = jnp.where(is_masked[..., None], codes, known)
+        if probe is not None:
+            codes = codes + probe
     with jax.named_scope("decoder"):
         field = codes.reshape(codes.shape[0], *grid, codes.shape[-1])
         x = decode_image(codec, field, image_shape, config.decode_scale)
@@ -238,17 +266,26 @@ def refine(
     """
     optimizer = make_optimizer(config)
 
-    def total(phi: Array) -> tuple[Array, Array]:
+    is_weighed = config.evidence_floor > 0
+    is_masked = tokens == params.codec.num_codes
+    num_bits = params.codec.codebook.shape[-1]
+    probe = jnp.zeros((*tokens.shape, num_bits)) if is_weighed else None
+
+    def total(phi: Array, probe: Array | None) -> tuple[Array, Array]:
         losses = objective(
             params, y, phi, log_prior, tokens, step_weight,
-            grid=grid, image_shape=image_shape, config=config,
+            grid=grid, image_shape=image_shape, config=config, probe=probe,
         )  # fmt: skip
         return jnp.sum(losses), losses
 
     def step(state: InnerState) -> tuple[InnerState, Array]:
-        grads, losses = jax.grad(total, has_aux=True)(state.logits)
+        (grads, code_grads), losses = jax.grad(total, (0, 1), has_aux=True)(state.logits, probe)
         with jax.named_scope("adam"):
             updates, opt_state = optimizer.update(grads, state.opt_state)
+            if is_weighed:
+                evidence = evidence_of(code_grads, is_masked, config.evidence_floor)
+                updates = updates * evidence[..., None]
+                state = state._replace(evidence=evidence)
             if config.early_stop == 0:
                 phi = state.logits + updates
                 return state._replace(
@@ -265,6 +302,7 @@ def refine(
             smoothed=jnp.where(state.is_active, smoothed, state.smoothed),
             is_active=state.is_active & ~is_settled,
             num_steps=state.num_steps + state.is_active,
+            evidence=state.evidence,
         ), losses
 
     batch = logits.shape[0]
@@ -274,6 +312,7 @@ def refine(
         smoothed=jnp.zeros(batch),
         is_active=jnp.ones(batch, bool),
         num_steps=jnp.zeros(batch, jnp.int32),
+        evidence=jnp.zeros(tokens.shape) if is_weighed else None,
     )
     num_rows = config.num_inner_steps if config.trace else 1
     history = jnp.full((num_rows, batch), jnp.nan)
@@ -306,4 +345,5 @@ def refine(
         loss=state.smoothed,
         num_steps=state.num_steps,
         losses=history if config.trace else None,
+        evidence=state.evidence,
     )

@@ -14,13 +14,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_steps": 8,
         "num_inner_steps": 5,
         "warm_start": "logits",
-        "prior_weight": 0.01,
+        "prior_weight": 0.001,
+        "evidence_floor": 0.3,
     },
     "balanced": {
         "num_steps": 15,
-        "num_inner_steps": 10,
+        "num_inner_steps": 8,
         "warm_start": "logits",
-        "prior_weight": 0.01,
+        "prior_weight": 0.001,
+        "evidence_floor": 0.3,
     },
     "paper": {"num_steps": 15, "num_inner_steps": 100, "perceptual_weight": 1e-3},
 }

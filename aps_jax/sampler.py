@@ -1,11 +1,11 @@
 """Anchored Posterior Sampling (arXiv:2510.02291): glue; the mathematics is in the modules it calls.
 
-    z <- all masked
-    for i = 1..T:
-      logits <- prior(z)
-      phi    <- Adam steps on the measurement objective, starting from the logits
-      propose tokens, keep anchors, mask the rest again
-    image <- decoder(code of z)
+z <- all masked
+for i = 1..T:
+  logits <- prior(z)
+  phi    <- Adam steps on the measurement objective, starting from the logits
+  propose tokens, keep anchors, mask the rest again
+image <- decoder(code of z)
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from aps_jax import remasking, schedule
 from aps_jax.config import APSConfig
 from aps_jax.field import field_shape, prior_logits
 from aps_jax.likelihood import decode_image, make_optimizer, quantized_expectation, refine
-from aps_jax.types import Array, ImageShape, Key, Params, PyTree
+from aps_jax.types import Array, ImageShape, Key, Params, PyTree, image_keys
 
 
 class SamplerState(NamedTuple):
@@ -29,12 +29,14 @@ class SamplerState(NamedTuple):
       tokens: z, int32 [S * B, L], sample-major; the value K is the mask.
       step: timesteps done, int32.
       displacement: phi, or phi minus the prior's logits [S * B, L, K], as the warm start needs.
+      evidence: what the measurement said about each token at the last step [S * B, L], if weighed.
       moments: Adam's state, if it is carried over.
     """
 
     tokens: Array
     step: Array
     displacement: Array | None
+    evidence: Array | None
     moments: PyTree
 
 
@@ -129,6 +131,7 @@ def aps_init(
         tokens=tokens,
         step=jnp.zeros((), jnp.int32),
         displacement=None if config.warm_start == "none" else logits,
+        evidence=jnp.zeros(tokens.shape) if config.evidence_floor > 0 else None,
         moments=make_optimizer(config).init(logits) if config.warm_moments else None,
     )
 
@@ -179,14 +182,18 @@ def aps_step(
         "displacement": inner.logits - log_prior,
     }[config.warm_start]
     moments = inner.opt_state if config.warm_moments else None
+    is_finite = jnp.all(jnp.isfinite(inner.logits), axis=(1, 2))
+    if config.num_inner_steps > 0:
+        # The gradient of |NaN| is finite in JAX, so the logits alone would hide it.
+        is_finite &= jnp.isfinite(inner.loss)
     info = StepInfo(
         loss=inner.loss,
-        is_finite=jnp.all(jnp.isfinite(inner.logits), axis=(1, 2)),
+        is_finite=is_finite,
         num_masked=jnp.sum(tokens == num_codes, axis=-1),
         num_inner_steps=inner.num_steps,
         trace=trace,
     )
-    return SamplerState(tokens, state.step + 1, displacement, moments), info
+    return SamplerState(tokens, state.step + 1, displacement, inner.evidence, moments), info
 
 
 def aps_finish(
@@ -236,26 +243,17 @@ def _shapes(params: Params, y: PyTree, config: APSConfig) -> tuple[ImageShape, t
     return image_shape, field_shape(decoded, params.codec.stride)
 
 
-def image_keys(key: Key, batch: int) -> Key:
-    """One key per image [B]: `key` folded with the image index, or itself if it already is [B]."""
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise ValueError("key must be a typed key; make it with jax.random.key(seed)")
-    if key.ndim == 0:
-        return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(batch))
-    if key.shape != (batch,):
-        raise ValueError(f"need one key or one per image ({batch}), got keys of shape {key.shape}")
-    return key
-
-
 def _sample_keys(key: Key, rows: int, num_samples: int) -> Key:
     keys = image_keys(key, rows // num_samples)
-    per_sample = jax.vmap(
-        lambda sample: jax.vmap(lambda k: jax.random.fold_in(k, sample))(keys)
-    )(jnp.arange(num_samples))
+    per_sample = jax.vmap(lambda sample: jax.vmap(lambda k: jax.random.fold_in(k, sample))(keys))(
+        jnp.arange(num_samples)
+    )
     return per_sample.reshape(rows)
 
 
-def _guided_logits(params: Params, tokens: Array, grid: tuple[int, int], config: APSConfig) -> Array:
+def _guided_logits(
+    params: Params, tokens: Array, grid: tuple[int, int], config: APSConfig
+) -> Array:
     field = tokens.reshape(-1, *grid)
     logits = prior_logits(params.prior, field)
     if config.guidance_scale != 0:
@@ -268,9 +266,11 @@ def _guided_logits(params: Params, tokens: Array, grid: tuple[int, int], config:
 def _warm_start(state: SamplerState, log_prior: Array, config: APSConfig) -> Array:
     if config.warm_start == "none":
         return log_prior
+    share = 1.0 if state.evidence is None else state.evidence[..., None]
     if config.warm_start == "displacement":
-        return log_prior + state.displacement
-    return jnp.where(state.step == 0, log_prior, state.displacement)
+        return log_prior + share * state.displacement
+    carried = share * state.displacement + (1 - share) * log_prior
+    return jnp.where(state.step == 0, log_prior, carried)
 
 
 def _propose(params: Params, logits: Array, keys: Key, config: APSConfig) -> Array:
@@ -296,9 +296,7 @@ def _anchors(
         scored = log_probs if config.remasking == "anchored" else log_prior
         scores = remasking.confidence(scored, proposal)
     if config.rule == "threshold":
-        limits = schedule.thresholds(
-            config.threshold_schedule, config.num_steps, config.threshold
-        )
+        limits = schedule.thresholds(config.threshold_schedule, config.num_steps, config.threshold)
         is_last = step == config.num_steps - 1
         threshold = jnp.where(is_last, 0.0, jnp.asarray(limits)[step])
         return remasking.select_by_threshold(scores, is_masked, threshold)

@@ -21,7 +21,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def masked_share(name: str, num_steps: int) -> np.ndarray:
-    """gamma at progress 0, 1/T, ..., 1; float64 [num_steps + 1].
+    """Masked share gamma at progress 0, 1/T, ..., 1; float64 [num_steps + 1].
 
     Raises:
       ValueError: unknown name or num_steps < 1.

@@ -52,7 +52,9 @@ class CodecConfig:
             raise ValueError(f"all channel and block lists need {levels} levels, got {lists}")
         for channels in (*self.encoder_channels, *self.decoder_channels):
             if channels % self.num_groups:
-                raise ValueError(f"num_groups={self.num_groups} does not divide {channels} channels")
+                raise ValueError(
+                    f"num_groups={self.num_groups} does not divide {channels} channels"
+                )
 
     @property
     def stride(self) -> int:
@@ -267,7 +269,7 @@ def encode_tokens(codec: Codec, x: Array) -> Array:
     """
     if x.ndim != 4 or x.shape[1] % codec.stride or x.shape[2] % codec.stride:
         raise ValueError(
-            f"images have shape {x.shape}; need [B, H, W, 3] with H and W multiples of {codec.stride}"
+            f"images have shape {x.shape}; need [B, H, W, 3], H and W multiples of {codec.stride}"
         )
     _, tokens = codec.quantize(codec.codebook, codec.encode(codec.params, x))
     return tokens

@@ -13,6 +13,7 @@ from typing import Any
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 PyTree = Any
@@ -33,12 +34,28 @@ class Bound:
     settings: tuple[tuple[str, Any], ...] = ()
 
     def __call__(self, *args: Any) -> Any:
+        """Calls the function with `args` and the fixed settings."""
         return self.fn(*args, **dict(self.settings))
 
 
 def bind(fn: Callable[..., Any], **settings: Any) -> Bound:
     """Fixes keyword `settings` of `fn`; every setting must be hashable."""
     return Bound(fn, tuple(sorted(settings.items())))
+
+
+def image_keys(key: Key, batch: int) -> Key:
+    """One key per image [B]: `key` folded with the image index, or itself if it already is [B].
+
+    Raises:
+      ValueError: if `key` is not one typed key or one per image.
+    """
+    is_key = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not is_key or key.shape not in ((), (batch,)):
+        raise ValueError(
+            f"key must be one typed key (jax.random.key) or one per image [{batch}], got "
+            f"{jnp.shape(key)} of {getattr(key, 'dtype', type(key))}"
+        )
+    return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
 
 
 def same_shape(y_shape: tuple[int, ...]) -> ImageShape:
@@ -68,7 +85,7 @@ class Operator:
       is_linear: True if A(ax + bz) = aA(x) + bA(z).
       is_image: True if `y` is an image on the [-1, 1] scale of `x` (so LPIPS and display apply).
       draw: `(operator, key, image_shape) -> operator`, used by `init` instead of `sample_params`
-        where drawing changes more than `params` (combined operators, stored image sizes), else None.
+        where drawing changes more than `params` (combined operators, stored image sizes).
     """
 
     apply: Callable[[PyTree, Array], PyTree] = _static()
@@ -85,12 +102,13 @@ class Operator:
         """Applies A to `x` [B, H, W, C]; raises ValueError if random state was not drawn yet."""
         if self.sample_params is not None and self.params is None:
             raise ValueError(
-                f"operator {self.name!r} has random state; call operator.init(key, image_shape) first"
+                f"operator {self.name!r} has random state; "
+                "call operator.init(key, image_shape) first"
             )
         return self.apply(self.params, x)
 
     def init(self, key: Key, image_shape: ImageShape) -> Operator:
-        """Draws the random state for images of `image_shape`; operators without any are unchanged."""
+        """Draws the random state for images of `image_shape`; nothing changes if there is none."""
         if self.draw is not None:
             return self.draw(self, key, image_shape)
         if self.sample_params is None:
@@ -98,7 +116,7 @@ class Operator:
         return self.replace(params=self.sample_params(key, image_shape))
 
     def output_shape(self, x_shape: tuple[int, ...]) -> PyTree:
-        """Shape of the measurement of images of `x_shape` [B, H, W, C]; a tuple of shapes if stacked."""
+        """Shape of the measurement of images [B, H, W, C]; a tuple of shapes if stacked."""
         y = jax.eval_shape(self, jax.ShapeDtypeStruct(x_shape, "float32"))
         return jax.tree.map(lambda leaf: leaf.shape, y)
 

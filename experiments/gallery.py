@@ -1,6 +1,6 @@
 """The pictures of the README: the bundled photo restored for several tasks by the embedded model.
 
-    python -m experiments.gallery --out experiments/results/gallery.png
+python -m experiments.gallery --out experiments/results/gallery.png
 """
 
 from __future__ import annotations

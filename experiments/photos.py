@@ -18,7 +18,9 @@ def list_images(folders: Sequence[Path]) -> list[Path]:
     for folder in folders:
         found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
         if not found:
-            raise ValueError(f"no images below {folder}; expected files ending in {sorted(SUFFIXES)}")
+            raise ValueError(
+                f"no images below {folder}; expected files ending in {sorted(SUFFIXES)}"
+            )
         paths += found
     return paths
 
@@ -29,7 +31,9 @@ def load_rgb(path: Path, max_short_side: int | None = None) -> Image.Image:
         image = image.convert("RGB")
     if max_short_side is not None and min(image.size) > max_short_side:
         factor = max_short_side / min(image.size)
-        image = image.resize([round(side * factor) for side in image.size], Image.Resampling.LANCZOS)
+        image = image.resize(
+            [round(side * factor) for side in image.size], Image.Resampling.LANCZOS
+        )
     return image
 
 
@@ -105,7 +109,9 @@ def center_crops(
     names, crops = [], []
     paths = list_images([folder])
     if count is not None:
-        paths = [paths[i] for i in np.linspace(0, len(paths) - 1, min(count, len(paths))).astype(int)]
+        paths = [
+            paths[i] for i in np.linspace(0, len(paths) - 1, min(count, len(paths))).astype(int)
+        ]
     for path in paths:
         photo = load_rgb(path)
         if min(photo.size) < side:

@@ -1,6 +1,7 @@
 """Restores held-out photos with several methods and tabulates their scores.
 
-    python -m experiments.restoration experiments/configs/restoration.json --data PHOTOS --out runs/restoration
+    python -m experiments.restoration experiments/configs/restoration.json \
+        --data PHOTOS --out experiments/results/restoration
 
 A run may be killed at any point: finished batches are rows in `OUT/rows.jsonl`, and the same
 command does only what is missing. `--table` rewrites the Markdown table from the rows alone. The

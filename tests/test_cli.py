@@ -252,6 +252,7 @@ def test_a_saved_measurement_is_understood(task, tmp_path):
 
 def test_transparent_pixels_are_missing(tmp_path):
     pixels = np.full((16, 16, 4), 200, np.uint8)
+    pixels[..., 3] = 255
     pixels[4:8, 4:8, 3] = 0
     Image.fromarray(pixels).save(tmp_path / "y.png")
     options = cli.Restore(image=tmp_path / "y.png", task="inpainting_mask", measured=True)
@@ -291,7 +292,8 @@ def bad_files(folder, model):
     (folder / "text.png").write_text("not an image")
     (folder / "empty.png").write_bytes(b"")
     Image.new("RGB", (16, 16)).save(folder / "black.png")
-    whole = (folder / "black.png").read_bytes()
+    images.save_image(folder / "cut.png", np.random.default_rng(0).uniform(-1, 1, (16, 16, 3)))
+    whole = (folder / "cut.png").read_bytes()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
     Image.new("RGB", (1, 1)).save(folder / "one.png")
     np.save(folder / "nan.npy", np.full((16, 16, 3), np.nan))
@@ -367,6 +369,16 @@ ERRORS = {
     "number": ("{photo} --num-samples many", "--num-samples cannot be 'many'; see"),
     "optional number": ("{photo} --scale many", "--scale cannot be 'many'; see"),
 }
+
+
+@pytest.mark.parametrize("rule", ["─", "-"])
+def test_tyro_boxes_become_one_line(rule):
+    rule = 20 * rule
+    box = f"Oops\n{rule}\nUnrecognized options: --a,\n--b.\n{rule}\nPerhaps you meant:\n  --abc X\n"
+    expected = "Unrecognized options: --a, --b, did you mean --abc?"
+    assert cli._plain(box) == expected
+    lines = [f"│ {line:40} │" for line in box.splitlines()[2:]]
+    assert cli._plain("\n".join([f"╭─ Oops {rule}╮", *lines, f"╰{rule}╯"])) == expected
 
 
 @pytest.mark.parametrize("case", ERRORS)
@@ -475,7 +487,7 @@ def test_interrupted_run_goes_on(restore, photo, tmp_path, monkeypatch):
     assert code == 2 and "measurement_sha256 was" in err.splitlines()[-1]
     assert os.listdir(out) == [".state"]
 
-    assert cli.main(shlex.split(last.split("aps-jax ", 2)[2])) == 0
+    assert cli.main(shlex.split(last.split("with: aps-jax ")[1])) == 0
     assert (out / "restored.png").read_bytes() == (whole / "restored.png").read_bytes()
     assert read(out)["history"] == read(whole)["history"]
     assert not (out / ".state").exists()
@@ -498,13 +510,17 @@ def test_control_c(restore, photo, real_model, tmp_path):
     steps = ["--num-steps", "16", "--num-inner-steps", "300"]
     out = tmp_path / "out"
     argv = [str(photo), "--model", str(real_model)]
+    # Background jobs of a shell, and so their children, ignore the signal.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from aps_jax.cli import main; sys.exit(main())"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-m", "aps_jax.cli", "restore", *argv, *steps, "--out", str(out)],
+        [sys.executable, "-c", code, "restore", *argv, *steps, "--out", str(out)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     while process.poll() is None and not (out / ".state").exists():
         time.sleep(0.02)

@@ -29,6 +29,9 @@ def list_tasks() -> int:
     for task in TASKS.values():
         print(f"{task.name:20}{task.summary}{' (random)' if task.is_random else ''}")
         for name, option in task.options.items():
+            if option.kind is dict:
+                print("    from Python only")
+                continue
             flag = "--" + name.replace("_", "-")
             default = "required" if option.is_required else option.default
             shown = "" if default is None else f" [{default}]"

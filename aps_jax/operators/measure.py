@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from aps_jax.types import Array, Key, Operator, PyTree
+from aps_jax.types import Array, Key, Operator, PyTree, image_keys
 
 
 def measure(
@@ -42,7 +42,7 @@ def measure(
     if not isinstance(sigma, jax.core.Tracer):
         if jnp.ndim(sigma) != 0 or not (math.isfinite(sigma) and sigma >= 0):
             raise ValueError(f"sigma must be one finite number >= 0, got {sigma!r}")
-    keys = _keys_per_image(key, x.shape[0])
+    keys = image_keys(key, x.shape[0])
     clean = operator(x.astype("float32"))
     noise = jax.vmap(_unit_noise)(keys, clean)
     if operator.observed is not None and not masked_noise:
@@ -50,18 +50,6 @@ def measure(
         noise = jax.tree.map(jnp.multiply, noise, mask)
     sigma = jnp.asarray(sigma, "float32")
     return jax.tree.map(lambda a, n: a + sigma * n, clean, noise)
-
-
-def _keys_per_image(key: Key, batch: int) -> Key:
-    is_key = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if not is_key or key.shape not in ((), (batch,)):
-        raise ValueError(
-            f"key must be one typed key (jax.random.key) or one per image [{batch}], got "
-            f"{jnp.shape(key)} of {getattr(key, 'dtype', type(key))}"
-        )
-    if key.ndim:
-        return key
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
 
 
 def _unit_noise(key: Key, clean: PyTree) -> PyTree:
