@@ -16,7 +16,6 @@ _CHOICES = {
     "measurement_term": ("l1", "gaussian"),
     "prior_weighting": ("uniform", "elbo"),
     "warm_start": ("none", "logits", "displacement"),
-    "lr_decay": ("none", "inner"),
 }
 
 
@@ -33,7 +32,6 @@ class APSConfig:
       learning_rate: of Adam on the logits phi.
       adam_eps: epsilon of Adam (ours). Gradients below it barely move their logit, so larger values
         leave codes that the prior thinks unlikely where they are.
-      lr_decay: "none", or "inner" for a cosine decay to 0 within each timestep (ours).
       measurement_term: "l1" (mean absolute error + perceptual_weight * LPIPS) or "gaussian"
         (squared error / 2 sigma^2).
       perceptual_weight: lambda_p, used where the measurement is an image; the paper has 1e-3.
@@ -70,7 +68,6 @@ class APSConfig:
     num_inner_steps: int = 100
     learning_rate: float = 1.0
     adam_eps: float = 1e-8
-    lr_decay: str = "none"
     measurement_term: str = "l1"
     perceptual_weight: float = 0.0
     sigma: float = 0.05

@@ -265,7 +265,6 @@ def refine(
     each other. Arguments are those of `objective`, plus the starting `opt_state`.
     """
     optimizer = make_optimizer(config)
-
     is_weighed = config.evidence_floor > 0
     is_masked = tokens == params.codec.num_codes
     num_bits = params.codec.codebook.shape[-1]
@@ -285,6 +284,8 @@ def refine(
             if is_weighed:
                 evidence = evidence_of(code_grads, is_masked, config.evidence_floor)
                 updates = updates * evidence[..., None]
+                # Frozen with the image, or it would depend on the rest of the batch.
+                evidence = jnp.where(state.is_active[:, None], evidence, state.evidence)
                 state = state._replace(evidence=evidence)
             if config.early_stop == 0:
                 phi = state.logits + updates
@@ -298,7 +299,6 @@ def refine(
         return InnerState(
             logits=phi,
             opt_state=opt_state,
-            # Frozen with the image, or what is reported would depend on the rest of the batch.
             smoothed=jnp.where(state.is_active, smoothed, state.smoothed),
             is_active=state.is_active & ~is_settled,
             num_steps=state.num_steps + state.is_active,
@@ -319,7 +319,7 @@ def refine(
     if config.num_inner_steps == 0:
         nothing = jnp.full(batch, jnp.nan)
         losses = history if config.trace else None
-        return InnerResult(logits, opt_state, nothing, state.num_steps, losses)
+        return InnerResult(logits, opt_state, nothing, state.num_steps, losses, state.evidence)
 
     def advance(j: Array, carry: tuple[InnerState, Array]) -> tuple[InnerState, Array]:
         state, history = carry

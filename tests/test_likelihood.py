@@ -381,3 +381,14 @@ def test_early_stop_does_not_depend_on_the_batch(problem):
     assert int(alone.num_steps[0]) == int(both.num_steps[0])
     np.testing.assert_allclose(alone.logits[0], both.logits[0], atol=1e-6)
     np.testing.assert_allclose(alone.loss[0], both.loss[0], rtol=1e-5)
+
+
+def test_evidence_is_half_at_the_floor_and_ignores_clean_tokens():
+    gradient = jnp.asarray([[[3.0, 4.0], [0.0, 0.0], [0.3, 0.4], [100.0, 0.0]]])
+    is_masked = jnp.asarray([[True, True, True, False]])
+    strength = np.array([5.0, 0.0, 0.5, 100.0])
+    reference = 0.2 * strength[:3].mean()
+    expected = strength**2 / (strength**2 + reference**2)
+    evidence = likelihood.evidence_of(gradient, is_masked, 0.2)
+    np.testing.assert_allclose(evidence[0], expected, rtol=1e-5)
+    assert float(evidence[0, 1]) == 0.0
