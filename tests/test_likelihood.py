@@ -312,7 +312,16 @@ def run(problem, params, y=None, **options):
     )  # fmt: skip
 
 
-def numpy_adam(problem, num_steps, learning_rate, eps):
+def numpy_evidence(problem, logits, floor):
+    residual = (decode(problem, logits) - problem["y"]).reshape(BATCH, -1)
+    code_gradient = (residual @ problem["weights"].T / 0.5**2).reshape(BATCH, LENGTH, BITS)
+    strength = np.linalg.norm(code_gradient, axis=-1)
+    open_tokens = np.ma.masked_array(strength, problem["tokens"] != CODES)
+    mean = np.asarray(open_tokens.mean(axis=1))[:, None]
+    return strength**2 / (strength**2 + (floor * mean) ** 2)
+
+
+def numpy_adam(problem, num_steps, learning_rate, eps, floor=None):
     phi = problem["logits"]
     first, second, losses = 0.0, 0.0, []
     for step in range(1, num_steps + 1):
@@ -321,7 +330,8 @@ def numpy_adam(problem, num_steps, learning_rate, eps):
         first = 0.9 * first + 0.1 * grad
         second = 0.999 * second + 0.001 * grad**2
         mean, square = first / (1 - 0.9**step), second / (1 - 0.999**step)
-        phi = phi - learning_rate * mean / (np.sqrt(square) + eps)
+        share = 1 if floor is None else numpy_evidence(problem, phi, floor)[..., None]
+        phi = phi - share * learning_rate * mean / (np.sqrt(square) + eps)
     return phi, np.array(losses)
 
 
@@ -341,6 +351,23 @@ def test_inner_loop_is_adam(problem, eps):
     np.testing.assert_allclose(result.loss, losses[-1], rtol=1e-4)
     np.testing.assert_array_equal(result.num_steps, 6)
     assert np.abs(phi - problem["logits"]).max() > 0.05
+
+
+def test_evidence_scales_the_updates(problem):
+    result = run(
+        problem,
+        make_params(problem, operators.denoising()),
+        num_inner_steps=4,
+        learning_rate=0.3,
+        evidence_floor=0.8,
+        trace=True,
+    )
+    phi, losses = numpy_adam(problem, 4, 0.3, 1e-8, floor=0.8)
+    np.testing.assert_allclose(result.logits, phi, atol=2e-4)
+    np.testing.assert_allclose(result.losses, losses, rtol=1e-4)
+    before, _ = numpy_adam(problem, 3, 0.3, 1e-8, floor=0.8)
+    np.testing.assert_allclose(result.evidence, numpy_evidence(problem, before, 0.8), rtol=1e-3)
+    assert np.ptp(result.evidence) > 0.05
 
 
 def test_no_inner_steps_leave_the_logits(problem):

@@ -61,20 +61,17 @@ OPTIONS = {
     "guidance": {"guidance_scale": 1.5, "early_stop": 0.05, "adam_eps": 1e-3},
     "evidence": {"evidence_floor": 0.3, "warm_start": "logits", "prior_weight": 0.01},
     "no inner steps": {"num_inner_steps": 0, "draw": "categorical"},
-    "one step": {"num_steps": 1},
     "more steps than tokens": {"num_steps": 20, "num_inner_steps": 1},
     "samples": {"num_samples": 3, "draw": "categorical"},
 }
 OPERATORS = {
     "inpainting": operators.inpainting_mask(random_mask()),
-    "mask per image": operators.inpainting_mask(
-        np.stack([random_mask(seed)[..., None] for seed in range(BATCH)])
-    ),
     "stack": operators.stack([operators.colorization(), operators.super_resolution(scale=2)]),
 }
 CASES = [(name, None, options) for name, options in OPTIONS.items()]
 CASES += [(name, operator, {}) for name, operator in OPERATORS.items()]
-CASES += [("mask per image, samples", OPERATORS["mask per image"], {"num_samples": 2})]
+MASKS = np.stack([random_mask(seed)[..., None] for seed in range(BATCH)])
+CASES += [("mask per image, samples", operators.inpainting_mask(MASKS), {"num_samples": 2})]
 
 
 @pytest.mark.parametrize(("operator", "options"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
@@ -171,13 +168,15 @@ def test_all_known_tokens_are_returned_as_they_are(rng):
 # Independence of batch, compilation and driver.
 
 ALL_AT_ONCE = APSConfig(
-    **SMALL,
+    num_steps=4,
+    num_inner_steps=6,
+    learning_rate=0.5,
+    evidence_floor=0.3,
     draw="categorical",
     warm_start="displacement",
     gumbel_temperature=1.0,
     prior_weight=0.1,
-    evidence_floor=0.2,
-    early_stop=0.01,
+    early_stop=0.05,
 )
 
 
@@ -190,6 +189,7 @@ def test_image_alone_equals_image_in_a_batch():
     folded = sample(params, y, jax.random.key(3), config=ALL_AT_ONCE)
     np.testing.assert_array_equal(folded.tokens, both.tokens)
     assert len(np.unique(both.tokens, axis=0)) == 8
+    assert len(np.unique(both.info.num_inner_steps)) > 2  # images stop at different times
     for index in (0, 5):
         alone = sample(params, y[index : index + 1], keys[index : index + 1], config=ALL_AT_ONCE)
         np.testing.assert_array_equal(alone.tokens[0], both.tokens[index])
@@ -380,10 +380,10 @@ def test_anchored_remasking_keeps_by_the_tilted_confidence_and_standard_by_the_p
 
 def test_inner_steps_lower_the_loss():
     params = make_params()
-    config = APSConfig(num_steps=2, num_inner_steps=30, trace=True)
+    config = APSConfig(num_steps=2, num_inner_steps=30, measurement_term="gaussian", trace=True)
     result = sample(params, measured(params), jax.random.key(0), config=config)
     losses = np.asarray(result.info.trace.losses)
-    assert np.all(losses[0, -5:].mean(axis=0) < 0.8 * losses[0, 0])
+    assert np.all(losses[0, -10:].mean(axis=0) < 0.75 * losses[0, 0])
 
 
 # Sizes.

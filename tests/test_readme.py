@@ -1,0 +1,32 @@
+"""What the README shows is what the code does and what the studies measured."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_quickstart_and_operator_example_run(capsys):
+    quickstart, operator = blocks("python")
+    scope = {}
+    exec(compile(quickstart, "quickstart", "exec"), scope)
+    assert "(1, 64, 64, 3) (1, 256)" in capsys.readouterr().out
+    exec(compile(operator, "operator", "exec"), scope)
+    faded = scope["fade"](0.5)(scope["images"])
+    assert abs(faded - 0.5 * scope["images"]).max() < 1e-6
+
+
+def test_tables_are_those_that_the_study_wrote():
+    table = (ROOT / "experiments" / "results" / "restoration" / "table.md").read_text()
+    for line in table.splitlines():
+        assert line in README, f"README lacks this line of the study's table: {line}"
+
+
+def test_pictures_exist():
+    for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
+        assert (ROOT / path).is_file(), path
