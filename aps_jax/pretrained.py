@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 
 from aps_jax import checkpoint
+from aps_jax.prior import make_prior
 from aps_jax.tokenizer import CodecConfig, init_codec_params, make_codec
-from aps_jax.transformer import TransformerConfig, init_transformer_params, make_prior
+from aps_jax.transformer import TransformerConfig, init_transformer_params
 from aps_jax.types import Codec, Prior
 
 _EMBEDDED = Path(__file__).parent / "data"

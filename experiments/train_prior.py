@@ -24,13 +24,12 @@ import tyro
 
 from aps_jax import checkpoint, lfq
 from aps_jax.pretrained import load_codec
+from aps_jax.prior import grid_hidden, make_prior
 from aps_jax.tokenizer import decode_tokens, encode_tokens
 from aps_jax.transformer import (
     Transformer,
     TransformerConfig,
-    grid_hidden,
     init_transformer_params,
-    make_prior,
     num_params,
 )
 from aps_jax.types import Array, Codec, Key, Prior, PyTree

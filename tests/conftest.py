@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from aps_jax import lfq
+from aps_jax.prior import make_prior
 from aps_jax.tokenizer import CodecConfig, init_codec_params, make_codec
-from aps_jax.transformer import TransformerConfig, init_transformer_params, make_prior
+from aps_jax.transformer import TransformerConfig, init_transformer_params
 from aps_jax.types import Codec, Prior, bind
 
 NUM_BITS = 4

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from aps_jax.field import blend_weights, field_shape, prior_logits, window_starts
-from aps_jax.transformer import TransformerConfig, init_transformer_params, make_prior
+from aps_jax.prior import make_prior
+from aps_jax.transformer import TransformerConfig, init_transformer_params
 from aps_jax.types import Prior
 
 K = 8

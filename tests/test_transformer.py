@@ -6,14 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from aps_jax.prior import make_prior, make_prompted_prior
 from aps_jax.transformer import (
     Transformer,
     TransformerConfig,
     attend,
     grid_positions,
     init_transformer_params,
-    make_prior,
-    make_prompted_prior,
     num_params,
     rotary_angles,
     rotate,
