@@ -197,7 +197,10 @@ def table(study: dict[str, Any], rows: list[dict[str, Any]]) -> str:
                      (("psnr", 2), ("ssim", 3), ("lpips", 3), ("residual", 4))]  # fmt: skip
             evaluations = next(iter(chosen.values())).get("decoder_evaluations")
             cells.append("–" if evaluations is None else f"{evaluations:.0f}")
-            cells += [_gain(chosen, reference, "psnr", 2), _gain(chosen, reference, "lpips", 3)]
+            if name == study["compare_to"]:
+                cells += ["–", "–"]
+            else:
+                cells += [_gain(chosen, reference, "psnr", 2), _gain(chosen, reference, "lpips", 3)]
             lines.append(f"| {name} | {len(chosen)} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
@@ -222,7 +225,7 @@ def _gain(rows: dict[str, dict], reference: dict[str, dict], metric: str, digits
         for image in rows.keys() & reference.keys()
         if metric in rows[image]
     ]
-    if len(pairs) < 2 or rows is reference:
+    if len(pairs) < 2:
         return "–"
     half_width = 1.96 * np.std(pairs, ddof=1) / math.sqrt(len(pairs))
     return f"{np.mean(pairs):+.{digits}f} ± {half_width:.{digits}f}"
