@@ -53,7 +53,9 @@ class Restore:
       num_steps: timesteps, instead of the preset's.
       num_inner_steps: optimiser steps per timestep, instead of the preset's.
       num_samples: posterior samples; more than one adds their mean and standard deviation.
-      sigma: noise standard deviation on the pixel scale [-1, 1].
+      draw: proposal per token: quantized, categorical (default of several samples) or argmax.
+      sigma: noise standard deviation on the pixel scale [-1, 1]; with 0 the Gaussian likelihood
+        of the presets assumes 0.05.
       seed: of degradation, noise and sampling.
       size: first resize and crop the photo to a square of so many pixels.
       out: folder for the results, made if needed.
@@ -87,6 +89,7 @@ class Restore:
     num_steps: Annotated[int | None, _optional("N")] = None
     num_inner_steps: Annotated[int | None, _optional("M")] = None
     num_samples: Annotated[int, _named("S")] = 1
+    draw: Annotated[str | None, _named("NAME")] = None
     sigma: float = 0.05
     seed: int = 0
     size: Annotated[int | None, _optional("PX")] = None
@@ -265,6 +268,7 @@ def config_of(options: Restore) -> Any:
         num_steps=options.num_steps,
         num_inner_steps=options.num_inner_steps,
         num_samples=options.num_samples,
+        draw=options.draw,
         sigma=options.sigma or None,
         trace=options.save_steps,
     )

@@ -59,7 +59,8 @@ class APSConfig:
       gumbel_temperature: tau of the noise tau * (1 - i/T) on the log-confidence of the count rule.
       guidance_scale: g of classifier-free guidance, (1 + g) cond - g uncond; 0 is off.
       decode_scale: decode this many times larger and average down ("aps-l" has 2).
-      num_samples: posterior samples per measurement.
+      num_samples: posterior samples per measurement. They differ only where something is random:
+        `draw="categorical"`, `remasking="random"` or `gumbel_temperature > 0`.
       trace: also return losses of all inner steps and the tokens and image of every timestep.
       image_shape: (H, W), or None to infer it from the operator and the measurement.
     """

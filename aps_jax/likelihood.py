@@ -211,7 +211,7 @@ def objective(
     Returns:
       For "l1", L times (measurement term + prior_weight * mean of the prior term over tokens); for
       "gaussian", measurement term + prior_weight * sum of the prior term. The factor L keeps the
-      gradient of a token independent of the image's size, which matters for Adam's epsilon alone.
+      gradient of a token, and what `prior_weight` means, independent of the image's size.
     """
     codec = params.codec
     num_tokens = tokens.shape[-1]

@@ -33,6 +33,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 def make_config(*, preset: str = "balanced", sampler: str = "aps", **overrides: Any) -> APSConfig:
     """Options of a run: the preset, changed by the sampler's variant, changed by `overrides`.
 
+    More than one sample turns to categorical draws unless a `draw` is given.
+
     Args:
       preset: key of `PRESETS`.
       sampler: key of `VARIANTS`.
@@ -43,6 +45,9 @@ def make_config(*, preset: str = "balanced", sampler: str = "aps", **overrides: 
     """
     options = choose("preset", preset, PRESETS) | choose("sampler", sampler, VARIANTS)
     options |= {name: value for name, value in overrides.items() if value is not None}
+    if options.get("num_samples", 1) > 1:
+        # The presets' own draw is deterministic: all samples would be equal.
+        options.setdefault("draw", "categorical")
     return APSConfig(**options)
 
 

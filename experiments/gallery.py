@@ -1,6 +1,6 @@
 """The pictures of the README: the bundled photo restored for several tasks by the embedded model.
 
-python -m experiments.gallery --out experiments/results/gallery.png
+python -m experiments.gallery
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Arguments:
       seed: seed of the noise, the masks and the sampler.
     """
 
-    out: Path
+    out: Path = Path("experiments/results/gallery.png")
     model: str = "photo64"
     preset: str = "balanced"
     sigma: float = 0.05

@@ -3,8 +3,8 @@
     python -m experiments.train_codec --data PHOTOS --eval-data HELD_OUT --out runs/codec
 
 A run that is interrupted goes on where it stopped when started again with the same `--out`. The
-weights with the best held-out score so far are exported to `OUT/model` (`codec.safetensors` in
-half precision and `card.json`), next to the log, the loss curves and a grid of reconstructions.
+averaged weights are exported at every held-out score to `OUT/model` (`codec.safetensors` in half
+precision and `card.json`), next to the log, the loss curves and a grid of reconstructions.
 """
 
 from __future__ import annotations

@@ -84,7 +84,13 @@ def test_second_call_compiles_nothing():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"warm_moments": True}, {"trace": True}, {"warm_start": "none"}]
+    "options",
+    [
+        {"evidence_floor": 0.3},
+        {"warm_moments": True},
+        {"trace": True},
+        {"warm_start": "none", "evidence_floor": 0.3, "early_stop": 0.01},
+    ],
 )
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path, options):
     params, y = problem()

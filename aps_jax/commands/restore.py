@@ -217,7 +217,15 @@ def _identity(facts: dict[str, Any]) -> dict[str, Any]:
     """The facts without the places of files, whose contents count."""
     return facts | {
         "image": {name: value for name, value in facts["image"].items() if name != "path"},
-        "task": facts["task"]["name"],
+        "task": {
+            "name": facts["task"]["name"],
+            # Static options, such as the width of a blur, leave no trace in the operator's arrays.
+            "options": {
+                name: value
+                for name, value in facts["task"]["options"].items()
+                if name not in ("kernel", "mask")
+            },
+        },
         "model": facts["model"]["sha256"],
     }
 
