@@ -107,7 +107,7 @@ def _scores(
         "residual": absolute_error(operator, operator(images), y),
     }
     if perceptual is not None:
-        scores["lpips"] = perceptual(images, x)
+        scores["lpips"] = perceptual(jnp.clip(images, -1, 1), x)
     return scores
 
 
@@ -165,7 +165,8 @@ def run(arguments: Arguments) -> None:
 def _fingerprint(study: dict[str, Any], task: str, method: dict[str, Any]) -> str:
     """Names everything that decides a row, so that rows of another configuration are not reused."""
     card = read_card(model_folder(study["model"]))
-    facts = [study["images"], study["sigma"], study["seed"], study["tasks"][task], method]
+    facts = [study["images"], study["sigma"], study["seed"], study["tasks"][task]]
+    facts.append({name: value for name, value in method.items() if name != "tasks"})
     facts += [card.get("codec_training"), card.get("prior_training")]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
