@@ -377,6 +377,20 @@ def test_anchored_remasking_keeps_by_the_tilted_confidence_and_standard_by_the_p
     assert np.any(kept["anchored"] != kept["standard"])
 
 
+def test_each_step_draws_afresh():
+    params = make_params()
+    y = measured(params)
+    config = APSConfig(
+        num_steps=3, num_inner_steps=0, draw="categorical", rule="threshold", threshold=0.0
+    )
+    step = jax.jit(aps_jax.aps_step, static_argnames="config")
+    state = aps_jax.aps_init(params, y, config=config)
+    later = state._replace(step=state.step + 1)
+    drawn = [step(params, y, s, jax.random.key(0), config=config)[0].tokens for s in (state, later)]
+    assert np.max(drawn) < NUM_CODES  # a threshold of 0 keeps everything at once
+    assert np.mean(drawn[0] != drawn[1]) > 0.2
+
+
 def test_inner_steps_lower_the_loss():
     params = make_params()
     config = APSConfig(num_steps=2, num_inner_steps=30, measurement_term="gaussian", trace=True)
