@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from aps_jax import checkpoint
 from aps_jax.prior import make_prior
 from aps_jax.tokenizer import CodecConfig, init_codec_params, make_codec
 from aps_jax.transformer import TransformerConfig, init_transformer_params
-from aps_jax.types import Codec, Prior
+from aps_jax.types import Codec, Key, Prior, PyTree
 
 _EMBEDDED = Path(__file__).parent / "data"
 #: Models inside the package, by name.
@@ -60,18 +61,25 @@ def model_folder(name: str | os.PathLike[str]) -> Path:
 def load_codec(folder: Path, card: dict[str, Any] | None = None) -> Codec:
     """The codec of a model folder, alone."""
     card = checkpoint.read_card(folder) if card is None else card
-    path = folder / checkpoint.CARD_NAME
-    config = checkpoint.parse_config(CodecConfig, card.get("codec"), path)
-    abstract = jax.eval_shape(lambda key: init_codec_params(key, config), jax.random.key(0))
-    params = checkpoint.load_params(folder / "codec.safetensors", abstract)
-    return make_codec(config, params)
+    return make_codec(*_load(folder, card, "codec", CodecConfig, init_codec_params))
 
 
 def load_prior(folder: Path, card: dict[str, Any] | None = None) -> Prior:
     """The prior of a model folder, alone."""
     card = checkpoint.read_card(folder) if card is None else card
-    path = folder / checkpoint.CARD_NAME
-    config = checkpoint.parse_config(TransformerConfig, card.get("prior"), path)
-    abstract = jax.eval_shape(lambda key: init_transformer_params(key, config), jax.random.key(0))
-    params = checkpoint.load_params(folder / "prior.safetensors", abstract)
+    config, params = _load(folder, card, "prior", TransformerConfig, init_transformer_params)
     return make_prior(config, params, window=card.get("prior_window"))
+
+
+def _load(
+    folder: Path,
+    card: dict[str, Any],
+    section: str,
+    kind: Callable[..., Any],
+    init: Callable[[Key, Any], PyTree],
+) -> tuple[Any, PyTree]:
+    """Configuration and weights of one half of a model."""
+    path = folder / checkpoint.CARD_NAME
+    config = checkpoint.parse_config(kind, card.get(section), path)
+    abstract = jax.eval_shape(lambda key: init(key, config), jax.random.key(0))
+    return config, checkpoint.load_params(folder / f"{section}.safetensors", abstract)

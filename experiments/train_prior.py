@@ -437,7 +437,7 @@ def train(config: Config) -> None:
     facts |= {name: round(value, 3) for name, value in scores.items()}
     checkpoint.update_card(config.out / "model", prior_training=facts)
     print("exported weights:", facts, flush=True)
-    curves = [name for name in ("eval_ce_0.1", "eval_ce_0.5", "eval_ce_1", "eval_ce")]
+    curves = ["eval_ce_0.1", "eval_ce_0.5", "eval_ce_1", "eval_ce"]
     panels = {"training cross-entropy (nats)": ["loss"], "held out, by mask ratio": curves}
     training.plot_curves(rows, panels, config.out / "prior_curves.png")
     path = config.out / "prior_samples.png"
