@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aps_jax.lfq import straight_through
 from aps_jax.operators._checks import channels, whole
 from aps_jax.operators.color import LUMA
-from aps_jax.operators.nonlinear import straight_through
 from aps_jax.types import Array, Operator, bind
 
 # Quantisation tables of Annex K of the JPEG standard (ITU-T T.81).
@@ -65,7 +65,7 @@ def _dct_matrix() -> np.ndarray:
 def _jpeg(params: None, x: Array, *, quality: int) -> Array:
     del params
     channels("jpeg", x, 1, 3)
-    return straight_through(_compress(jax.lax.stop_gradient(x), quality), x)
+    return straight_through(x, _compress(jax.lax.stop_gradient(x), quality))
 
 
 def _compress(x: Array, quality: int) -> Array:

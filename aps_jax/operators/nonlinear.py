@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
+from aps_jax.lfq import straight_through
 from aps_jax.operators._checks import real, whole
 from aps_jax.types import Array, ImageShape, Operator, bind
 
@@ -61,12 +61,7 @@ def _quantize(params: None, x: Array, *, num_levels: int) -> Array:
     del params
     steps = (num_levels - 1) / 2
     rounded = jnp.round((jnp.clip(x, -1.0, 1.0) + 1.0) * steps) / steps - 1.0
-    return straight_through(rounded, x)
-
-
-def straight_through(value: Array, x: Array) -> Array:
-    """Returns `value` with the gradient of `x`."""
-    return x + jax.lax.stop_gradient(value - x)
+    return straight_through(x, rounded)
 
 
 def phase_retrieval(*, oversample: float = 2.0) -> Operator:
