@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from aps_jax.files import write_atomically
 from aps_jax.types import PyTree
 
 CARD_NAME = "card.json"
@@ -29,20 +28,6 @@ CARD_NAME = "card.json"
 
 class CheckpointError(ValueError):
     """A model folder is missing, damaged or does not fit its configuration."""
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes `data` to `path` whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def save_params(path: Path, params: PyTree, dtype: str = "float32") -> None:

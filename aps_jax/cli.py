@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from aps_jax import presets
+from aps_jax import names, presets
 
 _MAX_SEED = 2**32
 
@@ -208,7 +208,7 @@ def _run(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> Restore | Tasks | Models | Doctor | None:
     """The options, or None if help was asked for and printed."""
     if not argv[0].startswith("-") and argv[0] not in _COMMANDS:
-        presets.choose("command", argv[0], _COMMANDS)
+        names.choose("command", argv[0], _COMMANDS)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):

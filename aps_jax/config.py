@@ -47,7 +47,7 @@ class APSConfig:
         (`likelihood.evidence_of`), and lets a warm start carry over only as much of phi; the rest
         starts at the prior's logits. 0 is off (ours).
       early_stop: freeze an image's phi once its smoothed loss changes by less than this share per
-        inner step; 0 never (ours).
+        inner step, several steps in a row; 0 never (ours).
       remasking: whose confidence decides what is kept: "anchored" the tilted x_phi (APS-II),
         "standard" the prior x_theta (APS-I), "random" nobody's (control).
       draw: proposal per token: "quantized" nearest code to the mean code, "categorical" sample of

@@ -1,29 +1,24 @@
 """Files to arrays and back: the edge of the library, in NumPy and Pillow.
 
 Inside, an image is float32 [H, W, C] in [-1, 1]. Anything wrong with a file ends here, as an error
-of one line that names the file, the cause and the cure. Every write goes to a temporary file beside
-the target, which then replaces it: an interrupted run leaves the old file or the new, never half.
+of one line that names the file, the cause and the cure.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.resources
 import io
-import json
 import math
-import os
 import unicodedata
-import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-PathLike = str | os.PathLike[str]
+from aps_jax.files import PathLike, write_atomically
 
 #: Smallest side of a photo to restore.
 MIN_SIDE = 8
@@ -230,26 +225,6 @@ def _read_array(path: Path, max_pixels: int) -> np.ndarray:
     return array
 
 
-def _write_atomic(path: PathLike, data: bytes) -> None:
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        if path.is_dir():
-            raise IsADirectoryError("it is a folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(
-            f"cannot write {path}: {reason}; free some space or choose another place"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
 def save_image(path: PathLike, x: Any) -> None:
     """Clips, rounds to 8 bits and writes a .png (exact) or .jpg file; makes missing folders.
 
@@ -268,7 +243,7 @@ def save_image(path: PathLike, x: Any) -> None:
     buffer = io.BytesIO()
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     image.save(buffer, format=_FORMATS[path.suffix.lower()], quality=95)
-    _write_atomic(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
 def save_array(path: PathLike, x: Any) -> None:
@@ -282,35 +257,7 @@ def save_array(path: PathLike, x: Any) -> None:
         raise ValueError(f"cannot write {path}: arrays are stored as .npy")
     buffer = io.BytesIO()
     np.save(buffer, np.asarray(x), allow_pickle=False)
-    _write_atomic(path, buffer.getvalue())
-
-
-def _plain(value: Any) -> Any:
-    """Reduces NumPy and JAX values, paths and tuples to what JSON knows."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def write_json_atomic(path: PathLike, value: Any) -> None:
-    """Writes `value` as indented JSON; makes missing folders.
-
-    Arrays become lists, paths become strings; NaN and infinity, which JSON lacks, become null.
-
-    Raises:
-      TypeError: if `value` holds something JSON cannot express.
-      OSError: if the file cannot be written.
-    """
-    text = json.dumps(_plain(value), indent=2, allow_nan=False, ensure_ascii=False)
-    _write_atomic(path, (text + "\n").encode())
+    write_atomically(path, buffer.getvalue())
 
 
 def center_crop(x: Any, size: int) -> np.ndarray:

@@ -15,6 +15,10 @@ from aps_jax import lfq
 from aps_jax.config import APSConfig
 from aps_jax.types import Array, Codec, ImageShape, Operator, Params, PyTree
 
+#: Inner steps in a row with next to no change before early stop freezes an image. One is not
+#: enough: the loss of a quantized expectation is constant between two codes.
+QUIET_STEPS = 4
+
 
 def expected_code(logits: Array, codebook: Array) -> Array:
     """Mean code sum_k softmax(phi)_k C_k [B, L, d] of logits [B, L, K] over a codebook [K, d]."""
@@ -129,7 +133,7 @@ class InnerState(NamedTuple):
     logits: Array
     opt_state: PyTree
     smoothed: Array  # [B], moving average of the loss
-    is_active: Array  # bool [B]
+    num_quiet: Array  # int32 [B], steps in a row with next to no change; QUIET_STEPS freezes
     num_steps: Array  # int32 [B]
     evidence: Array | None  # [B, L]
 
@@ -260,9 +264,10 @@ def refine(
 ) -> InnerResult:
     """Runs the inner loop: `num_inner_steps` of Adam on phi, gradients through decoder and A only.
 
-    With `config.early_stop > 0` an image's logits freeze once its smoothed loss changes by less
-    than that share in one step, and the loop ends when all images have; images never influence
-    each other. Arguments are those of `objective`, plus the starting `opt_state`.
+    With `config.early_stop > 0` an image's logits freeze once its smoothed loss has changed by less
+    than that share in each of `QUIET_STEPS` steps in a row, and the loop ends when all images have;
+    images never influence each other. Arguments are those of `objective`, plus the starting
+    `opt_state`.
     """
     optimizer = make_optimizer(config)
     is_weighed = config.evidence_floor > 0
@@ -278,6 +283,7 @@ def refine(
         return jnp.sum(losses), losses
 
     def step(state: InnerState) -> tuple[InnerState, Array]:
+        is_active = state.num_quiet < QUIET_STEPS
         (grads, code_grads), losses = jax.grad(total, (0, 1), has_aux=True)(state.logits, probe)
         with jax.named_scope("adam"):
             updates, opt_state = optimizer.update(grads, state.opt_state)
@@ -285,23 +291,24 @@ def refine(
                 evidence = evidence_of(code_grads, is_masked, config.evidence_floor)
                 updates = updates * evidence[..., None]
                 # Frozen with the image, or it would depend on the rest of the batch.
-                evidence = jnp.where(state.is_active[:, None], evidence, state.evidence)
+                evidence = jnp.where(is_active[:, None], evidence, state.evidence)
                 state = state._replace(evidence=evidence)
             if config.early_stop == 0:
                 phi = state.logits + updates
                 return state._replace(
                     logits=phi, opt_state=opt_state, smoothed=losses, num_steps=state.num_steps + 1
                 ), losses
-            phi = state.logits + jnp.where(state.is_active[:, None, None], updates, 0.0)
+            phi = state.logits + jnp.where(is_active[:, None, None], updates, 0.0)
         smoothed = jnp.where(state.num_steps == 0, losses, 0.7 * state.smoothed + 0.3 * losses)
         change = jnp.abs(smoothed - state.smoothed)
-        is_settled = (change < config.early_stop * smoothed) & (state.num_steps > 0)
+        is_quiet = (change < config.early_stop * smoothed) & (state.num_steps > 0)
+        num_quiet = jnp.where(is_quiet, state.num_quiet + 1, 0)
         return InnerState(
             logits=phi,
             opt_state=opt_state,
-            smoothed=jnp.where(state.is_active, smoothed, state.smoothed),
-            is_active=state.is_active & ~is_settled,
-            num_steps=state.num_steps + state.is_active,
+            smoothed=jnp.where(is_active, smoothed, state.smoothed),
+            num_quiet=jnp.where(is_active, num_quiet, state.num_quiet),
+            num_steps=state.num_steps + is_active,
             evidence=state.evidence,
         ), losses
 
@@ -310,7 +317,7 @@ def refine(
         logits=logits,
         opt_state=opt_state,
         smoothed=jnp.zeros(batch),
-        is_active=jnp.ones(batch, bool),
+        num_quiet=jnp.zeros(batch, jnp.int32),
         num_steps=jnp.zeros(batch, jnp.int32),
         evidence=jnp.zeros(tokens.shape) if is_weighed else None,
     )
@@ -332,7 +339,7 @@ def refine(
 
         def is_running(carry: tuple[Array, InnerState, Array]) -> Array:
             j, state, _ = carry
-            return (j < config.num_inner_steps) & jnp.any(state.is_active)
+            return (j < config.num_inner_steps) & jnp.any(state.num_quiet < QUIET_STEPS)
 
         _, state, history = jax.lax.while_loop(
             is_running,

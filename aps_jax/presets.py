@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
 from typing import Any
 
 from aps_jax.config import VARIANTS, APSConfig
+from aps_jax.names import choose
 
 #: Options of `APSConfig` by preset. "paper" is the published setting; the others are ours.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -49,12 +48,3 @@ def make_config(*, preset: str = "balanced", sampler: str = "aps", **overrides: 
         # The presets' own draw is deterministic: all samples would be equal.
         options.setdefault("draw", "categorical")
     return APSConfig(**options)
-
-
-def choose(kind: str, name: str, known: Mapping[str, Any]) -> Any:
-    """Entry `name` of `known`; ValueError that says what there is, and the nearest name."""
-    if name in known:
-        return known[name]
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f", did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"unknown {kind} {name!r}{hint}; choose from {', '.join(known)}")

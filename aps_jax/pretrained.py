@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from aps_jax import checkpoint
+from aps_jax.names import suggestion
 from aps_jax.prior import make_prior
 from aps_jax.tokenizer import CodecConfig, init_codec_params, make_codec
 from aps_jax.transformer import TransformerConfig, init_transformer_params
@@ -51,10 +51,9 @@ def model_folder(name: str | os.PathLike[str]) -> Path:
     folder = Path(name)
     if folder.is_dir():
         return folder
-    close = difflib.get_close_matches(str(name), EMBEDDED_MODELS, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
     raise ValueError(
-        f"no model {str(name)!r}: neither a folder nor one of {list(EMBEDDED_MODELS)}{hint}"
+        f"no model {str(name)!r}: neither a folder nor one of {', '.join(EMBEDDED_MODELS)}"
+        f"{suggestion(str(name), EMBEDDED_MODELS)}"
     )
 
 

@@ -70,7 +70,11 @@ def baseline(y: PyTree, operator: Operator, image_shape: ImageShape) -> tuple[st
 
 
 def codec_reconstruction(codec: Codec, photo: Array, decode_scale: int) -> Array:
-    """The sampler's ceiling: `photo` [H, W, 3] through the codec, `decode_scale` times as large."""
+    """`photo` [H, W, 3] through the codec, `decode_scale` times as large and averaged back.
+
+    What the codec keeps of the photo: a yardstick, not a bound, since codes fitted to a measurement
+    may decode to a better image than the encoder's.
+    """
     height, width = photo.shape[:2]
     large = (1, height * decode_scale, width * decode_scale, 3)
     x = photo[None] if decode_scale == 1 else _resize(photo[None], large, "cubic")

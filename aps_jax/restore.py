@@ -20,8 +20,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_tensors
 
-from aps_jax.checkpoint import write_atomically
 from aps_jax.config import APSConfig
+from aps_jax.files import write_atomically
 from aps_jax.sampler import (
     SampleResult,
     SamplerState,

@@ -21,6 +21,9 @@ from aps_jax.field import field_shape, prior_logits
 from aps_jax.likelihood import decode_image, make_optimizer, quantized_expectation, refine
 from aps_jax.types import Array, ImageShape, Key, Params, PyTree, image_keys
 
+#: Logits of codes that a prior excludes, in place of -inf, whose differences are NaN.
+_LEAST_LOGIT = -1e4
+
 
 class SamplerState(NamedTuple):
     """Carry of the outer loop: only what the next step reads.
@@ -221,6 +224,9 @@ def aps_finish(
 def _shapes(params: Params, y: PyTree, config: APSConfig) -> tuple[ImageShape, tuple[int, int]]:
     """Image size and token grid behind a measurement; ValueError where something does not fit."""
     y_shape = jax.tree.map(lambda leaf: leaf.shape, y)
+    for leaf in jax.tree.leaves(y):
+        if leaf.ndim < 2:
+            raise ValueError(f"y has shape {y_shape}; its first axis must be the batch: y[None]")
     image_shape = config.image_shape or params.operator.image_shape(y_shape)
     batch = jax.tree.leaves(y)[0].shape[0]
     expected = params.operator.output_shape((batch, *image_shape, 3))
@@ -254,12 +260,14 @@ def _sample_keys(key: Key, rows: int, num_samples: int) -> Key:
 def _guided_logits(
     params: Params, tokens: Array, grid: tuple[int, int], config: APSConfig
 ) -> Array:
-    field = tokens.reshape(-1, *grid)
-    logits = prior_logits(params.prior, field)
+    def bounded(**options: bool) -> Array:
+        logits = prior_logits(params.prior, tokens.reshape(-1, *grid), **options)
+        return jnp.maximum(logits.reshape(*tokens.shape, -1).astype(jnp.float32), _LEAST_LOGIT)
+
+    logits = bounded()
     if config.guidance_scale != 0:
-        plain = prior_logits(params.prior, field, is_unconditional=True)
+        plain = bounded(is_unconditional=True)
         logits = (1 + config.guidance_scale) * logits - config.guidance_scale * plain
-    logits = logits.reshape(*tokens.shape, -1).astype(jnp.float32)
     return jax.lax.stop_gradient(logits / config.prior_temperature)
 
 

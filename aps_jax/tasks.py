@@ -7,7 +7,6 @@ leave to the caller: blurs shrink with images below 256 pixels (see `blur_sizes`
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from aps_jax import operators
+from aps_jax.names import choose, suggestion
 from aps_jax.operators._checks import real
 from aps_jax.types import ImageShape, Operator
 
@@ -67,7 +67,7 @@ class Task:
             if name not in self.options:
                 raise ValueError(
                     f"task {self.name!r} has no option {name!r}"
-                    f"{_suggestion(name, self.options)}; options: "
+                    f"{suggestion(name, self.options)}; options: "
                     f"{', '.join(self.options) or 'none'}"
                 )
         values = {name: option.default for name, option in self.options.items()} | options
@@ -93,11 +93,7 @@ def make_operator(name: str, image_shape: ImageShape, **options: Any) -> Operato
     Raises:
       ValueError: for a task or an option that is unknown, missing or out of range.
     """
-    if name not in TASKS:
-        raise ValueError(
-            f"unknown task {name!r}{_suggestion(name, TASKS)}; tasks: {', '.join(TASKS)}"
-        )
-    return TASKS[name].make(image_shape, **options)
+    return choose("task", name, TASKS).make(image_shape, **options)
 
 
 def blur_sizes(image_shape: ImageShape) -> tuple[int, float]:
@@ -108,11 +104,6 @@ def blur_sizes(image_shape: ImageShape) -> tuple[int, float]:
     """
     ratio = min(1.0, min(image_shape) / _PAPER_SIDE)
     return max(5, 2 * int(30 * ratio) + 1), max(1.0, 3.0 * ratio)
-
-
-def _suggestion(name: str, known: Mapping[str, Any]) -> str:
-    matches = difflib.get_close_matches(name, known, n=1)
-    return f", did you mean {matches[0]!r}?" if matches else ""
 
 
 def _any_size(factory: Callable[..., Operator]) -> Callable[..., Operator]:

@@ -23,7 +23,7 @@ import tyro
 
 import aps_jax
 from aps_jax import convolution, likelihood
-from aps_jax.checkpoint import write_atomically
+from aps_jax.files import write_atomically
 from aps_jax.types import Params
 
 

@@ -5,7 +5,8 @@
 
 A run may be killed at any point: finished batches are rows in `OUT/rows.jsonl`, and the same
 command does only what is missing. `--table` rewrites the Markdown table from the rows alone. The
-configuration file holds everything that decides a number: images, tasks, methods, seed.
+configuration file holds everything that decides a number: images, tasks, methods, seed. A method
+may name the `tasks` it is for and the `count` of photos, the first of the study's, that it gets.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ import tyro
 from rich.progress import track
 
 import aps_jax
-from aps_jax import metrics
-from aps_jax.checkpoint import read_card, write_atomically
+from aps_jax import metrics, report
+from aps_jax.checkpoint import read_card
+from aps_jax.files import write_atomically
 from aps_jax.likelihood import absolute_error
 from aps_jax.pretrained import model_folder
 from aps_jax.tasks import make_operator
@@ -68,11 +70,6 @@ def _uniform(params: Array, tokens: Array) -> Array:
     return jnp.broadcast_to(params, (*tokens.shape, params.shape[0]))
 
 
-def enlarge(operator: Operator, y: Array, shape: tuple[int, ...]) -> Array:
-    """The measurement as an image of `shape`: itself, or its bicubic enlargement."""
-    return y if y.shape == shape else jax.image.resize(y, shape, "cubic")
-
-
 def run_method(
     method: dict[str, Any], params: Params, x: Array, y: PyTree, keys: Array
 ) -> tuple[Array, dict[str, float]]:
@@ -81,7 +78,8 @@ def run_method(
     if kind == "codec":
         return jnp.clip(reconstruct(params.codec, x), -1, 1), {}
     if kind == "measurement":
-        return enlarge(params.operator, y, x.shape), {}
+        shown = (report.baseline(one[None], params.operator, x.shape[1:3]) for one in y)
+        return jnp.stack([image for _, image in shown]), {}
     config = aps_jax.APSConfig(**method["config"])
     if method.get("prior") == "none":
         params = params.replace(prior=uniform_prior(params.prior))
@@ -134,18 +132,20 @@ def run(arguments: Arguments) -> None:
                 continue
             fingerprint = _fingerprint(study, task, method)
             params = Params(model.prior, model.codec, operator, perceptual)
-            starts = range(0, len(names), study["batch_size"])
+            chosen = names[: method.get("count")]
+            starts = range(0, len(chosen), study["batch_size"])
             for start in track(starts, f"{task} {name}"):
-                batch = names[start : start + study["batch_size"]]
+                batch = chosen[start : start + study["batch_size"]]
                 if all((task, name, fingerprint, image) in done for image in batch):
                     continue
                 # The last batch is filled up, so that every batch has one shape.
                 index = np.minimum(np.arange(start, start + study["batch_size"]), len(names) - 1)
                 x = jnp.asarray(images[index])
                 keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(index) + 2)
-                y = aps_jax.measure(keys, x, operator=operator, sigma=study["sigma"])
+                keys = jax.vmap(jax.random.split)(keys)
+                y = aps_jax.measure(keys[:, 0], x, operator=operator, sigma=study["sigma"])
                 began = time.perf_counter()
-                restored, cost = run_method(method, params, x, y, keys)
+                restored, cost = run_method(method, params, x, y, keys[:, 1])
                 restored = jax.block_until_ready(restored)
                 seconds = (time.perf_counter() - began) / len(index)
                 scores = jax.device_get(_scores(operator, perceptual, restored, x, y))
@@ -166,7 +166,8 @@ def _fingerprint(study: dict[str, Any], task: str, method: dict[str, Any]) -> st
     """Names everything that decides a row, so that rows of another configuration are not reused."""
     card = read_card(model_folder(study["model"]))
     facts = [study["images"], study["sigma"], study["seed"], study["tasks"][task]]
-    facts.append({name: value for name, value in method.items() if name != "tasks"})
+    where = ("tasks", "count")
+    facts.append({name: value for name, value in method.items() if name not in where})
     facts += [card.get("codec_training"), card.get("prior_training")]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -10,8 +10,6 @@ precision and `card.json`), next to the log, the loss curves and a grid of recon
 from __future__ import annotations
 
 import dataclasses
-import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,43 +17,25 @@ import numpy as np
 import tyro
 
 from aps_jax import checkpoint, lfq
+from aps_jax.pretrained import model_folder
 from aps_jax.tokenizer import CodecConfig, init_codec_params, make_codec
 from aps_jax.types import Array, PyTree
 from experiments import photos, training
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(training.RunConfig):
     """Settings of one training run.
 
     Attributes:
-      data: folders of training photos, searched recursively.
-      eval_data: folder of held-out photos.
-      out: folder of the run.
       codec: sizes of the codec.
       image_size: side of the training crops.
-      steps: optimiser steps.
-      batch_size: crops per step.
-      learning_rate: peak learning rate.
-      warmup: steps of linear warm-up.
-      ema_decay: decay of the averaged weights, which are the ones exported.
       commitment: weight of the distance between features and their codes.
       entropy: weight of the missing entropy of the codebook, log K - H(mean code distribution). A
         penalty on single bits is not enough: they stay correlated and most codes go unused.
       entropy_tokens: tokens per batch that the entropy is estimated from.
-      weight_decay: AdamW weight decay.
-      eval_every: steps between held-out scores.
-      save_every: steps between checkpoints.
-      num_eval: held-out photos scored.
-      minutes: stop (resumably) after this long; 0 for no limit.
-      seed: seed of weights and crops.
-      description: what the training data are, for the card.
-      smoke: a tiny run that proves that everything works.
     """
 
-    data: tuple[Path, ...]
-    eval_data: Path
-    out: Path
     codec: CodecConfig = CodecConfig(
         num_bits=13,
         encoder_channels=(32, 64, 128),
@@ -65,22 +45,9 @@ class Config:
         num_groups=16,
     )
     image_size: int = 64
-    steps: int = 4000
-    batch_size: int = 16
-    learning_rate: float = 1e-3
-    warmup: int = 100
-    ema_decay: float = 0.998
     commitment: float = 0.05
     entropy: float = 0.02
     entropy_tokens: int = 1024
-    weight_decay: float = 1e-4
-    eval_every: int = 250
-    save_every: int = 250
-    num_eval: int = 64
-    minutes: float = 0.0
-    seed: int = 0
-    description: str = ""
-    smoke: bool = False
 
     def resolved(self) -> Config:
         """The settings of a smoke run, if one was asked for."""
@@ -150,51 +117,44 @@ def evaluate(params: PyTree, images: np.ndarray, config: CodecConfig) -> dict[st
     }
 
 
-def export(params: PyTree, config: Config, log: dict, num_photos: int) -> None:
+def export(params: PyTree, config: Config, row: dict, num_photos: int) -> None:
     """Writes the model folder."""
     folder = config.out / "model"
     checkpoint.save_params(folder / "codec.safetensors", params, "float16")
-    training_facts = {
+    facts = {
         "data": config.description or [str(path) for path in config.data],
         "photos": num_photos,
-        "steps": log["step"],
+        "steps": row["step"],
         "batch_size": config.batch_size,
         "image_size": config.image_size,
-        "seconds": round(log["seconds"]),
+        "optimizer": config.optimizer,
+        "seconds": round(row["seconds"]),
         "device": jax.devices()[0].device_kind,
-        "eval_psnr": round(log["eval_psnr"], 2),
-        "eval_codes_used": log["eval_codes_used"],
+        "eval_psnr": round(row["eval_psnr"], 2),
+        "eval_codes_used": row["eval_codes_used"],
     }
-    checkpoint.update_card(
-        folder, codec=dataclasses.asdict(config.codec), codec_training=training_facts
-    )
+    facts |= training.origin(config, "codec_training")
+    checkpoint.update_card(folder, codec=dataclasses.asdict(config.codec), codec_training=facts)
+
+
+def initial_params(config: Config) -> PyTree:
+    """Random weights, or those of the codec in `config.init`, which must have the same sizes."""
+    random = init_codec_params(jax.random.key(config.seed), config.codec)
+    if config.init is None:
+        return random
+    return checkpoint.load_params(model_folder(config.init) / "codec.safetensors", random)
 
 
 def train(config: Config) -> None:
     """Runs or resumes a training."""
     config = config.resolved()
     config.out.mkdir(parents=True, exist_ok=True)
-    log_path = config.out / "codec.jsonl"
     _, held_out = photos.center_crops(
         config.eval_data, size=config.image_size, shrink=2, count=config.num_eval
     )
     pictures = photos.load_photos(config.data, min_side=config.image_size, max_short_side=256)
     print(f"{len(pictures)} training photos, {len(held_out)} held out", flush=True)
-
-    optimizer = training.make_optimizer(
-        config.learning_rate,
-        warmup=config.warmup,
-        steps=config.steps,
-        weight_decay=config.weight_decay,
-    )
-    params = init_codec_params(jax.random.key(config.seed), config.codec)
-    state = training.init_state(params, optimizer)
-    checkpoints = training.Checkpoints(config.out / "state")
-    state = checkpoints.restore(state)
-    first = int(state.step)
-    training.truncate_log(log_path, first)
-    earlier = training.read_rows(log_path) if first else []
-    seconds_before = earlier[-1]["seconds"] if earlier else 0.0
+    optimizer = training.make_optimizer(config)
 
     @jax.jit
     def update(state, batch):
@@ -203,38 +163,22 @@ def train(config: Config) -> None:
         )
         return training.apply_gradients(state, grads, optimizer, config.ema_decay), terms
 
-    start = time.monotonic()
-    batches = photos.prefetched_batches(
-        pictures,
-        config.seed,
-        range(first, config.steps),
-        batch_size=config.batch_size,
-        size=config.image_size,
-    )
-    for step, batch in batches:
-        state, terms = update(state, batch)
-        done = step + 1
-        seconds = seconds_before + time.monotonic() - start
-        out_of_time = config.minutes and time.monotonic() - start > 60 * config.minutes
-        last = done == config.steps or out_of_time
-        row = {"step": done, "seconds": seconds}
-        if done % 25 == 0 or last:
-            row |= {name: float(value) for name, value in terms.items()}
-        if done % config.eval_every == 0 or last:
-            row |= evaluate(state.ema, held_out, config.codec)
-            export(state.ema, config, row, len(pictures))
-        if len(row) > 2:
-            training.append_row(log_path, row)
-            print(" ".join(f"{k}={v:.4g}" for k, v in row.items()), flush=True)
-        if done % config.save_every == 0 or last:
-            checkpoints.save(state)
-        if out_of_time:
-            print(f"stopped after {config.minutes} minutes; start again to go on", flush=True)
-            break
-    checkpoints.close()
+    def batches(steps):
+        return photos.prefetched_batches(
+            pictures, config.seed, steps, batch_size=config.batch_size, size=config.image_size
+        )
+
+    def score(state, row):
+        scores = evaluate(state.ema, held_out, config.codec)
+        export(state.ema, config, row | scores, len(pictures))
+        return scores
+
+    log = config.out / "codec.jsonl"
+    state = training.init_state(initial_params(config), optimizer)
+    state = training.fit(state, update, batches, score, config, log)
 
     panels = {"squared error": ["mse"], "held-out PSNR (dB)": ["eval_psnr"]}
-    training.plot_curves(training.read_rows(log_path), panels, config.out / "codec_curves.png")
+    training.plot_curves(training.read_rows(log), panels, config.out / "codec_curves.png")
     codec = make_codec(config.codec, state.ema)
     sample = held_out[:8]
     codes, _ = codec.quantize(codec.codebook, codec.encode(state.ema, sample))

@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 
 from aps_jax import checkpoint, lfq
-from aps_jax.pretrained import load_codec
+from aps_jax.pretrained import load_codec, model_folder
 from aps_jax.prior import grid_hidden, make_prior
 from aps_jax.tokenizer import decode_tokens, encode_tokens
 from aps_jax.transformer import (
@@ -38,15 +38,12 @@ from experiments import photos, training
 EVAL_RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(training.RunConfig):
     """Settings of one training run.
 
     Attributes:
-      data: folders of training photos, searched recursively.
-      eval_data: folder of held-out photos.
       codec: model folder of the frozen codec (`codec.safetensors` and `card.json`).
-      out: folder of the run.
       width: residual width.
       num_layers: number of blocks.
       num_heads: attention heads.
@@ -56,26 +53,10 @@ class Config:
       image_size: side of the crops that the codec reads.
       num_crops: crops that are turned into tokens; the training draws from these.
       window: side of the token grids trained on; larger crops give random windows.
-      steps: optimiser steps.
-      batch_size: grids per step.
       num_targets: masked positions per grid that enter the loss, a random subset of all.
-      learning_rate: peak learning rate.
-      warmup: steps of linear warm-up.
-      ema_decay: decay of the averaged weights, which are the ones exported.
-      weight_decay: AdamW weight decay.
-      eval_every: steps between held-out scores.
-      save_every: steps between checkpoints.
-      num_eval: held-out photos scored.
-      minutes: stop (resumably) after this long; 0 for no limit.
-      seed: seed of weights, crops and masks.
-      description: what the training data are, for the card.
-      smoke: a tiny run that proves that everything works.
     """
 
-    data: tuple[Path, ...]
-    eval_data: Path
     codec: Path
-    out: Path
     width: int = 192
     num_layers: int = 6
     num_heads: int = 3
@@ -85,20 +66,10 @@ class Config:
     image_size: int = 64
     num_crops: int = 24000
     window: int = 16
-    steps: int = 1500
-    batch_size: int = 32
     num_targets: int = 128
-    learning_rate: float = 2e-3
-    warmup: int = 100
     ema_decay: float = 0.995
     weight_decay: float = 0.01
-    eval_every: int = 250
-    save_every: int = 250
     num_eval: int = 128
-    minutes: float = 0.0
-    seed: int = 0
-    description: str = ""
-    smoke: bool = False
 
     def resolved(self) -> Config:
         """The settings of a smoke run, if one was asked for."""
@@ -353,85 +324,61 @@ def export(
     return make_prior(model, rounded, window=config.window)
 
 
+def initial_params(config: Config, model: TransformerConfig) -> PyTree:
+    """Random weights, or those of the prior in `config.init`, which must have the same sizes."""
+    weights = init_transformer_params(jax.random.key(config.seed), model)
+    if config.init is not None:
+        weights = checkpoint.load_params(model_folder(config.init) / "prior.safetensors", weights)
+    return {"model": weights, "head_bits": jnp.zeros((model.width, model.code_bits))}
+
+
 def train(config: Config) -> None:
     """Runs or resumes a training."""
     config = config.resolved()
     config.out.mkdir(parents=True, exist_ok=True)
-    log_path = config.out / "prior.jsonl"
     codec = load_codec(config.codec)
-    num_bits = codec.codebook.shape[1]
     tokens = crop_tokens(config, codec)
-    model = config.transformer(num_bits)
+    model = config.transformer(codec.codebook.shape[1])
     context_free = baselines(tokens, codec.num_codes)
-
-    optimizer = training.make_optimizer(
-        config.learning_rate,
-        warmup=config.warmup,
-        steps=config.steps,
-        weight_decay=config.weight_decay,
-    )
-    params = {
-        "model": init_transformer_params(jax.random.key(config.seed), model),
-        "head_bits": jnp.zeros((config.width, num_bits)),
-    }
+    params = initial_params(config, model)
     size = num_params(params["model"])
     print(
         f"{size / 1e6:.2f} M parameters, {len(tokens['train'])} crops, {context_free}", flush=True
     )
-    state = training.init_state(params, optimizer)
-    checkpoints = training.Checkpoints(config.out / "state")
-    state = checkpoints.restore(state)
-    first = int(state.step)
-    training.truncate_log(log_path, first)
-    earlier = training.read_rows(log_path) if first else []
-    seconds_before = earlier[-1]["seconds"] if earlier else 0.0
+    optimizer = training.make_optimizer(config)
+    mask_key = jax.random.key(config.seed + 1)
 
     @jax.jit
-    def update(state, batch, key):
-        key = jax.random.fold_in(key, state.step)
+    def update(state, batch):
+        key = jax.random.fold_in(mask_key, state.step)
         (_, terms), grads = jax.value_and_grad(masked_loss, has_aux=True)(
             state.params, batch, key, model, config.num_targets
         )
         return training.apply_gradients(state, grads, optimizer, config.ema_decay), terms
 
-    start = time.monotonic()
-    mask_key = jax.random.key(config.seed + 1)
-    for step in range(first, config.steps):
-        state, terms = update(state, random_windows(tokens["train"], config, step), mask_key)
-        terms = jax.device_get(terms)
-        done = step + 1
-        elapsed = time.monotonic() - start
-        if done == first + 20:
-            left = (config.steps - done) * elapsed / 20 / 60
-            print(f"about {left:.0f} minutes left (compilation counted)", flush=True)
-        out_of_time = config.minutes and elapsed > 60 * config.minutes
-        last = done == config.steps or out_of_time
-        row = {"step": done, "seconds": seconds_before + elapsed}
-        if done % 25 == 0 or last:
-            row |= {name: float(value) for name, value in terms.items()}
-        if done % config.eval_every == 0 or last:
-            prior = make_prior(model, merge(state.ema), window=config.window)
-            row |= evaluate(prior, tokens["eval"], config.window)
-        if len(row) > 2:
-            training.append_row(log_path, row)
-            print(" ".join(f"{k}={v:.4g}" for k, v in row.items()), flush=True)
-        if done % config.save_every == 0 or last:
-            checkpoints.save(state)
-        if out_of_time:
-            print(f"stopped after {config.minutes} minutes; start again to go on", flush=True)
-            break
-    checkpoints.close()
+    def batches(steps):
+        return ((step, random_windows(tokens["train"], config, step)) for step in steps)
 
-    rows = training.read_rows(log_path)
+    def score(state, row):
+        prior = make_prior(model, merge(state.ema), window=config.window)
+        return evaluate(prior, tokens["eval"], config.window)
+
+    log = config.out / "prior.jsonl"
+    state = training.fit(
+        training.init_state(params, optimizer), update, batches, score, config, log
+    )
+
+    rows = training.read_rows(log)
     facts = {
         "data": config.description or [str(path) for path in config.data],
         "parameters": size,
         "crops": len(tokens["train"]),
         "steps": int(state.step),
         "batch_size": config.batch_size,
+        "optimizer": config.optimizer,
         "seconds": round(rows[-1]["seconds"]),
         "device": jax.devices()[0].device_kind,
-    }
+    } | training.origin(config, "prior_training")
     prior = export(state.ema, config, model, facts)
     scores = context_free | evaluate(prior, tokens["eval"], config.window)
     facts |= {name: round(value, 3) for name, value in scores.items()}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +13,65 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import orbax.checkpoint as ocp
 from PIL import Image
+
+from aps_jax import checkpoint
+from aps_jax.pretrained import model_folder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Settings of any training run.
+
+    Attributes:
+      data: folders of training photos, searched recursively.
+      eval_data: folder of held-out photos.
+      out: folder of the run; the same folder again resumes it.
+      init: model folder whose weights the run starts from, such as that of `photo64`, instead of
+        random ones.
+      optimizer: "muon" or "adamw".
+      learning_rate: peak learning rate.
+      warmup: steps of linear warm-up.
+      weight_decay: weight decay of all matrices.
+      ema_decay: decay of the averaged weights, which are the ones exported.
+      steps: optimiser steps.
+      batch_size: images per step.
+      eval_every: steps between held-out scores.
+      save_every: steps between checkpoints.
+      num_eval: held-out photos scored.
+      minutes: stop (resumably) after this long; 0 for no limit.
+      seed: seed of weights, images and noise.
+      description: what the training data are, for the card.
+      smoke: a tiny run that proves that everything works.
+    """
+
+    data: tuple[Path, ...]
+    eval_data: Path
+    out: Path
+    init: Path | None = None
+    optimizer: str = "muon"
+    learning_rate: float = 3e-3
+    warmup: int = 100
+    weight_decay: float = 1e-4
+    ema_decay: float = 0.998
+    steps: int = 4000
+    batch_size: int = 16
+    eval_every: int = 250
+    save_every: int = 250
+    num_eval: int = 64
+    minutes: float = 0.0
+    seed: int = 0
+    description: str = ""
+    smoke: bool = False
+
+
+def origin(config: RunConfig, part: str) -> dict[str, Any]:
+    """Card entry of the weights a run started from, empty if they were random."""
+    if config.init is None:
+        return {}
+    return {"started_from": checkpoint.read_card(model_folder(config.init)).get(part)}
 
 
 class TrainState(NamedTuple):
@@ -23,18 +83,46 @@ class TrainState(NamedTuple):
     ema: Any
 
 
-def make_optimizer(
-    learning_rate: float, *, warmup: int, steps: int, weight_decay: float = 1e-4, b2: float = 0.99
-) -> optax.GradientTransformation:
-    """AdamW with clipped gradients, linear warm-up and cosine decay to zero."""
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, steps)
-    decayed = optax.adamw(
-        schedule,
-        b2=b2,
-        weight_decay=weight_decay,
-        mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+def make_optimizer(config: RunConfig, *, b2: float = 0.99) -> optax.GradientTransformation:
+    """Clipped gradients, linear warm-up, cosine decay to zero, weight decay on matrices only.
+
+    "muon" orthogonalises the updates of convolution kernels (HWIO) and of layer-stacked matrices
+    [layers, in, out] (https://kellerjordan.github.io/posts/muon) and leaves every other leaf to
+    AdamW. Its updates have AdamW's size (0.2 per entry, arXiv 2502.16982), so that one magnitude of
+    learning rates serves both.
+    """
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, config.warmup, config.steps
     )
-    return optax.chain(optax.clip_by_global_norm(1.0), decayed)
+    decay = config.weight_decay
+
+    def is_matrix(params):
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+    if config.optimizer == "adamw":
+        optimizer = optax.adamw(schedule, b2=b2, weight_decay=decay, mask=is_matrix)
+    elif config.optimizer == "muon":
+        optimizer = optax.contrib.muon(
+            schedule,
+            weight_decay=decay,
+            weight_decay_mask=is_matrix,
+            adam_b2=b2,
+            adam_weight_decay=decay,
+            muon_weight_dimension_numbers=_muon_axes,
+            consistent_rms=0.2,
+        )
+    else:
+        raise ValueError(f"unknown optimizer {config.optimizer!r}: choose muon or adamw")
+    return optax.chain(optax.clip_by_global_norm(1.0), optimizer)
+
+
+def _muon_axes(params: Any) -> Any:
+    """Reduction and output axes of the leaves that Muon updates, None for the others."""
+    axes = {
+        3: optax.contrib.MuonDimensionNumbers((1,), (2,)),
+        4: optax.contrib.MuonDimensionNumbers((0, 1, 2), (3,)),
+    }
+    return jax.tree.map(lambda leaf: axes.get(leaf.ndim), params)
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
@@ -80,6 +168,55 @@ class Checkpoints:
     def close(self) -> None:
         """Ends Orbax's background threads."""
         self._manager.close()
+
+
+def fit(
+    state: TrainState,
+    update: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
+    batches: Callable[[range], Iterator[tuple[int, Any]]],
+    evaluate: Callable[[TrainState, dict[str, float]], dict[str, float]],
+    config: RunConfig,
+    log: Path,
+) -> TrainState:
+    """Runs or resumes a training until `config.steps` or `config.minutes`.
+
+    Args:
+      state: state before the first step, used if `config.out` holds no checkpoint.
+      update: one step; also returns the terms that are logged.
+      batches: yields (step, batch) for a range of steps, as a function of the step alone.
+      evaluate: held-out scores of a state, given the row so far (step and seconds).
+      config: steps, limits and intervals.
+      log: JSONL file of the run; rows after the resumed step are dropped.
+    """
+    checkpoints = Checkpoints(config.out / "state")
+    state = checkpoints.restore(state)
+    first = int(state.step)
+    truncate_log(log, first)
+    earlier = read_rows(log) if first else []
+    seconds_before = earlier[-1]["seconds"] if earlier else 0.0
+    start = time.monotonic()
+    for step, batch in batches(range(first, config.steps)):
+        state, terms = update(state, batch)
+        # Steps queue up on the device otherwise, and the clock would not see them.
+        terms = jax.device_get(terms)
+        done, elapsed = step + 1, time.monotonic() - start
+        out_of_time = bool(config.minutes) and elapsed > 60 * config.minutes
+        last = done == config.steps or out_of_time
+        row = {"step": done, "seconds": round(seconds_before + elapsed, 2)}
+        if done % 25 == 0 or last:
+            row |= {name: float(value) for name, value in terms.items()}
+        if done % config.eval_every == 0 or last:
+            row |= evaluate(state, row)
+        if len(row) > 2:
+            append_row(log, row)
+            print(" ".join(f"{k}={v:.4g}" for k, v in row.items()), flush=True)
+        if done % config.save_every == 0 or last:
+            checkpoints.save(state)
+        if out_of_time:
+            print(f"stopped after {config.minutes} minutes; start again to go on", flush=True)
+            break
+    checkpoints.close()
+    return state
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:

@@ -141,7 +141,7 @@ def test_degrades_restores_and_scores_a_photo(restore, photo, tmp_path, model):
     }  # fmt: skip
     result = read(out)
     assert set(result["files"]) == names
-    assert set(result["metrics"]) == {"restored", "bicubic", "codec_ceiling"}
+    assert set(result["metrics"]) == {"restored", "bicubic", "codec_reconstruction"}
     for row in result["metrics"].values():
         assert np.isfinite([row["psnr"], row["ssim"]]).all() and row["lpips"] is None
     assert result["notes"] == ["LPIPS was left out: no weights; get them"]
@@ -186,7 +186,7 @@ def test_samples_steps_and_pasted_pixels(restore, photo, tmp_path):
     np.testing.assert_array_equal(pasted[known], original[known])
     metrics = read(out)["metrics"]
     assert set(metrics) == {
-        "restored", "restored_pasted", "mean_of_samples", "measurement", "codec_ceiling"
+        "restored", "restored_pasted", "mean_of_samples", "measurement", "codec_reconstruction"
     }  # fmt: skip
     assert metrics["restored_pasted"]["psnr"] > metrics["restored"]["psnr"]
     assert read(out)["std_white"] > 1e-3

@@ -3,9 +3,12 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 import aps_jax
 from aps_jax.checkpoint import read_card
@@ -63,6 +66,68 @@ def test_interrupted_codec_training_repeats_the_uninterrupted_one(codec_run, tmp
     train_codec.train(config)
     names = "model/codec.safetensors"
     assert (tmp_path / names).read_bytes() == (codec_run.out / names).read_bytes()
+
+
+def test_training_starts_from_given_weights(codec_run, prior_run, tmp_path):
+    """With a vanishing learning rate the exported weights are the initial ones."""
+    still = {"init": prior_run.out / "model", "learning_rate": 1e-12, "weight_decay": 0.0}
+    train_codec.train(dataclasses.replace(codec_run, out=tmp_path / "codec", **still))
+    train_prior.train(dataclasses.replace(prior_run, out=tmp_path / "prior", **still))
+    for part, run in (("codec", codec_run), ("prior", prior_run)):
+        before = load_file(run.out / "model" / f"{part}.safetensors")
+        after = load_file(tmp_path / part / "model" / f"{part}.safetensors")
+        for name, tensor in before.items():
+            np.testing.assert_allclose(after[name], tensor, atol=2e-3, err_msg=name)
+        card = read_card(tmp_path / part / "model")
+        assert card[f"{part}_training"]["started_from"]["steps"] == run.resolved().steps
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_optimizers_fit_a_linear_map_and_keep_the_size_of_steps(codec_run, name):
+    """Least squares through stacked matrices [2, 6, 6]: both reach a hundredth of the loss."""
+    config = dataclasses.replace(
+        codec_run, optimizer=name, learning_rate=0.2, warmup=5, steps=200, weight_decay=0.0
+    )
+    optimizer = training.make_optimizer(config)
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, target = jax.random.normal(keys[0], (64, 6)), jax.random.normal(keys[1], (2, 6, 6))
+
+    def loss(params):
+        fitted = jnp.einsum("bi,lio->lbo", x, params["kernel"]) + params["bias"]
+        return jnp.mean((fitted - jnp.einsum("bi,lio->lbo", x, target)) ** 2)
+
+    params = {"kernel": jax.random.normal(keys[2], (2, 6, 6)), "bias": jnp.ones(6)}
+    state, first = training.init_state(params, optimizer), loss(params)
+    step = jax.jit(
+        lambda state: training.apply_gradients(state, jax.grad(loss)(state.params), optimizer, 0.9)
+    )
+    for _ in range(200):
+        state = step(state)
+    assert loss(state.params) < first / 100
+
+
+def test_muon_orthogonalises_the_updates_of_kernels(codec_run):
+    """The singular values of a step hardly differ, however unequal those of the gradient are."""
+    config = dataclasses.replace(codec_run, learning_rate=1.0, warmup=1, weight_decay=0.0)
+    optimizer = training.make_optimizer(dataclasses.replace(config, steps=1000))
+    params = {"conv": jnp.zeros((3, 3, 4, 8)), "stacked": jnp.zeros((2, 8, 8))}
+    keys = jax.random.split(jax.random.key(1), 2)
+    grads = {
+        "conv": jax.random.normal(keys[0], (3, 3, 4, 8)) * 3.0 ** -jnp.arange(8),
+        "stacked": jax.random.normal(keys[1], (2, 8, 8)) * 3.0 ** -jnp.arange(8),
+    }
+    opt_state = optimizer.init(params)
+    _, opt_state = optimizer.update(grads, opt_state, params)  # the warm-up's first step is zero
+    updates, _ = optimizer.update(grads, opt_state, params)
+    matrices = [updates["conv"].reshape(36, 8), *updates["stacked"]]
+    for matrix in matrices:
+        values = np.linalg.svd(np.asarray(matrix), compute_uv=False)
+        assert values[4] > 0.4 * values[0]
+
+
+def test_unknown_optimizer_is_an_error(codec_run):
+    with pytest.raises(ValueError, match="muon or adamw"):
+        training.make_optimizer(dataclasses.replace(codec_run, optimizer="sgd"))
 
 
 def test_prior_training_leaves_a_model_that_loads_and_scores(prior_run):

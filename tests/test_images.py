@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aps_jax import images
+from aps_jax import files, images
 
 
 def pixels(height=12, width=10, channels=3, seed=0):
@@ -289,7 +289,7 @@ def test_unsuitable_images_are_not_written(tmp_path, shape, name, message):
 WRITERS = {
     ".png": lambda path: images.save_image(path, np.zeros((8, 8, 3))),
     ".npy": lambda path: images.save_array(path, np.zeros(3)),
-    ".json": lambda path: images.write_json_atomic(path, {"a": 1}),
+    ".json": lambda path: files.write_json(path, {"a": 1}),
 }
 
 
@@ -314,7 +314,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, suffix, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(images.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(OSError, match="No space left on device; free some space"):
         WRITERS[suffix](target)
     assert target.read_text() == "old"
@@ -329,11 +329,11 @@ def test_json_is_plain_and_strict(tmp_path):
         "path": tmp_path,
         1: (True, None, "σ"),
     }
-    images.write_json_atomic(tmp_path / "a.json", value)
+    files.write_json(tmp_path / "a.json", value)
     expected = {"psnr": 21.5, "list": [1.0, None], "nan": None, "path": str(tmp_path)}
     assert json.loads((tmp_path / "a.json").read_text()) == {**expected, "1": [True, None, "σ"]}
     with pytest.raises(TypeError):
-        images.write_json_atomic(tmp_path / "b.json", {"f": object()})
+        files.write_json(tmp_path / "b.json", {"f": object()})
     assert not (tmp_path / "b.json").exists()
 
 

@@ -379,17 +379,18 @@ def test_no_inner_steps_leave_the_logits(problem):
 
 def test_early_stop_freezes_each_image_on_its_own(problem):
     params = make_params(problem, operators.denoising())
-    # All of image 0 is known: its loss never changes, so it stops after the second step.
+    # All of image 0 is known: its loss never changes, so it stops as soon as it may.
     settled = {**problem, "tokens": np.array([[0, 2, 1], [CODES] * 3])}
+    least = 1 + likelihood.QUIET_STEPS  # the first step has nothing to compare with
     options = {"num_inner_steps": 8, "learning_rate": 0.3, "early_stop": 1e-5}
     both = run(settled, params, **options)
-    np.testing.assert_array_equal(both.num_steps, [2, 8])
+    np.testing.assert_array_equal(both.num_steps, [least, 8])
     np.testing.assert_array_equal(both.logits[0], f32(problem["logits"][0]))
-    # A tolerance that every image meets at once: two steps, the same as a loop of two.
+    # A tolerance that every image meets at once: the same as a loop of so many steps.
     loose = run(problem, params, num_inner_steps=8, learning_rate=0.3, early_stop=1e3)
-    two = run(problem, params, num_inner_steps=2, learning_rate=0.3)
-    np.testing.assert_array_equal(loose.num_steps, 2)
-    np.testing.assert_allclose(loose.logits, two.logits, atol=1e-6)
+    short = run(problem, params, num_inner_steps=least, learning_rate=0.3)
+    np.testing.assert_array_equal(loose.num_steps, least)
+    np.testing.assert_allclose(loose.logits, short.logits, atol=1e-6)
     # A tolerance that nobody meets: the plain loop.
     strict = run(problem, params, num_inner_steps=6, learning_rate=0.3, early_stop=1e-30)
     np.testing.assert_allclose(strict.logits, numpy_adam(problem, 6, 0.3, 1e-8)[0], atol=2e-4)
@@ -400,9 +401,9 @@ def test_early_stop_does_not_depend_on_the_batch(problem):
     near = {**problem, "y": problem["y"].copy()}
     near["y"][0] = decode(problem, problem["logits"])[0] + 3.0  # little to be gained
     params = make_params(problem, operators.denoising())
-    options = {"num_inner_steps": 12, "learning_rate": 0.3, "early_stop": 0.006}
+    options = {"num_inner_steps": 30, "learning_rate": 0.3, "early_stop": 0.02}
     both = run(near, params, **options)
-    np.testing.assert_array_equal(both.num_steps, [3, 7])
+    assert both.num_steps[0] < both.num_steps[1] < 30
     names = ("y", "logits", "prior", "tokens")
     alone = run({**near, **{name: near[name][:1] for name in names}}, params, **options)
     assert int(alone.num_steps[0]) == int(both.num_steps[0])

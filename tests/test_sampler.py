@@ -377,6 +377,32 @@ def test_anchored_remasking_keeps_by_the_tilted_confidence_and_standard_by_the_p
     assert np.any(kept["anchored"] != kept["standard"])
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"warm_start": "displacement", "draw": "categorical"},
+        {"warm_start": "logits", "evidence_floor": 0.3, "draw": "categorical"},
+        {"guidance_scale": 1.0, "prior_weight": 0.1, "draw": "argmax"},
+    ],
+)
+def test_codes_that_the_prior_excludes_are_never_drawn(options):
+    """A prior may say -inf; no difference of two of them turns into NaN."""
+    params = make_params()
+    allowed = jnp.arange(params.prior.num_codes) % 2 == 0
+
+    def exclude(apply):
+        return lambda *args, **kw: jnp.where(allowed, apply(*args, **kw), -jnp.inf)
+
+    prior = params.prior.replace(apply=exclude(params.prior.apply))
+    if prior.apply_unconditional is not None:
+        prior = prior.replace(apply_unconditional=exclude(prior.apply_unconditional))
+    params = params.replace(prior=prior)
+    config = APSConfig(**SMALL, **options)
+    result = aps_jax.aps_sample(params, measured(params), jax.random.key(0), config=config)
+    assert np.all(result.info.is_finite)
+    assert np.all(np.asarray(result.tokens) % 2 == 0)
+
+
 def test_each_step_draws_afresh():
     params = make_params()
     y = measured(params)
@@ -448,6 +474,8 @@ def test_measurement_that_does_not_fit():
     config = APSConfig(image_shape=(20, 16))
     with pytest.raises(ValueError, match=r"gives \(2, 5, 4, 3\) for images of \(20, 16\)"):
         aps_jax.aps_sample(params, jnp.zeros((2, 4, 4, 3)), key, config=config)
+    with pytest.raises(ValueError, match="first axis must be the batch"):
+        aps_jax.aps_sample(params, jnp.zeros(48), key)
     params = make_params(operators.inpainting_mask(random_mask()))
     with pytest.raises(ValueError, match="mask of shape"):
         aps_jax.aps_sample(params, jnp.zeros((2, 16, 12, 3)), key)

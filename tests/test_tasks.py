@@ -89,7 +89,7 @@ def test_blurs_shrink_with_small_images():
     "arguments, options, message",
     [
         (("super_resolutoin", SHAPE), {}, "unknown task .* did you mean 'super_resolution'"),
-        (("xyz", SHAPE), {}, "unknown task 'xyz'; tasks: super_resolution, gaussian_blur"),
+        (("xyz", SHAPE), {}, "unknown task 'xyz'; choose from super_resolution, gaussian_blur"),
         (("hdr", SHAPE), {"gian": 2.0}, "no option 'gian', did you mean 'gain'.*options: gain"),
         (("denoising", SHAPE), {"std": 2.0}, "no option 'std'; options: none"),
         (("blur", SHAPE), {}, "task 'blur' needs the option 'kernel'"),

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from aps_jax import images, report
+from aps_jax import files, images, report
 from aps_jax.cli import Restore, command_of
 from aps_jax.commands.inputs import Problem
 from aps_jax.config import APSConfig
@@ -63,8 +63,9 @@ class Outputs:
             candidates["mean_of_samples"] = self.restored.result.mean[0]
         if self.trivial is not None:
             candidates[self.trivial[0]] = self.trivial[1]
-        ceiling = report.codec_reconstruction(model.codec, photo, self.config.decode_scale)
-        candidates["codec_ceiling"] = ceiling
+        candidates["codec_reconstruction"] = report.codec_reconstruction(
+            model.codec, photo, self.config.decode_scale
+        )
         return report.scores(candidates, photo, distance)
 
     def write(self, facts: dict[str, Any], began: float) -> None:
@@ -92,7 +93,7 @@ class Outputs:
                 "std_white": report.spread_view(self.result.std[0])[1],
                 "files": names,
             }
-            images.write_json_atomic(staging / "result.json", result)
+            files.write_json(staging / "result.json", result)
             self._clear(out)
             for name in names:
                 (out / name).parent.mkdir(exist_ok=True)

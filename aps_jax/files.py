@@ -1,0 +1,71 @@
+"""Files appear whole or not at all.
+
+Every write goes to a temporary file beside the target, which then replaces it: an interrupted run
+leaves the old file or the new, never half.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PathLike = str | os.PathLike[str]
+
+
+def write_atomically(path: PathLike, data: bytes) -> None:
+    """Writes `data` to `path` whole or not at all; makes missing folders.
+
+    Raises:
+      OSError: if the file cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(
+            f"cannot write {path}: {reason}; free some space or choose another place"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    """Reduces NumPy and JAX values, paths and tuples to what JSON knows."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Writes `value` as indented JSON; makes missing folders.
+
+    Arrays become lists, paths become strings; NaN and infinity, which JSON lacks, become null.
+
+    Raises:
+      TypeError: if `value` holds something JSON cannot express.
+      OSError: if the file cannot be written.
+    """
+    text = json.dumps(_plain(value), indent=2, allow_nan=False, ensure_ascii=False)
+    write_atomically(path, (text + "\n").encode())
