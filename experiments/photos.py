@@ -92,7 +92,7 @@ def prefetched_batches(
 
 
 def center_crops(
-    folder: Path, *, size: int, shrink: int = 1, count: int | None = None
+    folder: Path, *, size: int, shrink: int = 1, count: int | None = None, offset: int = 0
 ) -> tuple[list[str], np.ndarray]:
     """Fixed evaluation images: the centre `size * shrink` square of each photo, shrunk to `size`.
 
@@ -101,6 +101,8 @@ def center_crops(
       size: side of the result in pixels.
       shrink: integer factor of the antialiased (box) reduction.
       count: number of photos, spread evenly over the sorted folder; all of them if None.
+      offset: takes the photos so many places further on (none beyond the last), so that settings
+        are not tuned on the photos of a table.
 
     Returns:
       File names, and images float32 [B, size, size, 3] in [-1, 1].
@@ -109,9 +111,8 @@ def center_crops(
     names, crops = [], []
     paths = list_images([folder])
     if count is not None:
-        paths = [
-            paths[i] for i in np.linspace(0, len(paths) - 1, min(count, len(paths))).astype(int)
-        ]
+        spread = np.linspace(0, len(paths) - 1, min(count, len(paths))).astype(int) + offset
+        paths = [paths[i] for i in spread if i < len(paths)]
     for path in paths:
         photo = load_rgb(path)
         if min(photo.size) < side:

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 import aps_jax
 from aps_jax.checkpoint import read_card
-from experiments import photos, restoration, train_codec, train_prior, training
+from experiments import codec_yardsticks, photos, restoration, train_codec, train_prior, training
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +192,43 @@ def test_crops_are_a_function_of_seed_and_step(folder):
 def test_empty_folder_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no images below"):
         photos.list_images([tmp_path])
+
+
+def test_offset_chooses_other_photos(folder):
+    names, _ = photos.center_crops(folder, size=32, count=3)
+    others, _ = photos.center_crops(folder, size=32, count=3, offset=1)
+    assert names == ["0.png", "2.png", "5.png"] and others == ["1.png", "3.png"]
+
+
+def test_patches_and_back(rng):
+    x = jnp.asarray(rng.normal(size=(2, 8, 12, 3)), jnp.float32)
+    patches = codec_yardsticks.to_patches(x, 4)
+    assert patches.shape == (12, 48)
+    np.testing.assert_array_equal(patches[4], x[0, 4:8, 4:8].reshape(-1))
+    np.testing.assert_array_equal(codec_yardsticks.from_patches(patches, x.shape, 4), x)
+
+
+def test_k_means_finds_separate_clusters(rng):
+    """The error falls to that of the clusters' own means, also from starts inside one cluster."""
+    means = 10 * rng.normal(size=(6, 5))
+    label = rng.integers(6, size=600)
+    points = jnp.asarray(means[label] + 0.1 * rng.normal(size=(600, 5)), jnp.float32)
+    centres = codec_yardsticks.k_means(jax.random.key(0), points, 24, 20)
+    error = points - centres[codec_yardsticks.nearest(points, centres)]
+    assert jnp.mean(error**2) < 0.1**2
+    distances = jnp.sum((points[:, None] - centres[None]) ** 2, axis=-1)
+    np.testing.assert_array_equal(
+        codec_yardsticks.nearest(points, centres), jnp.argmin(distances, axis=-1)
+    )
+
+
+def test_jpeg_is_the_best_one_within_the_rate(rng):
+    ramp = np.linspace(0, 200, 64)
+    noise = rng.normal(0, 12, (64, 64, 3))
+    pixels = np.clip(ramp[:, None, None] + noise, 0, 255).astype(np.uint8)
+    errors = []
+    for rate in (3.0, 2.0, 1.0):
+        decoded, achieved = codec_yardsticks.jpeg(pixels, rate * 64 * 64)
+        assert 0.6 * rate < achieved <= rate
+        errors.append(np.mean((decoded.astype(float) - pixels) ** 2))
+    assert errors[0] < errors[1] < errors[2]

@@ -1,0 +1,182 @@
+"""Compares a codec with JPEG and with vector-quantised patches of the same rate, on whole photos.
+
+    python -m experiments.codec_yardsticks --data PHOTOS --eval-data HELD_OUT \
+        --out experiments/results/photo64/codec_yardsticks.json
+
+The rate is that of the tokens as they are, without entropy coding: 0.8125 bit per pixel for
+13 bits per 4x4 pixels. JPEG gets the highest quality whose file is no larger (headers counted,
+optimised Huffman tables). The vector quantiser has as many codes as the codec, each a patch of
+stride x stride pixels, and is trained by k-means: what a codebook gains without any network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from PIL import Image
+from rich.progress import track
+
+import aps_jax
+from aps_jax import metrics
+from aps_jax.files import write_json
+from aps_jax.images import from_uint8, to_uint8
+from aps_jax.pretrained import load_codec, model_folder
+from aps_jax.tokenizer import reconstruct
+from aps_jax.types import Array, Key
+from experiments import photos
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Command line.
+
+    Attributes:
+      data: folders of photos that the vector quantiser is trained on.
+      eval_data: folder of held-out photos.
+      out: JSON file to write.
+      model: name or folder of the model whose codec is measured.
+      short_side: short side that the held-out photos are reduced to, in pixels.
+      count: held-out photos.
+      num_patches: training patches of the vector quantiser.
+      num_iterations: k-means iterations.
+      seed: seed of the patches.
+    """
+
+    data: tuple[Path, ...]
+    eval_data: Path
+    out: Path
+    model: str = "photo64"
+    short_side: int = 256
+    count: int = 50
+    num_patches: int = 400_000
+    num_iterations: int = 12
+    seed: int = 0
+
+
+def to_patches(x: Array, side: int) -> Array:
+    """Pixels [B, H, W, 3] as the rows of a matrix [B * H/side * W/side, side * side * 3]."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // side, side, width // side, side, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, side * side * channels)
+
+
+def from_patches(patches: Array, shape: tuple[int, ...], side: int) -> Array:
+    """Inverse of `to_patches` for images of `shape`."""
+    batch, height, width, channels = shape
+    x = patches.reshape(batch, height // side, width // side, side, side, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(shape)
+
+
+@jax.jit
+def nearest(patches: Array, centres: Array) -> Array:
+    """Index of the centre nearest to each patch, int32 [n]."""
+
+    def block(rows: Array) -> Array:
+        return jnp.argmax(2 * rows @ centres.T - jnp.sum(centres**2, axis=-1), axis=-1)
+
+    return jax.lax.map(block, patches, batch_size=4096).reshape(-1)
+
+
+def k_means(key: Key, patches: Array, num_codes: int, num_iterations: int) -> Array:
+    """Lloyd's algorithm from random patches; a centre that lost all patches restarts at one."""
+
+    @jax.jit
+    def update(patches, centres, chosen, key):
+        count = jnp.zeros(num_codes).at[chosen].add(1)
+        total = jnp.zeros_like(centres).at[chosen].add(patches)
+        fresh = patches[jax.random.randint(key, (num_codes,), 0, len(patches))]
+        mean = total / jnp.maximum(count, 1)[:, None]
+        return jnp.where(count[:, None] > 0, mean, fresh)
+
+    keys = jax.random.split(key, num_iterations + 1)
+    centres = patches[jax.random.permutation(keys[0], len(patches))[:num_codes]]
+    for index in track(range(num_iterations), "k-means"):
+        centres = update(patches, centres, nearest(patches, centres), keys[index + 1])
+    return centres
+
+
+def jpeg(pixels: np.ndarray, max_bits: float) -> tuple[np.ndarray, float]:
+    """The best JPEG of uint8 [H, W, 3] within `max_bits`, decoded, and its bits per pixel."""
+
+    def encode(quality: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, format="JPEG", quality=quality, optimize=True)
+        return buffer.getvalue()
+
+    low, high = 1, 95  # size grows with quality
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if 8 * len(encode(middle)) <= max_bits else (low, middle - 1)
+    data = encode(low)
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB")), 8 * len(data) / pixels[..., 0].size
+
+
+def main(arguments: Arguments) -> None:
+    """Measures and writes the yardsticks."""
+    folder = model_folder(arguments.model)
+    codec = load_codec(folder)
+    side, bits = codec.stride, codec.codebook.shape[1]
+    perceptual = aps_jax.load_lpips()
+    rng = np.random.default_rng(arguments.seed)
+    pictures = photos.load_photos(arguments.data, min_side=64, max_short_side=256)
+    chosen = rng.permutation(len(pictures))
+    crops = [photos.random_crop(rng, pictures[index], 64) for index in chosen]
+    patches = to_patches(jnp.asarray(photos.to_float(crops)), side)
+    patches = patches[rng.permutation(len(patches))[: arguments.num_patches]]
+    centres = k_means(
+        jax.random.key(arguments.seed), patches, codec.num_codes, arguments.num_iterations
+    )
+
+    @jax.jit
+    def restored(codec, centres, x):
+        vq = from_patches(centres[nearest(to_patches(x, side), centres)], x.shape, side)
+        return {"codec": reconstruct(codec, x), "patch VQ": vq}
+
+    @jax.jit
+    def score(a, b):
+        return metrics.psnr(a, b), metrics.ssim(a, b), perceptual(jnp.clip(a, -1, 1), b)
+
+    rows = {name: [] for name in ("codec", "JPEG", "patch VQ")}
+    rates = []
+    paths = photos.list_images([arguments.eval_data])
+    spread = np.linspace(0, len(paths) - 1, min(arguments.count, len(paths))).astype(int)
+    for path in track([paths[i] for i in spread], "photos"):
+        pixels = np.asarray(photos.load_rgb(path, arguments.short_side))
+        height, width = (8 * (n // 8) for n in pixels.shape[:2])
+        pixels = pixels[:height, :width]
+        x = jnp.asarray(from_uint8(pixels))[None]
+        candidates = restored(codec, centres, x)
+        decoded, rate = jpeg(pixels, bits / side**2 * height * width)
+        rates.append(rate)
+        candidates["JPEG"] = jnp.asarray(from_uint8(decoded))[None]
+        for name, image in candidates.items():
+            image = jnp.asarray(from_uint8(to_uint8(np.asarray(image))))
+            rows[name].append([float(value[0]) for value in score(image, x)])
+
+    def summary(values: list[list[float]]) -> dict[str, float]:
+        table = np.asarray(values)
+        names = ("psnr", "ssim", "lpips")
+        facts = {name: round(float(table[:, i].mean()), 4) for i, name in enumerate(names)}
+        return facts | {f"{n}_std": round(float(table[:, i].std()), 4) for i, n in enumerate(names)}
+
+    result = {
+        "photos": len(spread),
+        "short_side": arguments.short_side,
+        "bits_per_pixel": bits / side**2,
+        "jpeg_bits_per_pixel": round(float(np.mean(rates)), 4),
+        "codec_training": json.loads((folder / "card.json").read_text())["codec_training"],
+    } | {name: summary(values) for name, values in rows.items()}
+    write_json(arguments.out, result)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
