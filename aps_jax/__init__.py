@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aps_jax import metrics, operators
+    from aps_jax import metrics, operators, sharding
     from aps_jax.config import VARIANTS, APSConfig
     from aps_jax.operators import measure
     from aps_jax.perceptual import load_lpips
@@ -38,6 +38,7 @@ __all__ = [
     "measure",
     "metrics",
     "operators",
+    "sharding",
 ]
 
 _MODULES = {
@@ -52,7 +53,7 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("metrics", "operators"):
+    if name in ("metrics", "operators", "sharding"):
         return importlib.import_module(f"aps_jax.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'aps_jax' has no attribute {name!r}")

@@ -105,17 +105,19 @@ def mixing_prior(num_codes=NUM_CODES, window=None, seed=0):
     )
 
 
-@pytest.fixture(scope="session")
-def tiny_codec():
+def make_tiny_codec():
     """The real architecture, 4 bits and stride 4, all weights random."""
     return make_codec(CODEC_CONFIG, random_params(init_codec_params, CODEC_CONFIG))
 
 
-@pytest.fixture(scope="session")
-def tiny_prior():
+def make_tiny_prior():
     """The real transformer over 4x4 windows, all weights random."""
     params = random_params(init_transformer_params, PRIOR_CONFIG, seed=1)
     return make_prior(PRIOR_CONFIG, params, window=4)
+
+
+tiny_codec = pytest.fixture(scope="session")(make_tiny_codec)
+tiny_prior = pytest.fixture(scope="session")(make_tiny_prior)
 
 
 @pytest.fixture(scope="session")

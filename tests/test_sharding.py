@@ -1,0 +1,64 @@
+"""The sampler on eight forced host devices equals the sampler on one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from aps_jax import sharding
+
+
+@pytest.fixture(scope="module")
+def facts():
+    """Device counts are fixed when JAX starts, so the run has a process of its own."""
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("sharded_run.py")],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("mesh", ["8x1", "4x2"])
+def test_results_do_not_depend_on_the_mesh(facts, mesh):
+    found = facts["meshes"][mesh]
+    assert facts["devices"] == 8
+    assert found["same_tokens"]
+    assert found["image_error"] < 1e-4
+    assert found["loss_error"] < 1e-4
+
+
+@pytest.mark.parametrize("mesh", ["8x1", "4x2"])
+def test_the_work_is_really_spread(facts, mesh):
+    """Images come back in one shard per data group; the prior's matrices are split by model."""
+    num_data, num_model = map(int, mesh.split("x"))
+    found = facts["meshes"][mesh]
+    assert found["image_shards"] == num_data
+    assert found["kernel_columns"] * num_model == found["columns"]
+
+
+def test_a_mesh_needs_its_devices():
+    count = len(jax.devices())
+    assert dict(sharding.make_mesh().shape) == {"data": count, "model": 1}
+    with pytest.raises(ValueError, match=f"{count + 1} x 1 devices does not fit the {count}"):
+        sharding.make_mesh(count + 1)
+    with pytest.raises(ValueError, match="at least 1"):
+        sharding.make_mesh(num_model=0)
+
+
+def test_what_cannot_be_divided_is_an_error():
+    mesh = jax.sharding.AbstractMesh((4, 3), ("data", "model"))
+    with pytest.raises(ValueError, match="a batch of 6 cannot be spread over 4 devices; fill.* 8"):
+        sharding.shard_batch(jnp.zeros((6, 2)), mesh)
+    path = tuple(jax.tree_util.DictKey(name) for name in ("blocks", "q", "kernel"))
+    with pytest.raises(ValueError, match=r"blocks/q/kernel of shape \(2, 8, 8\) cannot be split"):
+        sharding._spec(path, jnp.zeros((2, 8, 8)), mesh)
