@@ -22,6 +22,7 @@ PINNED = {
     "measure",
     "metrics",
     "operators",
+    "sharding",
 }
 HEAVY = [
     "PIL",
