@@ -33,9 +33,7 @@ from aps_jax.transformer import (
     num_params,
 )
 from aps_jax.types import Array, Codec, Key, Prior, PyTree
-from experiments import photos, training
-
-EVAL_RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+from experiments import photos, prior_scores, training
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,17 +170,6 @@ def draw_masks(key: Key, batch: int, length: int) -> tuple[Array, Array]:
     return order.astype(jnp.int32), jnp.clip(counts, 1, length)
 
 
-def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
-    """Cross-entropy in nats and whether the label is the most likely id, both [...].
-
-    Comparisons take the place of gather and argmax, which are several times slower on CPU.
-    """
-    columns = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-    picked = jnp.sum(jnp.where(columns == labels[..., None], logits, 0.0), axis=-1)
-    losses = jax.nn.logsumexp(logits, axis=-1) - picked
-    return losses, picked >= jnp.max(logits, axis=-1)
-
-
 def merge(params: PyTree) -> PyTree:
     """Model weights of the trained ones.
 
@@ -212,45 +199,9 @@ def masked_loss(
     hidden = jnp.take_along_axis(hidden, targets[:, :, None], axis=1)
     labels = jnp.take_along_axis(tokens.reshape(batch, length), targets, axis=1)
     logits = Transformer(model).apply({"params": weights}, hidden, method="logits")
-    losses, hits = cross_entropy(logits, labels)
+    losses, hits = prior_scores.cross_entropy(logits, labels)
     loss = jnp.sum(losses * counted) / jnp.sum(counted)
     return loss, {"loss": loss, "accuracy": jnp.sum(hits * counted) / jnp.sum(counted)}
-
-
-@jax.jit
-def _masked_scores(prior: Prior, tokens: Array, is_masked: Array) -> Array:
-    logits = prior.apply(prior.params, jnp.where(is_masked, prior.num_codes, tokens))
-    losses, _ = cross_entropy(logits, tokens)
-    return jnp.sum(losses * is_masked)
-
-
-def evaluate(prior: Prior, tokens: np.ndarray, window: int) -> dict[str, float]:
-    """Cross-entropy in nats at the masked positions of held-out grids, per mask ratio."""
-    tokens = tokens[:, :window, :window].astype(np.int32)
-    length = window * window
-    rank = np.argsort(np.random.default_rng(0).random((len(tokens), length)), axis=-1)
-    rank = rank.reshape(tokens.shape)
-    scores = {}
-    for ratio in EVAL_RATIOS:
-        is_masked = rank < max(1, round(ratio * length))
-        total = sum(
-            float(_masked_scores(prior, tokens[i : i + 16], is_masked[i : i + 16]))
-            for i in range(0, len(tokens), 16)
-        )
-        scores[f"eval_ce_{ratio:g}"] = total / int(is_masked.sum())
-    scores["eval_ce"] = float(np.mean(list(scores.values())))
-    return scores
-
-
-def baselines(tokens: dict[str, np.ndarray], num_codes: int) -> dict[str, float]:
-    """Cross-entropy of held-out tokens without any context, in nats, and codes in use."""
-    counts = np.bincount(tokens["train"].ravel(), minlength=num_codes)
-    log_probs = np.log((counts + 0.5) / (counts + 0.5).sum())
-    return {
-        "uniform_ce": float(np.log(num_codes)),
-        "unigram_ce": float(-log_probs[tokens["eval"]].mean()),
-        "codes_used": int((counts > 0).sum()),
-    }
 
 
 def complete(key: Key, prior: Prior, tokens: Array, *, num_steps: int) -> Array:
@@ -339,12 +290,10 @@ def train(config: Config) -> None:
     codec = load_codec(config.codec)
     tokens = crop_tokens(config, codec)
     model = config.transformer(codec.codebook.shape[1])
-    context_free = baselines(tokens, codec.num_codes)
+    yardsticks = prior_scores.yardsticks(tokens, codec.codebook)
     params = initial_params(config, model)
     size = num_params(params["model"])
-    print(
-        f"{size / 1e6:.2f} M parameters, {len(tokens['train'])} crops, {context_free}", flush=True
-    )
+    print(f"{size / 1e6:.2f} M parameters, {len(tokens['train'])} crops, {yardsticks}", flush=True)
     optimizer = training.make_optimizer(config)
     mask_key = jax.random.key(config.seed + 1)
 
@@ -361,7 +310,7 @@ def train(config: Config) -> None:
 
     def score(state, row):
         prior = make_prior(model, merge(state.ema), window=config.window)
-        return evaluate(prior, tokens["eval"], config.window)
+        return prior_scores.evaluate(prior, tokens["eval"], config.window)
 
     log = config.out / "prior.jsonl"
     state = training.fit(
@@ -380,7 +329,7 @@ def train(config: Config) -> None:
         "device": jax.devices()[0].device_kind,
     } | training.origin(config, "prior_training")
     prior = export(state.ema, config, model, facts)
-    scores = context_free | evaluate(prior, tokens["eval"], config.window)
+    scores = yardsticks | prior_scores.evaluate(prior, tokens["eval"], config.window)
     facts |= {name: round(value, 3) for name, value in scores.items()}
     checkpoint.update_card(config.out / "model", prior_training=facts)
     print("exported weights:", facts, flush=True)

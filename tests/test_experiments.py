@@ -11,8 +11,17 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import aps_jax
+from aps_jax import lfq
 from aps_jax.checkpoint import read_card
-from experiments import codec_yardsticks, photos, restoration, train_codec, train_prior, training
+from experiments import (
+    codec_yardsticks,
+    photos,
+    prior_scores,
+    restoration,
+    train_codec,
+    train_prior,
+    training,
+)
 
 
 @pytest.fixture(scope="module")
@@ -232,3 +241,29 @@ def test_jpeg_is_the_best_one_within_the_rate(rng):
         assert 0.6 * rate < achieved <= rate
         errors.append(np.mean((decoded.astype(float) - pixels) ** 2))
     assert errors[0] < errors[1] < errors[2]
+
+
+def test_cross_entropy_is_that_of_a_softmax(rng):
+    logits = jnp.asarray(rng.normal(size=(5, 7)), jnp.float32)
+    labels = jnp.asarray(rng.integers(7, size=5))
+    losses, hits = prior_scores.cross_entropy(logits, labels)
+    np.testing.assert_allclose(
+        losses, -jax.nn.log_softmax(logits)[jnp.arange(5), labels], rtol=1e-5
+    )
+    np.testing.assert_array_equal(hits, jnp.argmax(logits, axis=-1) == labels)
+
+
+def test_neighbours_explain_what_they_determine(rng):
+    """Bit 0 copies the left neighbour, bit 1 is a coin: log 2 nats are left of 2 log 2."""
+    rows = np.repeat(rng.integers(2, size=(300, 6, 1)), 6, axis=2)
+    coins = rng.integers(2, size=rows.shape)
+    codes = lfq.codebook(2)
+    tokens = np.asarray(
+        [int(np.flatnonzero((codes == np.array(pair) * 2 - 1).all(axis=1))[0])
+         for pair in np.stack([rows, coins], axis=-1).reshape(-1, 2)]
+    ).reshape(rows.shape)  # fmt: skip
+    found = prior_scores.neighbour_cross_entropy(tokens[:200], tokens[200:], codes)
+    assert abs(found - np.log(2)) < 0.05
+    scores = prior_scores.yardsticks({"train": tokens[:200], "eval": tokens[200:]}, codes)
+    assert abs(scores["unigram_ce"] - 2 * np.log(2)) < 0.02
+    assert scores["codes_used"] == 4
