@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from aps_jax.schedule import SCHEDULES
 
@@ -17,6 +18,62 @@ _CHOICES = {
     "prior_weighting": ("uniform", "elbo"),
     "warm_start": ("none", "logits", "displacement"),
 }
+
+
+class Evaluations(NamedTuple):
+    """Model calls per sample of one measurement.
+
+    Attributes:
+      denoiser: forward passes of the prior; guidance takes two per call.
+      decoder: forward passes of decoder and operator, the final picture included.
+      decoder_gradient: forward and backward passes of decoder and operator.
+    """
+
+    denoiser: int
+    decoder: int
+    decoder_gradient: int
+
+
+def num_passes(guidance_scale: float) -> int:
+    """Forward passes of the prior per call: two with classifier-free guidance."""
+    return 1 if guidance_scale == 0 else 2
+
+
+def check_options(
+    config: Any,
+    *,
+    choices: Mapping[str, Sequence[str]] | None = None,
+    integers: Mapping[str, int] | None = None,
+    positive: Sequence[str] = (),
+    not_negative: Sequence[str] = (),
+    shares: Sequence[str] = (),
+) -> None:
+    """ValueError that names the first option of `config` that is out of range.
+
+    Args:
+      config: dataclass whose fields are named below.
+      choices: allowed words by option.
+      integers: least value by option.
+      positive: options that are finite and above 0.
+      not_negative: options that are finite and at least 0.
+      shares: options in [0, 1].
+    """
+    for name, words in (choices or {}).items():
+        if getattr(config, name) not in words:
+            raise ValueError(f"{name} is {getattr(config, name)!r}; choose from {list(words)}")
+    for name, least in (integers or {}).items():
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    for name in positive:
+        if not 0 < getattr(config, name) < float("inf"):
+            raise ValueError(f"{name} must be positive, got {getattr(config, name)!r}")
+    for name in not_negative:
+        if not 0 <= getattr(config, name) < float("inf"):
+            raise ValueError(f"{name} must not be negative, got {getattr(config, name)!r}")
+    for name in shares:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {getattr(config, name)!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,32 +150,20 @@ class APSConfig:
     image_shape: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose from {list(choices)}")
-        for name, least in {
-            "num_steps": 1,
-            "num_inner_steps": 0,
-            "decode_scale": 1,
-            "num_samples": 1,
-        }.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-        for name in ("learning_rate", "adam_eps", "sigma", "prior_temperature"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
-        for name in (
-            "perceptual_weight",
-            "prior_weight",
-            "evidence_floor",
-            "early_stop",
-            "gumbel_temperature",
-        ):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold must be in [0, 1], got {self.threshold!r}")
+        check_options(
+            self,
+            choices=_CHOICES,
+            integers={"num_steps": 1, "num_inner_steps": 0, "decode_scale": 1, "num_samples": 1},
+            positive=("learning_rate", "adam_eps", "sigma", "prior_temperature"),
+            not_negative=(
+                "perceptual_weight",
+                "prior_weight",
+                "evidence_floor",
+                "early_stop",
+                "gumbel_temperature",
+            ),
+            shares=("threshold",),
+        )
         if self.warm_moments and self.early_stop > 0:
             raise ValueError(
                 "warm_moments and early_stop exclude each other: images stop after different "
@@ -126,6 +171,14 @@ class APSConfig:
             )
         if self.image_shape is not None:
             object.__setattr__(self, "image_shape", tuple(self.image_shape))
+
+    def evaluations(self) -> Evaluations:
+        """Model calls per sample; with `early_stop` the most that there can be."""
+        return Evaluations(
+            denoiser=self.num_steps * num_passes(self.guidance_scale),
+            decoder=1 + (self.num_steps if self.trace else 0),
+            decoder_gradient=self.num_steps * self.num_inner_steps,
+        )
 
 
 #: Options that define the variants of the paper.

@@ -226,11 +226,15 @@ def objective(
         codes = jnp.where(is_masked[..., None], codes, known)
         if probe is not None:
             codes = codes + probe
-    with jax.named_scope("decoder"):
-        field = codes.reshape(codes.shape[0], *grid, codes.shape[-1])
-        x = decode_image(codec, field, image_shape, config.decode_scale)
+    prediction = predict(
+        params,
+        codes,
+        grid=grid,
+        image_shape=image_shape,
+        decode_scale=config.decode_scale,
+        num_samples=config.num_samples,
+    )
     with jax.named_scope("operator"), jax.default_matmul_precision("float32"):
-        prediction = apply_operator(params.operator, x, config.num_samples)
         loss = measurement_loss(params, prediction, y, config)
     if config.measurement_term == "l1":
         loss = num_tokens * loss
@@ -238,6 +242,32 @@ def objective(
         weight = step_weight if config.prior_weighting == "elbo" else 1.0
         loss = loss + config.prior_weight * weight * prior_energy(logits, log_prior, is_masked)
     return loss
+
+
+def predict(
+    params: Params,
+    codes: Array,
+    *,
+    grid: tuple[int, int],
+    image_shape: ImageShape,
+    decode_scale: int,
+    num_samples: int,
+) -> PyTree:
+    """A(D(codes)), the measurement that codes [S * B, L, d] explain, differentiable in the codes.
+
+    Args:
+      params: codec and operator.
+      codes: any vectors, sample-major over the samples of a measurement.
+      grid: (h, w) with h * w = L.
+      image_shape: (H, W).
+      decode_scale: as for `decode_image`.
+      num_samples: S.
+    """
+    with jax.named_scope("decoder"):
+        field = codes.reshape(codes.shape[0], *grid, codes.shape[-1])
+        x = decode_image(params.codec, field, image_shape, decode_scale)
+    with jax.named_scope("operator"), jax.default_matmul_precision("float32"):
+        return apply_operator(params.operator, x, num_samples)
 
 
 def apply_operator(operator: Operator, x: Array, num_samples: int) -> PyTree:

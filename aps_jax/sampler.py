@@ -17,12 +17,17 @@ import jax.numpy as jnp
 
 from aps_jax import remasking, schedule
 from aps_jax.config import APSConfig
-from aps_jax.field import field_shape, prior_logits
-from aps_jax.likelihood import decode_image, make_optimizer, quantized_expectation, refine
-from aps_jax.types import Array, ImageShape, Key, Params, PyTree, image_keys
-
-#: Logits of codes that a prior excludes, in place of -inf, whose differences are NaN.
-_LEAST_LOGIT = -1e4
+from aps_jax.likelihood import make_optimizer, quantized_expectation, refine
+from aps_jax.problem import (
+    fit_shapes,
+    guided_logits,
+    render,
+    repeat_samples,
+    require_perceptual,
+    row_keys,
+    start_tokens,
+)
+from aps_jax.types import Array, ImageShape, Key, Params, PyTree
 
 
 class SamplerState(NamedTuple):
@@ -122,13 +127,9 @@ def aps_init(
     _, grid = _shapes(params, y, config)
     batch, num_tokens = jax.tree.leaves(y)[0].shape[0], grid[0] * grid[1]
     num_codes = params.codec.num_codes
-    if known_tokens is None:
-        known_tokens = jnp.full((batch, num_tokens), num_codes)
-    elif known_tokens.shape != (batch, num_tokens):
-        raise ValueError(
-            f"known_tokens has shape {known_tokens.shape}; this field needs {(batch, num_tokens)}"
-        )
-    tokens = jnp.tile(known_tokens.astype(jnp.int32), (config.num_samples, 1))
+    tokens = start_tokens(
+        known_tokens, batch, num_tokens, num_codes=num_codes, num_samples=config.num_samples
+    )
     logits = jnp.zeros((*tokens.shape, num_codes))
     return SamplerState(
         tokens=tokens,
@@ -146,19 +147,25 @@ def aps_step(
     image_shape, grid = _shapes(params, y, config)
     num_codes = params.codec.num_codes
     is_masked = state.tokens == num_codes
-    keys = _sample_keys(key, state.tokens.shape[0], config.num_samples)
+    keys = row_keys(key, state.tokens.shape[0], config.num_samples)
     keys = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, state.step)))(keys)
     keys_draw, keys_keep = keys[:, 0], keys[:, 1]
 
     with jax.named_scope("denoiser"):
-        logits = _guided_logits(params, state.tokens, grid, config)
+        logits = guided_logits(
+            params,
+            state.tokens,
+            grid,
+            guidance_scale=config.guidance_scale,
+            prior_temperature=config.prior_temperature,
+        )
     log_prior = jax.nn.log_softmax(logits, axis=-1)
     start = _warm_start(state, log_prior, config)
 
     optimizer = make_optimizer(config)
     inner = refine(
         params,
-        jax.tree.map(lambda leaf: jnp.concatenate([leaf] * config.num_samples), y),
+        repeat_samples(y, config.num_samples),
         start,
         state.moments if config.warm_moments else optimizer.init(start),
         log_prior,
@@ -178,7 +185,9 @@ def aps_step(
     trace = None
     if config.trace:
         shown = jnp.where(is_masked, proposal, state.tokens)
-        trace = Trace(inner.losses, tokens, _render(params, shown, grid, image_shape, config))
+        trace = Trace(
+            inner.losses, tokens, render(params, shown, grid, image_shape, config.decode_scale)
+        )
     displacement = {
         "none": None,
         "logits": inner.logits,
@@ -204,16 +213,28 @@ def aps_finish(
 ) -> SampleResult:
     """Decodes the final tokens; `info` is the stack of all steps' infos, with leading axis T."""
     image_shape, grid = _shapes(params, y, config)
-    samples = _render(params, state.tokens, grid, image_shape, config)
+    samples = render(params, state.tokens, grid, image_shape, config.decode_scale)
+    return collect(state.tokens, samples, info, config.num_samples)
+
+
+def collect(tokens: Array, images: Array, info: StepInfo, num_samples: int) -> SampleResult:
+    """The result of rows that are samples of measurements, sample-major.
+
+    Args:
+      tokens: int32 [S * B, L].
+      images: [S * B, H, W, 3].
+      info: scalars with leading axes [T, S * B].
+      num_samples: S.
+    """
 
     def by_sample(leaf: Array) -> Array:
-        return leaf.reshape(config.num_samples, -1, *leaf.shape[1:])
+        return leaf.reshape(num_samples, -1, *leaf.shape[1:])
 
-    samples = by_sample(samples)
+    samples = by_sample(images)
     split = jax.tree.map(lambda leaf: jax.vmap(by_sample)(leaf), info._replace(trace=None))
     return SampleResult(
         images=samples[0],
-        tokens=by_sample(state.tokens)[0],
+        tokens=by_sample(tokens)[0],
         info=split._replace(trace=info.trace),
         samples=jnp.swapaxes(samples, 0, 1),
         mean=jnp.mean(samples, axis=0),
@@ -222,53 +243,13 @@ def aps_finish(
 
 
 def _shapes(params: Params, y: PyTree, config: APSConfig) -> tuple[ImageShape, tuple[int, int]]:
-    """Image size and token grid behind a measurement; ValueError where something does not fit."""
-    y_shape = jax.tree.map(lambda leaf: leaf.shape, y)
-    for leaf in jax.tree.leaves(y):
-        if leaf.ndim < 2:
-            raise ValueError(f"y has shape {y_shape}; its first axis must be the batch: y[None]")
-    image_shape = config.image_shape or params.operator.image_shape(y_shape)
-    batch = jax.tree.leaves(y)[0].shape[0]
-    expected = params.operator.output_shape((batch, *image_shape, 3))
-    if expected != y_shape:
-        raise ValueError(
-            f"y has shape {y_shape}; operator {params.operator.name!r} gives {expected} "
-            f"for images of {image_shape}"
-        )
-    if params.prior.num_codes != params.codec.num_codes:
-        raise ValueError(
-            f"the prior has {params.prior.num_codes} codes, the codec {params.codec.num_codes}"
-        )
-    needs_lpips = config.measurement_term == "l1" and config.perceptual_weight > 0
-    if needs_lpips and params.operator.is_image and params.perceptual is None:
-        raise ValueError(
-            "perceptual_weight needs Params.perceptual; load it with aps_jax.load_lpips() "
-            "or set perceptual_weight=0"
-        )
-    decoded = tuple(side * config.decode_scale for side in image_shape)
-    return image_shape, field_shape(decoded, params.codec.stride)
-
-
-def _sample_keys(key: Key, rows: int, num_samples: int) -> Key:
-    keys = image_keys(key, rows // num_samples)
-    per_sample = jax.vmap(lambda sample: jax.vmap(lambda k: jax.random.fold_in(k, sample))(keys))(
-        jnp.arange(num_samples)
+    shapes = fit_shapes(params, y, image_shape=config.image_shape, decode_scale=config.decode_scale)
+    require_perceptual(
+        params,
+        measurement_term=config.measurement_term,
+        perceptual_weight=config.perceptual_weight,
     )
-    return per_sample.reshape(rows)
-
-
-def _guided_logits(
-    params: Params, tokens: Array, grid: tuple[int, int], config: APSConfig
-) -> Array:
-    def bounded(**options: bool) -> Array:
-        logits = prior_logits(params.prior, tokens.reshape(-1, *grid), **options)
-        return jnp.maximum(logits.reshape(*tokens.shape, -1).astype(jnp.float32), _LEAST_LOGIT)
-
-    logits = bounded()
-    if config.guidance_scale != 0:
-        plain = bounded(is_unconditional=True)
-        logits = (1 + config.guidance_scale) * logits - config.guidance_scale * plain
-    return jax.lax.stop_gradient(logits / config.prior_temperature)
+    return shapes
 
 
 def _warm_start(state: SamplerState, log_prior: Array, config: APSConfig) -> Array:
@@ -313,14 +294,3 @@ def _anchors(
         scores = remasking.gumbel_scores(keys, scores, temperature)
     counts = schedule.masked_counts(config.schedule, config.num_steps, proposal.shape[-1])
     return remasking.select_by_count(scores, is_masked, jnp.asarray(counts)[step])
-
-
-def _render(
-    params: Params,
-    tokens: Array,
-    grid: tuple[int, int],
-    image_shape: ImageShape,
-    config: APSConfig,
-) -> Array:
-    codes = params.codec.codebook[tokens].reshape(tokens.shape[0], *grid, -1)
-    return jnp.clip(decode_image(params.codec, codes, image_shape, config.decode_scale), -1, 1)

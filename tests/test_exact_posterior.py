@@ -4,96 +4,43 @@ The prior is perfect: its masked conditionals are computed from a table p(x_1, x
 left to be wrong is the sampler itself.
 """
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+import toy
+from toy import (
+    CODES,
+    HEIGHT,
+    LENGTH,
+    WIDTH,
+    chi_square_p,
+    energies,
+    exact_posterior,
+    frequencies,
+    index_of,
+    total_variation,
+)
 
 import aps_jax
-from aps_jax import APSConfig, Params, lfq, operators
-from aps_jax.types import Codec, Prior, bind
-
-BITS, CODES, LENGTH, STRIDE = 2, 4, 3, 2
-FIELDS = np.array(list(itertools.product(range(CODES), repeat=LENGTH)))  # [64, 3]
-HEIGHT, WIDTH = STRIDE, STRIDE * LENGTH
+from aps_jax import APSConfig
 
 sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
 
 
-def table_logits(log_joint, tokens):
-    """log p(x_l = k | the unmasked tokens), exact, for a grid [B, 1, 3]."""
-    field = tokens[:, 0]
-    agrees = (field[:, None] == CODES) | (field[:, None] == FIELDS[None])  # [B, 64, 3]
-    log_weights = jnp.where(agrees.all(axis=-1), log_joint, -jnp.inf)  # [B, 64]
-    is_code = jnp.asarray(FIELDS[:, :, None] == np.arange(CODES))  # [64, 3, K]
-    terms = jnp.where(is_code, log_weights[:, :, None, None], -jnp.inf)
-    # Impossible codes (at clean positions) get a finite logit, as any network's would be.
-    return jnp.maximum(jax.nn.logsumexp(terms, axis=1), -60.0)[:, None]
-
-
-def nonlinear_decode(weights, codes):
-    """Every token touches every pixel."""
-    x = jnp.tanh(codes.reshape(codes.shape[0], -1) @ weights)
-    return x.reshape(-1, HEIGHT, WIDTH, 3)
-
-
-def no_encode(params, x):
-    raise AssertionError
-
-
 @pytest.fixture(scope="module")
 def joint():
-    """Correlated: a few images hold most of the mass, no image is impossible."""
-    rng = np.random.default_rng(11)
-    return 0.9 * rng.dirichlet(np.full(64, 0.3)) + 0.1 / 64
+    return toy.skewed_joint()
 
 
 @pytest.fixture(scope="module")
 def params(joint):
-    weights = np.random.default_rng(5).normal(size=(LENGTH * BITS, HEIGHT * WIDTH * 3)) / 3
-    codec = Codec(
-        params=jnp.asarray(weights, jnp.float32),
-        codebook=lfq.codebook(BITS),
-        encode=no_encode,
-        decode=nonlinear_decode,
-        quantize=lfq.quantize,
-        stride=STRIDE,
-    )
-    prior = Prior(
-        params=jnp.asarray(np.log(joint), jnp.float32), apply=bind(table_logits), num_codes=CODES
-    )
-    return Params(prior=prior, codec=codec, operator=operators.denoising())
+    return toy.make_params(joint)
 
 
 @pytest.fixture(scope="module")
-def decoded(params):
-    """All 64 images, float64 [64, H, W, 3]."""
-    codes = params.codec.codebook[FIELDS].reshape(64, 1, LENGTH, BITS)
-    return np.float64(params.codec.decode(params.codec.params, codes))
-
-
-def energies(decoded, y, sigma):
-    return np.sum((decoded - y) ** 2, axis=(1, 2, 3)) / (2 * sigma**2)
-
-
-def exact_posterior(joint, decoded, y, sigma):
-    weights = joint * np.exp(-energies(decoded, y, sigma) + energies(decoded, y, sigma).min())
-    return weights / weights.sum()
-
-
-def index_of(tokens):
-    return np.asarray(tokens) @ np.array([16, 4, 1])
-
-
-def frequencies(tokens):
-    return np.bincount(index_of(tokens), minlength=64) / len(tokens)
-
-
-def total_variation(p, q):
-    return 0.5 * np.abs(p - q).sum()
+def decoded():
+    return toy.decoded_images()
 
 
 # The prior of the toy is what it claims to be.
@@ -128,12 +75,7 @@ def draw_from_the_prior(params, num_steps):
 
 def test_one_token_at_a_time_draws_from_the_joint(params, joint):
     tokens = draw_from_the_prior(params, num_steps=LENGTH)
-    counts = COUNT * frequencies(tokens)
-    rare = joint * COUNT < 10  # pooled, for the chi-square approximation
-    observed = np.append(counts[~rare], counts[rare].sum())
-    expected = np.append(joint[~rare], joint[rare].sum()) * COUNT
-    keep = expected > 0
-    assert stats.chisquare(observed[keep], expected[keep]).pvalue > 1e-3
+    assert chi_square_p(tokens, joint) > 1e-3
 
 
 def test_all_tokens_at_once_draw_from_the_marginals_instead(params, joint):

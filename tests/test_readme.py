@@ -12,13 +12,16 @@ def blocks(language):
 
 
 def test_quickstart_and_operator_example_run(capsys):
-    quickstart, operator = blocks("python")
+    quickstart, operator, samplers = blocks("python")
     scope = {}
     exec(compile(quickstart, "quickstart", "exec"), scope)
     assert "(1, 64, 64, 3) (1, 256)" in capsys.readouterr().out
     exec(compile(operator, "operator", "exec"), scope)
     faded = scope["fade"](0.5)(scope["images"])
     assert abs(faded - 0.5 * scope["images"]).max() < 1e-6
+    exec(compile(samplers, "samplers", "exec"), scope)
+    printed = capsys.readouterr().out
+    assert "denoiser=9, decoder=9, decoder_gradient=0" in printed and "(1, 64, 64, 3)" in printed
 
 
 def test_tables_are_those_that_the_study_wrote():

@@ -9,8 +9,8 @@ import pytest
 from conftest import NUM_CODES, mixing_prior, patch_codec
 
 import aps_jax
-from aps_jax import APSConfig, Params, operators, sampler, schedule
-from aps_jax.types import Perceptual
+from aps_jax import APSConfig, Params, operators, schedule
+from aps_jax.types import Perceptual, image_keys
 
 SIDE, LENGTH, BATCH = 16, 16, 2  # 16x16 pixels are 4x4 tokens of stride 4
 SMALL = {"num_steps": 4, "num_inner_steps": 2, "learning_rate": 0.5}
@@ -182,7 +182,7 @@ ALL_AT_ONCE = APSConfig(
 def test_image_alone_equals_image_in_a_batch():
     params = make_params()
     y = measured(params, batch=8)
-    keys = sampler.image_keys(jax.random.key(3), 8)
+    keys = image_keys(jax.random.key(3), 8)
     both = sample(params, y, keys, config=ALL_AT_ONCE)
     # One key stands for its folds with the image index.
     folded = sample(params, y, jax.random.key(3), config=ALL_AT_ONCE)

@@ -1,0 +1,112 @@
+"""Options that several samplers share; each sampler's own file adds its own."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from aps_jax.config import check_options, num_passes
+from aps_jax.schedule import SCHEDULES
+
+#: How masked tokens are revealed; `decoding.reveal` explains them.
+REVEALS = ("confidence", "random", "ancestral", "remdm-cap", "remdm-rescale", "remdm-conf")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """Options of every sampler here; hashable, so a static argument of `jax.jit`.
+
+    Attributes:
+      sigma: noise std of the measurement energy ||A(x) - y||^2 / (2 sigma^2), one for all samplers.
+      decode_scale: decode this many times larger and average down.
+      num_samples: samples per measurement.
+      image_shape: (H, W), or None to infer it from the operator and the measurement.
+    """
+
+    sigma: float = 0.05
+    decode_scale: int = 1
+    num_samples: int = 1
+    image_shape: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        check_options(self, positive=("sigma",), integers={"decode_scale": 1, "num_samples": 1})
+        if self.image_shape is not None:
+            object.__setattr__(self, "image_shape", tuple(self.image_shape))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PriorConfig(SamplerConfig):
+    """Adds the call of the prior.
+
+    Attributes:
+      guidance_scale: g of classifier-free guidance, (1 + g) cond - g uncond; 0 is off.
+      prior_temperature: divides the prior's logits.
+    """
+
+    guidance_scale: float = 0.0
+    prior_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_options(self, positive=("prior_temperature",))
+
+    @property
+    def num_passes(self) -> int:
+        """Forward passes of the prior per call."""
+        return num_passes(self.guidance_scale)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodingConfig(PriorConfig):
+    """Adds the order in which masked tokens are revealed.
+
+    Attributes:
+      num_steps: timesteps T.
+      schedule: gamma, the share of masked tokens over progress, by name.
+      reveal: "confidence" (MaskGIT), "random" (a scheduled number, anywhere), "ancestral" (each
+        token by itself, with the reverse process's probability), or "remdm-cap", "remdm-rescale",
+        "remdm-conf" (ancestral with remasking of clean tokens).
+      gumbel_temperature: tau of the noise tau * (1 - i/T) on the log-confidence; used by
+        "confidence" only.
+      remask_strength: sigma of "remdm-cap" or factor of "remdm-rescale" and "remdm-conf".
+    """
+
+    num_steps: int = 15
+    schedule: str = "cosine"
+    reveal: str = "confidence"
+    gumbel_temperature: float = 4.5
+    remask_strength: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_options(
+            self,
+            integers={"num_steps": 1},
+            choices={"schedule": sorted(SCHEDULES), "reveal": REVEALS},
+            not_negative=("gumbel_temperature",),
+            shares=("remask_strength",),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GradientConfig(SamplerConfig):
+    """Adds the measurement term that gradients are taken of.
+
+    Attributes:
+      measurement_term: "gaussian" (squared error / 2 sigma^2), "norm" (||A(x) - y||, as G2D2's
+        code) or "l1" (APS's: L times mean absolute error + perceptual_weight * LPIPS).
+      perceptual_weight: of LPIPS, for "l1" where the measurement is an image.
+      learning_rate: of the inner optimiser.
+    """
+
+    measurement_term: str = "gaussian"
+    perceptual_weight: float = 0.0
+    learning_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_options(
+            self,
+            choices={"measurement_term": ("gaussian", "norm", "l1")},
+            not_negative=("perceptual_weight",),
+            positive=("learning_rate",),
+        )

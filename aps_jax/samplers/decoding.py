@@ -1,0 +1,129 @@
+"""One step of masked decoding: propose tokens, keep some; the transition of most samplers here.
+
+Sources: MaskGIT (arXiv:2202.04200) for "confidence", MDLM (arXiv:2406.07524) for "ancestral",
+ReMDM (arXiv:2503.00307) for remasking.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from aps_jax import remasking, schedule
+from aps_jax.samplers.config import DecodingConfig
+from aps_jax.samplers.problem import Problem, draw_tokens, fold, prior_log_probs, split
+from aps_jax.types import Array, Key
+
+
+class Decoding(NamedTuple):
+    """Tokens on their way from masked to clean.
+
+    Attributes:
+      tokens: int32 [R, L], K for the mask.
+      confidence: log-probability [R, L] that each clean token had when it was drawn.
+    """
+
+    tokens: Array
+    confidence: Array
+
+
+def start(tokens: Array) -> Decoding:
+    """Before the first step; clean tokens count as certain."""
+    return Decoding(tokens, jnp.zeros(tokens.shape))
+
+
+def reveal(problem: Problem, keys: Key, log_probs: Array, state: Decoding, step: Array) -> Decoding:
+    """The transition z_t -> z_s under `config.reveal`; after the last step nothing is masked.
+
+    gamma_t and gamma_s are the scheduled shares of masked tokens before and after the step, and
+    alpha = 1 - gamma.
+
+    - "confidence", "random": floor(gamma_s * n) of the n tokens unknown at the start stay masked,
+      those of the least log-confidence (plus Gumbel noise), or any. At least one is revealed
+      (MaskGIT's code instead keeps one masked until the last step).
+    - "ancestral": each masked token is revealed with probability (alpha_s - alpha_t) / gamma_t.
+    - "remdm-*": a clean token is masked again with probability s, a masked one revealed with
+      probability (alpha_s - (1 - s) alpha_t) / gamma_t, which keeps gamma_s right on average.
+      s_max = min(1, gamma_s / alpha_t); s is min(strength, s_max) for "cap", strength * s_max for
+      "rescale" and, for "conf", that times a softmax of -p over the clean tokens, p being the
+      probability each was drawn with. Tokens given from the start are never masked.
+
+    Args:
+      problem: what is being sampled.
+      keys: one per row [R].
+      log_probs: the prior's [R, L, K] for these tokens.
+      state: tokens so far.
+      step: index i in [0, T).
+    """
+    config = problem.config
+    assert isinstance(config, DecodingConfig)
+    keys_draw, keys_keep, keys_mask = split(keys, 3)
+    is_masked = state.tokens == problem.mask
+    proposal = draw_tokens(keys_draw, log_probs)
+    confidence = remasking.confidence(log_probs, proposal)
+    gammas = jnp.asarray(schedule.masked_share(config.schedule, config.num_steps), jnp.float32)
+    gamma_t, gamma_s = gammas[step], gammas[step + 1]
+
+    if config.reveal in ("confidence", "random"):
+        if config.reveal == "random":
+            scores = remasking.gumbel_scores(keys_keep, jnp.zeros(proposal.shape), 1.0)
+        else:
+            temperature = config.gumbel_temperature * (1 - (step + 1) / config.num_steps)
+            scores = remasking.gumbel_scores(keys_keep, confidence, temperature)
+        num_unknown = jnp.sum(problem.is_unknown, axis=-1)
+        num_left = jnp.floor(num_unknown * gamma_s + 1e-3).astype(jnp.int32)
+        is_kept = remasking.select_by_count(scores, is_masked, num_left)
+    else:
+        remask = jnp.zeros(proposal.shape)
+        if config.reveal != "ancestral":
+            remask = _remask_probability(problem, state, gamma_t, gamma_s)
+            remask = jnp.where(problem.is_unknown, remask, 0.0)
+        # At masked positions `remask` is the s of their reveal probability.
+        reveal_probability = (gamma_t - gamma_s + remask * (1 - gamma_t)) / gamma_t
+        is_kept = is_masked & (_uniform(keys_keep, proposal) < reveal_probability)
+        is_lost = ~is_masked & (_uniform(keys_mask, proposal) < remask)
+        state = state._replace(tokens=jnp.where(is_lost, problem.mask, state.tokens))
+    return Decoding(
+        tokens=jnp.where(is_kept, proposal, state.tokens),
+        confidence=jnp.where(is_kept, confidence, state.confidence),
+    )
+
+
+def _remask_probability(problem: Problem, state: Decoding, gamma_t: Array, gamma_s: Array) -> Array:
+    config = problem.config
+    assert isinstance(config, DecodingConfig)
+    strength, alpha_t = config.remask_strength, 1 - gamma_t
+    most = jnp.minimum(1.0, gamma_s / jnp.maximum(alpha_t, 1e-6))
+    if config.reveal == "remdm-cap":
+        return jnp.full(state.tokens.shape, jnp.minimum(strength, most))
+    if config.reveal == "remdm-rescale":
+        return jnp.full(state.tokens.shape, strength * most)
+    is_open = (state.tokens != problem.mask) & problem.is_unknown
+    doubt = jax.nn.softmax(jnp.where(is_open, -jnp.exp(state.confidence), -jnp.inf), axis=-1)
+    return jnp.where(is_open, strength * most * doubt, 0.0)
+
+
+def _uniform(keys: Key, like: Array) -> Array:
+    return jax.vmap(lambda key: jax.random.uniform(key, like.shape[1:]))(keys)
+
+
+def top_p(log_probs: Array, mass: float) -> Array:
+    """Log-probabilities [R, L, K] without the tail beyond the likeliest tokens that hold `mass`.
+
+    The likeliest token always stays; the rest of the mass is not put back.
+    """
+    if mass >= 1:
+        return log_probs
+    order = jnp.argsort(-log_probs, axis=-1)
+    probs = jnp.take_along_axis(jax.nn.softmax(log_probs, axis=-1), order, axis=-1)
+    before = jnp.cumsum(probs, axis=-1) - probs
+    is_kept = jnp.take_along_axis(before < mass, jnp.argsort(order, axis=-1), axis=-1)
+    return jnp.where(is_kept, log_probs, -jnp.inf)
+
+
+def decode_step(problem: Problem, keys: Key, state: Decoding, step: Array) -> Decoding:
+    """One call of the prior and one transition."""
+    keys = fold(keys, step)
+    return reveal(problem, keys, prior_log_probs(problem, state.tokens), state, step)

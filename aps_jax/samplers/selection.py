@@ -1,0 +1,50 @@
+"""Choosing among candidates, or particles, of the same row by how well they fit."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from aps_jax.types import Array, Key, PyTree
+
+#: "argmax" takes the best; "sample" draws with weights exp(value / temperature); "standardized"
+#: divides values by their spread over the candidates first, so no scale of energies saturates it.
+RULES = ("argmax", "sample", "standardized")
+
+
+def log_weights(values: Array, rule: str, temperature: float) -> Array:
+    """Unnormalised log-weights [M, R] of `values` [M, R] for "sample" and "standardized".
+
+    A value that is not finite gets no weight, unless no value of its row is finite.
+    """
+    values = jnp.where(jnp.isfinite(values), values, -jnp.inf)
+    values = jnp.where(jnp.all(jnp.isinf(values), axis=0), 0.0, values)
+    if rule == "standardized":
+        is_finite = jnp.isfinite(values)
+        mean = jnp.mean(values, axis=0, where=is_finite)
+        spread = jnp.std(values, axis=0, where=is_finite)
+        # Equal values differ by rounding only, which must not be blown up.
+        spread = jnp.maximum(spread, 1e-6 * (1 + jnp.abs(mean)))
+        values = (values - mean) / spread
+    return values / temperature
+
+
+def select(keys: Key, values: Array, rule: str, temperature: float) -> Array:
+    """Index int32 [R] of one of the M candidates of each row.
+
+    Args:
+      keys: one per row [R].
+      values: the larger the better [M, R]; a NaN is never taken if any is finite.
+      rule: one of `RULES`; "argmax" takes the first on ties.
+      temperature: of the weights.
+    """
+    if rule == "argmax":
+        return jnp.argmax(jnp.where(jnp.isnan(values), -jnp.inf, values), axis=0)
+    weights = log_weights(values, rule, temperature)
+    return jax.vmap(jax.random.categorical, (0, 1))(keys, weights)
+
+
+def take(candidates: PyTree, index: Array) -> PyTree:
+    """Entry `index[r]` of each row: leaves [M, R, ...] become [R, ...]."""
+    rows = jnp.arange(index.shape[0])
+    return jax.tree.map(lambda leaf: leaf[index, rows], candidates)
