@@ -376,9 +376,9 @@ def test_tyro_boxes_become_one_line(rule):
     rule = 20 * rule
     box = f"Oops\n{rule}\nUnrecognized options: --a,\n--b.\n{rule}\nPerhaps you meant:\n  --abc X\n"
     expected = "Unrecognized options: --a, --b, did you mean --abc?"
-    assert cli._plain(box) == expected
+    assert cli.message_of(box) == expected
     lines = [f"│ {line:40} │" for line in box.splitlines()[2:]]
-    assert cli._plain("\n".join([f"╭─ Oops {rule}╮", *lines, f"╰{rule}╯"])) == expected
+    assert cli.message_of("\n".join([f"╭─ Oops {rule}╮", *lines, f"╰{rule}╯"])) == expected
 
 
 @pytest.mark.parametrize("case", ERRORS)
