@@ -257,3 +257,9 @@ def test_not_a_folder(folder):
         pretrained.load_pretrained("photo46")
     with pytest.raises(ValueError, match="neither a folder nor one of"):
         pretrained.load_pretrained(folder / "card.json")
+
+
+def test_prior_folder_needs_a_whole_prompt_section(folder):
+    change_card(folder, lambda card: card.update(prompt={"num_codes": 4}))
+    with pytest.raises(CheckpointError, match="wrong PromptConfig: .*'mask_token_id'"):
+        pretrained.load_pretrained(folder)
