@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import Any
 
 from aps_jax.prior import PromptConfig
 from aps_jax.transformer import TransformerConfig, init_transformer_params
@@ -72,31 +71,6 @@ _FIXED = {
 }
 
 
-def _setting(source: Source, name: str) -> Any:
-    value = source.config.get(name)
-    if value is None:
-        raise ConversionError(
-            f"{source.folder / 'config.json'} must give {name}, which no tensor shows; "
-            "fetch it from where the weights are from"
-        )
-    return value
-
-
-def _check_config(source: Source, sizes: dict[str, int]) -> None:
-    for name, needed in _FIXED.items():
-        value = source.config.get(name)
-        if value is not None and value != needed:
-            raise ConversionError(
-                f"config.json says {name} is {value!r}, but only {needed!r} can be converted"
-            )
-    for name, size in sizes.items():
-        value = source.config.get(name)
-        if value is not None and value != size:
-            raise ConversionError(
-                f"config.json says {name} is {value}, but the tensors have {size}"
-            )
-
-
 def _count_text_ids(source: Source) -> int | None:
     """Distinct ids of tokenizer.json, added ones included; None if there is no such file."""
     path = source.folder / "tokenizer.json"
@@ -143,23 +117,18 @@ def build(source: Source, dtype: str) -> Built:
     vocab_size = source.size(f"{_ROOT}.wte.weight")
     width = source.size(f"{_ROOT}.wte.weight", 1)
     first = _BLOCK.format(layer=0)
-    num_heads = _setting(source, "n_heads")
-    if not isinstance(num_heads, int) or num_heads < 1 or width % num_heads:
-        raise ConversionError(
-            f"config.json says n_heads is {num_heads}, which does not divide the width {width}"
-        )
+    num_heads = source.num_heads("n_heads", width)
     num_layers = source.count(f"{_ROOT}.blocks.")
     mlp_width = source.size(f"{first}.ff_proj.weight")
     kv_heads = source.size(f"{first}.k_proj.weight") // (width // num_heads)
-    _check_config(
-        source,
-        {
-            "d_model": width,
-            "n_layers": num_layers,
-            "n_kv_heads": kv_heads,
-            "mlp_hidden_size": mlp_width,
-        },
-    )
+    source.check_config(_FIXED, "can be converted")
+    sizes = {
+        "d_model": width,
+        "n_layers": num_layers,
+        "n_kv_heads": kv_heads,
+        "mlp_hidden_size": mlp_width,
+    }
+    source.check_config(sizes, "fits the tensors")
     prompt = _prompt(source, vocab_size)
     try:
         config = TransformerConfig(
@@ -169,13 +138,13 @@ def build(source: Source, dtype: str) -> Built:
             num_heads=num_heads,
             num_kv_heads=kv_heads,
             mlp_width=mlp_width,
-            norm_eps=_setting(source, "rms_norm_eps"),
-            rope_theta=_setting(source, "rope_theta"),
+            norm_eps=source.setting("rms_norm_eps"),
+            rope_theta=source.setting("rope_theta"),
             rope_in_float32=source.config.get("rope_full_precision", True),
             dtype=dtype,
             param_dtype=dtype,
         )
-    except (ValueError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, ZeroDivisionError) as error:
         raise ConversionError(f"{source.folder} is no LLaDA model: {error}") from None
     window = WINDOW if prompt == IMAGE_PROMPT else None
     card = {"prompt": dataclasses.asdict(prompt), "prior_window": window}

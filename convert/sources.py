@@ -70,6 +70,34 @@ class Source:
         )
         return 1 + max((int(piece) for piece in pieces if piece.isdecimal()), default=-1)
 
+    def setting(self, name: str) -> Any:
+        """A value of config.json that no tensor shows; ConversionError if it is not there."""
+        value = self.config.get(name)
+        if value is None:
+            raise ConversionError(
+                f"{self.folder / 'config.json'} must give {name}, which no tensor shows; "
+                "fetch it from where the weights are from"
+            )
+        return value
+
+    def num_heads(self, name: str, width: int) -> int:
+        """Setting `name`, a number of heads of together `width`; ConversionError if it is none."""
+        value = self.setting(name)
+        if not isinstance(value, int) or value < 1 or width % value:
+            raise ConversionError(
+                f"config.json says {name} is {value!r}, which does not divide the width {width}"
+            )
+        return value
+
+    def check_config(self, expected: Mapping[str, Any], reason: str) -> None:
+        """ConversionError if config.json says anything else than `expected`; it may say nothing."""
+        for name, needed in expected.items():
+            value = self.config.get(name)
+            if value is not None and value != needed:
+                raise ConversionError(
+                    f"config.json says {name} is {value!r}, but only {needed!r} {reason}"
+                )
+
 
 def open_source(path: Path) -> Source:
     """Finds the weights in a folder, or takes a single file.
