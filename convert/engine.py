@@ -12,6 +12,7 @@ import io
 import math
 import os
 import shutil
+import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -306,6 +307,16 @@ def _progress(console: Console | None) -> Iterator[Callable[..., None]]:
         yield advance
 
 
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Takes SIGTERM, which batch systems send, for Ctrl-C: half-written files are removed."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Options:
     """What a converter takes.
@@ -342,14 +353,15 @@ def main(family: Family, description: str, argv: Sequence[str] | None = None) ->
         print(f"convert.{family.name}: {message_of(printed.getvalue())}", file=sys.stderr)
         return 2
     try:
-        report = convert(
-            family,
-            options.source,
-            options.target,
-            dtype=options.dtype,
-            verify=options.verify,
-            console=Console(stderr=True),
-        )
+        with _interruptible():
+            report = convert(
+                family,
+                options.source,
+                options.target,
+                dtype=options.dtype,
+                verify=options.verify,
+                console=Console(stderr=True),
+            )
     except (ConversionError, checkpoint.CheckpointError, OSError) as error:
         print(f"convert.{family.name}:", " ".join(str(error).split()), file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import sys
 import tracemalloc
 from collections import namedtuple
@@ -389,9 +390,10 @@ def test_disk_that_fills_up_on_the_way(hub, refuse, monkeypatch):
     assert "No space left" in refuse(hub)
 
 
-def test_interrupted_conversion_leaves_nothing(tmp_path, hub, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_conversion_leaves_nothing(tmp_path, hub, monkeypatch, capsys, number):
     def interrupted(*args):
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     for name in ("_copy", "_verify", "_publish"):
         with monkeypatch.context() as patch:
@@ -400,6 +402,7 @@ def test_interrupted_conversion_leaves_nothing(tmp_path, hub, monkeypatch, capsy
             assert engine.main(FAMILY, "", argv) == 130
         assert [path.name for path in tmp_path.iterdir()] == ["hub"]
         assert "stopped" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is not signal.default_int_handler
 
 
 def test_verification_finds_a_wrong_number(hub, refuse, monkeypatch):
