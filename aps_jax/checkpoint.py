@@ -16,11 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from aps_jax.files import write_atomically
+from aps_jax.tensors import TensorFileError, open_tensors
 from aps_jax.types import PyTree
 
 CARD_NAME = "card.json"
@@ -54,10 +53,10 @@ def load_params(path: Path, abstract: PyTree) -> PyTree:
         names the first offending tensor.
     """
     try:
-        tensors = load_tensors(path.read_bytes())
+        tensors = open_tensors(path)
     except FileNotFoundError:
         raise CheckpointError(f"weights file {path} does not exist") from None
-    except (SafetensorError, OSError, ValueError) as error:
+    except (TensorFileError, OSError) as error:
         raise CheckpointError(
             f"weights file {path} is damaged or truncated ({error}); fetch or convert it again"
         ) from None
@@ -74,7 +73,8 @@ def load_params(path: Path, abstract: PyTree) -> PyTree:
                 f"tensor {name!r} in {path} has shape {tensors[name].shape}; "
                 f"its configuration needs {spec.shape}"
             )
-    arrays = {name: jnp.asarray(tensors[name], spec.dtype) for name, spec in expected.items()}
+    # Copies: jax may otherwise keep a view of the memory map, that is of the file.
+    arrays = {name: jnp.array(tensors[name], spec.dtype) for name, spec in expected.items()}
     return traverse_util.unflatten_dict(arrays, sep="/")
 
 

@@ -223,10 +223,10 @@ def _parse(argv: list[str]) -> Restore | Tasks | Models | Doctor | None:
         if stop.code in (None, 0):
             return None
         command = f"aps-jax {argv[0]}" if argv[0] in _COMMANDS else "aps-jax"
-        raise UsageError(f"{_plain(printed.getvalue())}; see {command} --help") from None
+        raise UsageError(f"{message_of(printed.getvalue())}; see {command} --help") from None
 
 
-def _plain(box: str) -> str:
+def message_of(box: str) -> str:
     """The message inside the box that tyro draws, as one line.
 
     Rules separate the box into its title, the message and hints; they are of "─", or of "-" where

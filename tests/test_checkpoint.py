@@ -61,6 +61,24 @@ def test_float16_halves_the_file_and_keeps_integers(tmp_path, tree, abstract, we
     np.testing.assert_array_equal(loaded["blocks"]["table"], tree["blocks"]["table"])
 
 
+def test_bfloat16_is_kept_or_widened(tmp_path, abstract, tree):
+    path = tmp_path / "brain.safetensors"
+    brain = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tree)
+    checkpoint.save_params(path, brain)
+    specs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), brain)
+    chex.assert_trees_all_equal(checkpoint.load_params(path, specs), brain)
+    wide = checkpoint.load_params(path, abstract)
+    chex.assert_trees_all_equal_dtypes(wide, tree)
+    np.testing.assert_array_equal(wide["head"]["kernel"], brain["head"]["kernel"])
+
+
+def test_loaded_arrays_do_not_depend_on_the_file(weights, abstract, tree):
+    loaded = checkpoint.load_params(weights, abstract)
+    with open(weights, "r+b") as file:
+        file.write(bytes(weights.stat().st_size))
+    chex.assert_trees_all_equal(loaded, tree)
+
+
 def test_names_in_the_file_are_paths(weights):
     assert set(load_tensors(weights.read_bytes())) == {
         "head/kernel",
@@ -239,3 +257,9 @@ def test_not_a_folder(folder):
         pretrained.load_pretrained("photo46")
     with pytest.raises(ValueError, match="neither a folder nor one of"):
         pretrained.load_pretrained(folder / "card.json")
+
+
+def test_prior_folder_needs_a_whole_prompt_section(folder):
+    change_card(folder, lambda card: card.update(prompt={"num_codes": 4}))
+    with pytest.raises(CheckpointError, match="wrong PromptConfig: .*'mask_token_id'"):
+        pretrained.load_pretrained(folder)

@@ -376,9 +376,9 @@ def test_tyro_boxes_become_one_line(rule):
     rule = 20 * rule
     box = f"Oops\n{rule}\nUnrecognized options: --a,\n--b.\n{rule}\nPerhaps you meant:\n  --abc X\n"
     expected = "Unrecognized options: --a, --b, did you mean --abc?"
-    assert cli._plain(box) == expected
+    assert cli.message_of(box) == expected
     lines = [f"│ {line:40} │" for line in box.splitlines()[2:]]
-    assert cli._plain("\n".join([f"╭─ Oops {rule}╮", *lines, f"╰{rule}╯"])) == expected
+    assert cli.message_of("\n".join([f"╭─ Oops {rule}╮", *lines, f"╰{rule}╯"])) == expected
 
 
 @pytest.mark.parametrize("case", ERRORS)
@@ -599,3 +599,20 @@ def test_presets_and_samplers_combine(preset, sampler):
     for name, value in presets.VARIANTS[sampler].items():
         assert getattr(config, name) == value
     assert config.num_steps == 2 and config.sigma == 0.05
+
+
+def test_models_describes_what_a_folder_has(tmp_path, capsys):
+    halves = {
+        "codec": {"codec": {"num_bits": 13, "encoder_channels": [8] * 5}},
+        "prior": {"prior": {"num_layers": 32, "width": 4096}, "prior_window": 32},
+    }
+    for name, card in halves.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "card.json").write_text(json.dumps(card))
+        assert cli.main(["models", str(tmp_path / name)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].endswith("codec of 13 bits per 16x16 pixels")
+    assert lines[3].endswith("prior of 32 layers, width 4096; window of 32 tokens")
+    (tmp_path / "card.json").write_text("{}")
+    assert cli.main(["models", str(tmp_path)]) == 2
+    assert "not usable: its card describes neither" in capsys.readouterr().out

@@ -53,16 +53,19 @@ def list_models(folders: Sequence[Path]) -> int:
 
 
 def _describe(card: dict[str, Any]) -> str:
-    codec, prior = card.get("codec") or {}, card.get("prior") or {}
-    stride = 2 ** (len(codec.get("encoder_channels", (0,))) - 1)
-    parts = [
-        f"codec of {codec.get('num_bits', '?')} bits per {stride}x{stride} pixels",
-        f"prior of {prior.get('num_layers', '?')} layers, width {prior.get('width', '?')}",
-        f"window of {card.get('prior_window') or 'any number of'} tokens",
-    ]
+    parts = []
+    if codec := card.get("codec"):
+        stride = 2 ** (len(codec.get("encoder_channels", (0,))) - 1)
+        parts.append(f"codec of {codec.get('num_bits', '?')} bits per {stride}x{stride} pixels")
+    if prior := card.get("prior"):
+        layers, width = prior.get("num_layers", "?"), prior.get("width", "?")
+        parts.append(f"prior of {layers} layers, width {width}")
+        parts.append(f"window of {card.get('prior_window') or 'any number of'} tokens")
     for section in ("codec_training", "prior_training"):
         scores = {k: v for k, v in (card.get(section) or {}).items() if k.startswith("eval_")}
         parts += [f"{name.replace('_', ' ')} {value}" for name, value in scores.items()]
+    if not parts:
+        raise checkpoint.CheckpointError("its card describes neither a codec nor a prior")
     return "; ".join(parts)
 
 

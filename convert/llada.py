@@ -1,0 +1,163 @@
+"""Converts masked language models of the LLaDA family to priors of aps_jax.
+
+`python -m convert.llada SRC DST` takes the folders of LLaDA-8B Base and Instruct (GSAI-ML), which
+become text priors, and of MMaDA-8B Base and MixCoT (Gen-Verse), which become priors over image
+tokens. Sizes come from the tensors and are checked against config.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+from aps_jax.prior import PromptConfig
+from aps_jax.transformer import TransformerConfig, init_transformer_params
+from convert.engine import Built, Family, main
+from convert.rules import Rule, transpose
+from convert.sources import ConversionError, Source, read_json
+
+_ROOT = "model.transformer"
+_BLOCK = _ROOT + ".blocks.{layer}"
+RULES = (
+    Rule(f"{_ROOT}.wte.weight", "embed/embedding"),
+    Rule(f"{_ROOT}.ln_f.weight", "ln_f/scale"),
+    Rule(f"{_ROOT}.ff_out.weight", "head/kernel", transpose),
+    Rule(f"{_BLOCK}.attn_norm.weight", "blocks/attn_norm/scale"),
+    Rule(f"{_BLOCK}.ff_norm.weight", "blocks/ff_norm/scale"),
+    Rule(f"{_BLOCK}.q_proj.weight", "blocks/q/kernel", transpose),
+    Rule(f"{_BLOCK}.k_proj.weight", "blocks/k/kernel", transpose),
+    Rule(f"{_BLOCK}.v_proj.weight", "blocks/v/kernel", transpose),
+    Rule(f"{_BLOCK}.attn_out.weight", "blocks/attn_out/kernel", transpose),
+    Rule(f"{_BLOCK}.ff_proj.weight", "blocks/ff_proj/kernel", transpose),
+    Rule(f"{_BLOCK}.up_proj.weight", "blocks/up_proj/kernel", transpose),
+    Rule(f"{_BLOCK}.ff_out.weight", "blocks/ff_out/kernel", transpose),
+)
+
+#: Number of ids of the tokenizer, which all four models share; their embeddings have more rows.
+NUM_TEXT_IDS = 126349
+#: Image codes of MMaDA; their ids follow those of the tokenizer, on rows that LLaDA left unused.
+NUM_IMAGE_CODES = 8192
+MASK_ID = 126336
+#: Largest side of a token grid that MMaDA was trained on, 512 pixels.
+WINDOW = 32
+
+TEXT_PROMPT = PromptConfig(num_codes=NUM_TEXT_IDS, mask_token_id=MASK_ID, mask_uncond=True)
+#: `t2i, bos, text, eos | soi, image, eoi`, in the ids that MMaDA took from LLaDA's reserved ones.
+IMAGE_PROMPT = PromptConfig(
+    num_codes=NUM_IMAGE_CODES,
+    image_offset=NUM_TEXT_IDS,
+    mask_token_id=MASK_ID,
+    begin_id=126084,
+    end_id=126085,
+    prefix=(126088, 126080),
+    suffix=(126081,),
+    pad_token_id=126093,
+)
+
+#: What config.json may say about parts of the architecture that aps_jax has in this form only.
+_FIXED = {
+    "activation_type": "silu",
+    "alibi": False,
+    "attention_layer_norm": False,
+    "bias_for_layer_norm": False,
+    "block_type": "llama",
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "input_emb_norm": False,
+    "layer_norm_type": "rms",
+    "rope": True,
+    "scale_logits": False,
+    "weight_tying": False,
+}
+
+
+def _count_text_ids(source: Source) -> int | None:
+    """Distinct ids of tokenizer.json, added ones included; None if there is no such file."""
+    path = source.folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    tokenizer = read_json(path)
+    try:
+        ids = set(tokenizer["model"]["vocab"].values())
+        ids |= {token["id"] for token in tokenizer["added_tokens"]}
+    except (KeyError, TypeError, AttributeError):
+        raise ConversionError(f"{path} is no tokenizer with a vocabulary; fetch it again") from None
+    return len(ids)
+
+
+def _prompt(source: Source, vocab_size: int) -> PromptConfig:
+    is_image_model = (
+        source.config.get("model_type") == "mmada"
+        or "codebook_size" in source.config
+        or vocab_size >= NUM_TEXT_IDS + NUM_IMAGE_CODES
+    )
+    prompt = IMAGE_PROMPT if is_image_model else TEXT_PROMPT
+    last = prompt.image_offset + prompt.num_codes
+    if vocab_size < last:
+        raise ConversionError(
+            f"tensor '{_ROOT}.wte.weight' has {vocab_size} rows; the ids of this model need {last}"
+        )
+    count = _count_text_ids(source)
+    if count is not None and count != NUM_TEXT_IDS:
+        raise ConversionError(
+            f"tokenizer.json has {count} ids; the models that can be converted have {NUM_TEXT_IDS}"
+        )
+    codes = source.config.get("codebook_size", prompt.num_codes)
+    if codes != prompt.num_codes:
+        raise ConversionError(f"config.json says codebook_size is {codes}; only 8192 is known")
+    return prompt
+
+
+def build(source: Source, dtype: str) -> Built:
+    """Reads the sizes off the tensors; heads, epsilon and rotary base come from config.json.
+
+    The vocabulary is the tensor's: configurations of MMaDA keep the language model's number. So are
+    the number of image tokens and the resolution, which they keep from the first training stage.
+    """
+    vocab_size = source.size(f"{_ROOT}.wte.weight")
+    width = source.size(f"{_ROOT}.wte.weight", 1)
+    first = _BLOCK.format(layer=0)
+    num_heads = source.num_heads("n_heads", width)
+    num_layers = source.count(f"{_ROOT}.blocks.")
+    mlp_width = source.size(f"{first}.ff_proj.weight")
+    kv_heads = source.size(f"{first}.k_proj.weight") // (width // num_heads)
+    source.check_config(_FIXED, "can be converted")
+    sizes = {
+        "d_model": width,
+        "n_layers": num_layers,
+        "n_kv_heads": kv_heads,
+        "mlp_hidden_size": mlp_width,
+    }
+    source.check_config(sizes, "fits the tensors")
+    prompt = _prompt(source, vocab_size)
+    try:
+        config = TransformerConfig(
+            vocab_size=vocab_size,
+            width=width,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            num_kv_heads=kv_heads,
+            mlp_width=mlp_width,
+            norm_eps=source.setting("rms_norm_eps"),
+            rope_theta=source.setting("rope_theta"),
+            rope_in_float32=source.config.get("rope_full_precision", True),
+            dtype=dtype,
+            param_dtype=dtype,
+        )
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise ConversionError(f"{source.folder} is no LLaDA model: {error}") from None
+    window = WINDOW if prompt == IMAGE_PROMPT else None
+    card = {"prompt": dataclasses.asdict(prompt), "prior_window": window}
+    return Built(config=config, init=init_transformer_params, card=card)
+
+
+FAMILY = Family(
+    name="llada",
+    section="prior",
+    rules=RULES,
+    build=build,
+    default_dtype="bfloat16",
+)
+
+if __name__ == "__main__":
+    sys.exit(main(FAMILY, __doc__))

@@ -1,0 +1,44 @@
+"""The model of the paper from two public checkpoints in one folder, all weights random."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import test_convert_llada
+import test_convert_magvitv2
+from hub import random_state, save_single
+
+import aps_jax
+from aps_jax.tokenizer import CodecConfig
+
+CODEC = CodecConfig(
+    encoder_channels=(32, 32),
+    encoder_blocks=(1, 1),
+    decoder_channels=(32, 32),
+    decoder_blocks=(1, 1),
+)
+
+
+def test_both_halves_restore_an_image(tmp_path):
+    magvitv2 = random_state(test_convert_magvitv2.tensor_shapes(CODEC))
+    mmada = test_convert_llada.make_state(test_convert_llada.MMADA_ROWS)
+    codec = save_single(tmp_path / "magvitv2", magvitv2)
+    prior = save_single(tmp_path / "mmada", mmada, test_convert_llada.MMADA_CONFIG)
+    folder = tmp_path / "model"
+    assert test_convert_magvitv2.run(codec, folder) == 0
+    assert test_convert_llada.run(prior, folder, "--dtype", "float32") == 0
+
+    model = aps_jax.load_pretrained(folder, prompt_ids=[17, 4])
+    assert model.card["codec"] == {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(CODEC).items()
+    }
+    operator = aps_jax.operators.denoising()
+    y = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 4, 6, 3)), jnp.float32)
+    params = aps_jax.Params(prior=model.prior, codec=model.codec, operator=operator)
+    sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
+    config = aps_jax.APSConfig(num_steps=2, num_inner_steps=1, guidance_scale=1.0)
+    result = sample(params, y, jax.random.key(0), config=config)
+    assert result.images.shape == y.shape and jnp.isfinite(result.images).all()
+    assert (result.tokens >= 0).all() and (result.tokens < 8192).all()
