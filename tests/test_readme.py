@@ -21,7 +21,7 @@ def test_quickstart_and_operator_example_run(capsys):
     assert abs(faded - 0.5 * scope["images"]).max() < 1e-6
     exec(compile(samplers, "samplers", "exec"), scope)
     printed = capsys.readouterr().out
-    assert "denoiser=9, decoder=9, decoder_gradient=0" in printed and "(1, 64, 64, 3)" in printed
+    assert "denoiser=5, decoder=5, decoder_gradient=0" in printed and "(1, 64, 64, 3)" in printed
 
 
 def test_tables_are_those_that_the_study_wrote():
