@@ -169,13 +169,13 @@ def test_all_known_tokens_are_returned_as_they_are(rng):
 
 ALL_AT_ONCE = APSConfig(
     num_steps=4,
-    num_inner_steps=6,
+    num_inner_steps=10,
     evidence_floor=0.3,
     draw="categorical",
     warm_start="displacement",
     gumbel_temperature=1.0,
     prior_weight=0.1,
-    early_stop=0.005,
+    early_stop=0.01,
 )
 
 
