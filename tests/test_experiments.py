@@ -77,6 +77,7 @@ def test_interrupted_codec_training_repeats_the_uninterrupted_one(codec_run, tmp
     assert (tmp_path / names).read_bytes() == (codec_run.out / names).read_bytes()
 
 
+@pytest.mark.slow
 def test_training_starts_from_given_weights(codec_run, prior_run, tmp_path):
     """With a vanishing learning rate the exported weights are the initial ones."""
     still = {"init": prior_run.out / "model", "learning_rate": 1e-12, "weight_decay": 0.0}

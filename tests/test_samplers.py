@@ -58,8 +58,17 @@ CASES = {
         {"num_steps": 2, "num_inner_steps": 2, "estimator": "gumbel", "guidance_scale": 1.0},
     ],
 }
-PAIRS = [(name, options) for name, cases in CASES.items() for options in cases]
-IDS = [f"{name}-{'-'.join(map(str, options.values()))}" for name, options in PAIRS]
+# The first options of every sampler, and the others, which compile as long again, as slow tests.
+PAIRS = [
+    pytest.param(
+        name,
+        options,
+        id=f"{name}-{'-'.join(map(str, options.values()))}",
+        marks=[pytest.mark.slow] if index else [],
+    )
+    for name, cases in CASES.items()
+    for index, options in enumerate(cases)
+]
 
 
 @functools.cache
@@ -93,7 +102,7 @@ def test_every_sampler_is_tested_and_has_a_source():
         assert re.search(r"arXiv:\d{4}\.\d{4,5}|no paper", sampler.source)
 
 
-@pytest.mark.parametrize(("name", "options"), PAIRS, ids=IDS)
+@pytest.mark.parametrize(("name", "options"), PAIRS)
 def test_laws_of_every_sampler(name, options):
     params = make_params()
     y = params.operator(random_images())
@@ -152,7 +161,7 @@ def counted_decode(params, codes):
     return patch_codec().decode(params, codes)
 
 
-@pytest.mark.parametrize(("name", "options"), PAIRS, ids=IDS)
+@pytest.mark.parametrize(("name", "options"), PAIRS)
 def test_evaluations_are_those_that_happen(name, options):
     params = make_params()
     params = params.replace(

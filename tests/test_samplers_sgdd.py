@@ -68,7 +68,7 @@ def test_gibbs_draws_from_the_augmented_target():
         assert toy.total_variation(other, marginal) > 0.08
 
 
-@pytest.mark.parametrize("proposal", ["uniform", "bit"])
+@pytest.mark.parametrize("proposal", ["uniform", pytest.param("bit", marks=pytest.mark.slow)])
 def test_gibbs_tends_to_the_posterior(proposal):
     config = SGDDConfig(
         num_steps=40, num_likelihood_steps=4, num_denoise_steps=LENGTH, method="gibbs",

@@ -29,7 +29,7 @@ def draw(count, **options):
     return sample(toy.make_params(JOINT), y, jax.random.key(0), config=config).tokens
 
 
-@pytest.mark.parametrize("ess_threshold", [0.0, 1.0])
+@pytest.mark.parametrize("ess_threshold", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("ramp", ["linear", "constant"])
 def test_many_particles_draw_from_the_posterior(ramp, ess_threshold):
     """Whether they are never resampled, or always; whatever the intermediate weights."""
@@ -55,6 +55,7 @@ def test_the_reward_weight_tempers_the_likelihood():
     assert toy.total_variation(found, warm) < 0.6 * toy.total_variation(found, POSTERIOR)
 
 
+@pytest.mark.slow
 def test_standardized_weights_do_not_see_the_scale_of_energies():
     options = {"num_particles": 8, "weights": "standardized", "fill": "mode"}
     tokens = draw(500, **options)

@@ -160,13 +160,13 @@ class Outputs:
             f"{config.num_inner_steps} steps, seed {options.seed}"
         )
         if self.scores:
-            print(f"{'':16}{'PSNR':>8}{'SSIM':>8}{'LPIPS':>8}")
+            print(f"{'':22}{'PSNR':>8}{'SSIM':>8}{'LPIPS':>8}")
             for name, row in self.scores.items():
                 cells = (
                     _figure(row[score], digits)
                     for score, digits in (("psnr", ".2f"), ("ssim", ".3f"), ("lpips", ".3f"))
                 )
-                print(f"{name.replace('_', ' '):16}" + "".join(f"{cell:>8}" for cell in cells))
+                print(f"{name.replace('_', ' '):22}" + "".join(f"{cell:>8}" for cell in cells))
         rms = self.residual["root_mean_square"]
         print(f"residual {rms:.4f} (root mean square; the noise has {options.sigma:g})")
         for note in notes:
