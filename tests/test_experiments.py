@@ -65,6 +65,7 @@ def test_codec_training_leaves_model_log_and_pictures(codec_run):
     assert read_card(codec_run.out / "model")["codec_training"]["steps"] == rows[-1]["step"]
 
 
+@pytest.mark.slow
 def test_interrupted_codec_training_repeats_the_uninterrupted_one(codec_run, tmp_path):
     """Half the steps, a stop, the other half: the same weights as in one go."""
     config = dataclasses.replace(codec_run, out=tmp_path)

@@ -161,6 +161,7 @@ def counted_decode(params, codes):
     return patch_codec().decode(params, codes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), PAIRS)
 def test_evaluations_are_those_that_happen(name, options):
     params = make_params()

@@ -85,6 +85,7 @@ def test_svdd_follows_the_tilted_kernel_when_candidates_are_many():
     assert toy.total_variation(exact, law) > 2 * noise
 
 
+@pytest.mark.slow
 def test_svdd_with_more_candidates_fits_better():
     def energy_of(num_candidates):
         config = SVDDConfig(num_steps=3, num_candidates=num_candidates)

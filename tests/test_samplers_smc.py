@@ -30,7 +30,7 @@ def draw(count, **options):
 
 
 @pytest.mark.parametrize("ess_threshold", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("ramp", ["linear", "constant"])
+@pytest.mark.parametrize("ramp", ["linear", pytest.param("constant", marks=pytest.mark.slow)])
 def test_many_particles_draw_from_the_posterior(ramp, ess_threshold):
     """Whether they are never resampled, or always; whatever the intermediate weights."""
     options = {"ramp": ramp, "ess_threshold": ess_threshold}
@@ -49,6 +49,7 @@ def test_one_particle_draws_from_the_prior():
     assert toy.chi_square_p(draw(4000, num_particles=1), JOINT) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_reward_weight_tempers_the_likelihood():
     warm = toy.exact_posterior(JOINT, toy.decoded_images(), Y, SIGMA * np.sqrt(2))
     found = toy.frequencies(draw(3000, num_particles=16, reward_weight=0.5, fill="mode"))
