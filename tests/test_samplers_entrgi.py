@@ -5,12 +5,16 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import toy
 from toy import BITS, CODES, HEIGHT, LENGTH, WIDTH
 
 from aps_jax.samplers import entrgi
 from aps_jax.samplers.entrgi import EntRGiConfig
 from aps_jax.samplers.problem import pose
+
+# `test_samplers.py` holds the laws of every sampler; these proofs of one compile longer.
+pytestmark = pytest.mark.slow
 
 JOINT = toy.skewed_joint()
 Y = toy.decoded_images()[7] + 0.3

@@ -14,6 +14,9 @@ from aps_jax.samplers import SAMPLERS, decoding, g2d2, selection
 from aps_jax.samplers.g2d2 import G2D2Config
 from aps_jax.samplers.svdd import SVDDConfig
 
+# `test_samplers.py` holds the laws of every sampler; these proofs of one compile longer.
+pytestmark = pytest.mark.slow
+
 JOINT = toy.skewed_joint()
 Y = toy.decoded_images()[7] + 0.3
 

@@ -13,6 +13,9 @@ from aps_jax import schedule
 from aps_jax.samplers import redge
 from aps_jax.samplers.redge import ReDGEConfig
 
+# `test_samplers.py` holds the laws of every sampler; these proofs of one compile longer.
+pytestmark = pytest.mark.slow
+
 JOINT = toy.skewed_joint()
 Y = toy.decoded_images()[7] + 0.3
 ENERGY = toy.energies(toy.decoded_images(), Y, 1.0)

@@ -11,6 +11,9 @@ from aps_jax.samplers import sgdd
 from aps_jax.samplers.problem import fold, pose
 from aps_jax.samplers.sgdd import SGDDConfig
 
+# `test_samplers.py` holds the laws of every sampler; these proofs of one compile longer.
+pytestmark = pytest.mark.slow
+
 JOINT = toy.skewed_joint()
 Y = toy.decoded_images()[7] + 0.3
 SIGMA = 2.0  # energies of a few nats: the prior matters, and chains move

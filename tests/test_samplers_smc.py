@@ -10,6 +10,9 @@ from toy import HEIGHT, LENGTH, WIDTH
 from aps_jax.samplers import smc
 from aps_jax.samplers.smc import SMCConfig
 
+# `test_samplers.py` holds the laws of every sampler; these proofs of one compile longer.
+pytestmark = pytest.mark.slow
+
 JOINT = toy.skewed_joint()
 Y = toy.decoded_images()[7] + 0.3
 SIGMA = 3.0  # weights of a few nats, so that a few dozen particles can be near the limit
