@@ -25,6 +25,7 @@ from rich.progress import track
 
 import aps_jax
 from aps_jax import metrics
+from aps_jax.checkpoint import read_card
 from aps_jax.files import write_json
 from aps_jax.images import from_uint8, to_uint8
 from aps_jax.pretrained import load_codec, model_folder
@@ -146,9 +147,8 @@ def main(arguments: Arguments) -> None:
 
     rows = {name: [] for name in ("codec", "JPEG", "patch VQ")}
     rates = []
-    paths = photos.list_images([arguments.eval_data])
-    spread = np.linspace(0, len(paths) - 1, min(arguments.count, len(paths))).astype(int)
-    for path in track([paths[i] for i in spread], "photos"):
+    paths = photos.spread(photos.list_images([arguments.eval_data]), arguments.count)
+    for path in track(paths, "photos"):
         pixels = np.asarray(photos.load_rgb(path, arguments.short_side))
         height, width = (8 * (n // 8) for n in pixels.shape[:2])
         pixels = pixels[:height, :width]
@@ -168,11 +168,11 @@ def main(arguments: Arguments) -> None:
         return facts | {f"{n}_std": round(float(table[:, i].std()), 4) for i, n in enumerate(names)}
 
     result = {
-        "photos": len(spread),
+        "photos": len(paths),
         "short_side": arguments.short_side,
         "bits_per_pixel": bits / side**2,
         "jpeg_bits_per_pixel": round(float(np.mean(rates)), 4),
-        "codec_training": json.loads((folder / "card.json").read_text())["codec_training"],
+        "codec_training": read_card(folder)["codec_training"],
     } | {name: summary(values) for name, values in rows.items()}
     write_json(arguments.out, result)
     print(json.dumps(result, indent=2))

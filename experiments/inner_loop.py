@@ -23,7 +23,7 @@ import tyro
 
 import aps_jax
 from aps_jax import convolution, likelihood
-from aps_jax.files import write_atomically
+from aps_jax.files import write_json
 from aps_jax.types import Params
 
 
@@ -131,7 +131,7 @@ def main(arguments: Arguments) -> None:
         convolution._unit_stride = ours
     print(json.dumps(result, indent=2))
     if arguments.out:
-        write_atomically(arguments.out, (json.dumps(result, indent=2) + "\n").encode())
+        write_json(arguments.out, result)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,12 @@ def list_images(folders: Sequence[Path]) -> list[Path]:
     return paths
 
 
+def spread(paths: Sequence[Path], count: int, offset: int = 0) -> list[Path]:
+    """`count` entries spread evenly over `paths`, moved on by `offset` (none beyond the last)."""
+    index = np.linspace(0, len(paths) - 1, min(count, len(paths))).astype(int) + offset
+    return [paths[i] for i in index if i < len(paths)]
+
+
 def load_rgb(path: Path, max_short_side: int | None = None) -> Image.Image:
     """Decodes one file as RGB, shrinking it to `max_short_side` if it is larger."""
     with Image.open(path) as image:
@@ -111,8 +117,7 @@ def center_crops(
     names, crops = [], []
     paths = list_images([folder])
     if count is not None:
-        spread = np.linspace(0, len(paths) - 1, min(count, len(paths))).astype(int) + offset
-        paths = [paths[i] for i in spread if i < len(paths)]
+        paths = spread(paths, count, offset)
     for path in paths:
         photo = load_rgb(path)
         if min(photo.size) < side:

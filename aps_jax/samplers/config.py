@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from aps_jax.config import check_options, num_passes
+from aps_jax.config import Evaluations, check_options, num_passes
 from aps_jax.schedule import SCHEDULES
 
 #: How masked tokens are revealed; `decoding.reveal` explains them.
@@ -109,4 +109,35 @@ class GradientConfig(SamplerConfig):
             choices={"measurement_term": ("gaussian", "norm", "l1")},
             not_negative=("perceptual_weight",),
             positive=("learning_rate",),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StarConfig(GradientConfig, PriorConfig):
+    """Of samplers that redraw every token at each timestep from optimised logits.
+
+    Attributes:
+      num_steps: timesteps T.
+      num_inner_steps: optimiser steps per timestep; phi's optimiser starts afresh at each.
+      schedule: gamma, the share of masked tokens over progress, by name.
+    """
+
+    num_steps: int = 100
+    num_inner_steps: int = 30
+    schedule: str = "linear"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_options(
+            self,
+            integers={"num_steps": 1, "num_inner_steps": 0},
+            choices={"schedule": sorted(SCHEDULES)},
+        )
+
+    def evaluations(self) -> Evaluations:
+        """Model calls per sample."""
+        return Evaluations(
+            denoiser=self.num_steps * self.num_passes,
+            decoder=1,
+            decoder_gradient=self.num_steps * self.num_inner_steps,
         )

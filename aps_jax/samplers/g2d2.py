@@ -18,10 +18,10 @@ import numpy as np
 import optax
 
 from aps_jax import remasking, schedule
-from aps_jax.config import Evaluations, check_options
+from aps_jax.config import check_options
 from aps_jax.likelihood import expected_code
 from aps_jax.sampler import SampleResult, StepInfo
-from aps_jax.samplers.config import GradientConfig, PriorConfig
+from aps_jax.samplers.config import StarConfig
 from aps_jax.samplers.decoding import top_p
 from aps_jax.samplers.problem import (
     Problem,
@@ -36,19 +36,16 @@ from aps_jax.samplers.problem import (
     with_known_codes,
     with_known_tokens,
 )
-from aps_jax.schedule import SCHEDULES
 from aps_jax.types import Array, Key, Params, PyTree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class G2D2Config(GradientConfig, PriorConfig):
+class G2D2Config(StarConfig):
     """Options of `g2d2_sample`; the defaults are the released preset for super-resolution x4.
 
     They were tuned for 1024 tokens of 4096 codes and the "norm" term; the KL is a sum over tokens.
 
     Attributes:
-      num_steps: timesteps T.
-      num_inner_steps: RAdam steps per timestep; RAdam starts afresh at each.
       learning_rate: at the middle of the run (15 for deblurring).
       learning_rate_span: decades that it falls by over the run (1 for deblurring).
       kl_weight: at the middle of the run.
@@ -62,11 +59,8 @@ class G2D2Config(GradientConfig, PriorConfig):
         token once it is clean.
       top_p: share of phi's mass that "star" draws from.
       uniform_mass: share of uniform noise of "markov".
-      schedule: gamma, the share of masked tokens over progress, by name.
     """
 
-    num_steps: int = 100
-    num_inner_steps: int = 30
     measurement_term: str = "norm"
     learning_rate: float = 10.0
     learning_rate_span: float = 2.0
@@ -79,25 +73,15 @@ class G2D2Config(GradientConfig, PriorConfig):
     transition: str = "star"
     top_p: float = 0.95
     uniform_mass: float = 1e-6
-    schedule: str = "linear"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_options(
             self,
-            integers={"num_steps": 1, "num_inner_steps": 0},
-            choices={"transition": ("star", "markov"), "schedule": sorted(SCHEDULES)},
+            choices={"transition": ("star", "markov")},
             not_negative=("learning_rate_span", "kl_weight", "kl_span"),
             positive=("gumbel_temperature", "uniform_mass", "top_p"),
             shares=("forget", "top_p", "uniform_mass"),
-        )
-
-    def evaluations(self) -> Evaluations:
-        """Model calls per sample."""
-        return Evaluations(
-            denoiser=self.num_steps * self.num_passes,
-            decoder=1,
-            decoder_gradient=self.num_steps * self.num_inner_steps,
         )
 
 

@@ -18,9 +18,9 @@ import numpy as np
 import optax
 
 from aps_jax import lfq
-from aps_jax.config import Evaluations, check_options
+from aps_jax.config import check_options
 from aps_jax.sampler import SampleResult, StepInfo
-from aps_jax.samplers.config import GradientConfig, PriorConfig
+from aps_jax.samplers.config import StarConfig
 from aps_jax.samplers.g2d2 import kl_term, star_transition
 from aps_jax.samplers.problem import (
     Problem,
@@ -34,20 +34,17 @@ from aps_jax.samplers.problem import (
     split,
     step_info,
 )
-from aps_jax.schedule import SCHEDULES
 from aps_jax.types import Array, Key, Params, PyTree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReDGEConfig(GradientConfig, PriorConfig):
+class ReDGEConfig(StarConfig):
     """Options of `redge_sample`; the defaults are the released MaskGIT demo's.
 
     That demo multiplies its own reward by 100 and guides with scale 3; here the measurement term
     has weight 1 and guidance is off unless asked for.
 
     Attributes:
-      num_steps: timesteps T.
-      num_inner_steps: Adam steps per timestep; phi and Adam start afresh at each.
       learning_rate: of Adam.
       measurement_weight: of the measurement term.
       kl_weight: of the exact KL, summed over masked tokens.
@@ -56,7 +53,6 @@ class ReDGEConfig(GradientConfig, PriorConfig):
       gumbel_temperature: of "gumbel".
       num_diffusion_steps: n of "redge", the noise levels of its reverse diffusion; 3 to 9.
       first_noise: t_1 of "redge", the least noise level but 0; 0.3 to 0.9.
-      schedule: gamma, the share of masked tokens over progress, by name.
     """
 
     num_steps: int = 20
@@ -68,28 +64,16 @@ class ReDGEConfig(GradientConfig, PriorConfig):
     gumbel_temperature: float = 0.5
     num_diffusion_steps: int = 5
     first_noise: float = 0.5
-    schedule: str = "linear"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_options(
             self,
-            integers={"num_steps": 1, "num_inner_steps": 0, "num_diffusion_steps": 3},
-            choices={
-                "estimator": ("redge", "gumbel", "straight_through"),
-                "schedule": sorted(SCHEDULES),
-            },
+            integers={"num_diffusion_steps": 3},
+            choices={"estimator": ("redge", "gumbel", "straight_through")},
             not_negative=("measurement_weight", "kl_weight"),
             positive=("gumbel_temperature", "first_noise"),
             shares=("first_noise",),
-        )
-
-    def evaluations(self) -> Evaluations:
-        """Model calls per sample."""
-        return Evaluations(
-            denoiser=self.num_steps * self.num_passes,
-            decoder=1,
-            decoder_gradient=self.num_steps * self.num_inner_steps,
         )
 
 
