@@ -69,3 +69,16 @@ def write_json(path: PathLike, value: Any) -> None:
     """
     text = json.dumps(_plain(value), indent=2, allow_nan=False, ensure_ascii=False)
     write_atomically(path, (text + "\n").encode())
+
+
+def disk_size(path: PathLike) -> int:
+    """Bytes that a file, or everything in a folder, takes up on the disk; 0 if it is not there."""
+    path = Path(path)
+    files = [path, *path.rglob("*")] if path.is_dir() else [path]
+    total = 0
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):
+            facts = file.lstat()
+            # Windows counts no blocks.
+            total += 512 * facts.st_blocks if hasattr(facts, "st_blocks") else facts.st_size
+    return total

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from aps_jax import checkpoint
+from aps_jax import checkpoint, sharding
 from aps_jax.names import suggestion
 from aps_jax.prior import PromptConfig, frame_prompt, make_prior, make_prompted_prior
 from aps_jax.tokenizer import CodecConfig, init_codec_params, make_codec
@@ -32,13 +33,18 @@ class Model(NamedTuple):
 
 
 def load_pretrained(
-    name: str | os.PathLike[str], *, prompt_ids: Array | Sequence[int] = ()
+    name: str | os.PathLike[str],
+    *,
+    prompt_ids: Array | Sequence[int] = (),
+    mesh: Mesh | None = None,
 ) -> Model:
     """Loads an embedded model by name, or any model folder by path.
 
     Args:
-      name: "photo64", or a folder with `card.json`, `codec.safetensors` and `prior.safetensors`.
+      name: "photo64", or a model folder: `card.json` and the weights of codec and prior.
       prompt_ids: text of the prompt as for `load_prior`.
+      mesh: devices to load to, as `aps_jax.sharding.shard_params` would lay the model out; each
+        reads only its own part of the prior. None loads to the default device.
 
     Raises:
       ValueError: no such model.
@@ -46,8 +52,8 @@ def load_pretrained(
     """
     folder = model_folder(name)
     card = checkpoint.read_card(folder)
-    prior = load_prior(folder, card, prompt_ids=prompt_ids)
-    return Model(prior=prior, codec=load_codec(folder, card), card=card)
+    prior = load_prior(folder, card, prompt_ids=prompt_ids, mesh=mesh)
+    return Model(prior=prior, codec=load_codec(folder, card, mesh=mesh), card=card)
 
 
 def model_folder(name: str | os.PathLike[str]) -> Path:
@@ -63,14 +69,21 @@ def model_folder(name: str | os.PathLike[str]) -> Path:
     )
 
 
-def load_codec(folder: Path, card: dict[str, Any] | None = None) -> Codec:
-    """The codec of a model folder, alone."""
+def load_codec(
+    folder: Path, card: dict[str, Any] | None = None, *, mesh: Mesh | None = None
+) -> Codec:
+    """The codec of a model folder, alone; whole on every device of a `mesh`."""
     card = checkpoint.read_card(folder) if card is None else card
-    return make_codec(*_load(folder, card, "codec", CodecConfig, init_codec_params))
+    codec = make_codec(*_load(folder, card, "codec", CodecConfig, init_codec_params, mesh))
+    return codec if mesh is None else jax.device_put(codec, sharding.replicated(mesh))
 
 
 def load_prior(
-    folder: Path, card: dict[str, Any] | None = None, *, prompt_ids: Array | Sequence[int] = ()
+    folder: Path,
+    card: dict[str, Any] | None = None,
+    *,
+    prompt_ids: Array | Sequence[int] = (),
+    mesh: Mesh | None = None,
 ) -> Prior:
     """The prior of a model folder, alone.
 
@@ -79,9 +92,10 @@ def load_prior(
       card: its card, if it has been read already.
       prompt_ids: text ids int [P], or [B, P] for one prompt per image, for a model that takes
         prompts; the ids that frame a prompt are added here.
+      mesh: devices to load to, its matrices split over "model".
 
     Raises:
-      ValueError: a prompt for a model that takes none.
+      ValueError: a prompt for a model that takes none, or matrices that the mesh cannot split.
       aps_jax.checkpoint.CheckpointError: the folder is damaged or does not fit its configuration.
     """
     card = checkpoint.read_card(folder) if card is None else card
@@ -89,13 +103,13 @@ def load_prior(
     text = np.asarray(prompt_ids, np.int32)
     if "prompt" not in card and text.size:
         raise ValueError(f"the prior in {folder} takes no prompt; leave prompt_ids out")
-    config, params = _load(folder, card, "prior", TransformerConfig, init_transformer_params)
+    config, params = _load(folder, card, "prior", TransformerConfig, init_transformer_params, mesh)
     if "prompt" not in card:
         return make_prior(config, params, window=window)
     path = folder / checkpoint.CARD_NAME
     prompt = checkpoint.parse_config(PromptConfig, card["prompt"], path)
     framed, unconditional = frame_prompt(prompt, text)
-    return make_prompted_prior(
+    prior = make_prompted_prior(
         config,
         params,
         num_codes=prompt.num_codes,
@@ -108,6 +122,10 @@ def load_prior(
         pad_token_id=prompt.pad_token_id,
         window=window,
     )
+    if mesh is None:
+        return prior
+    shardings = sharding.prior_shardings(prior.params, mesh)
+    return prior.replace(params=jax.device_put(prior.params, shardings))
 
 
 def _load(
@@ -116,9 +134,17 @@ def _load(
     section: str,
     kind: Callable[..., Any],
     init: Callable[[Key, Any], PyTree],
+    mesh: Mesh | None,
 ) -> tuple[Any, PyTree]:
     """Configuration and weights of one half of a model."""
     path = folder / checkpoint.CARD_NAME
     config = checkpoint.parse_config(kind, card.get(section), path)
     abstract = jax.eval_shape(lambda key: init(key, config), jax.random.key(0))
-    return config, checkpoint.load_params(folder / f"{section}.safetensors", abstract)
+    shardings = None
+    if mesh is not None and section == "prior":
+        shardings = sharding.prior_shardings(abstract, mesh)
+    elif mesh is not None:
+        shardings = jax.tree.map(lambda leaf: sharding.replicated(mesh), abstract)
+    return config, checkpoint.load_params(
+        checkpoint.weights_path(folder, section), abstract, shardings
+    )
