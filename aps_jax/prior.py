@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from aps_jax.transformer import Transformer, TransformerConfig, grid_positions
+from aps_jax.attention import grid_positions
+from aps_jax.transformer import Transformer, TransformerConfig
 from aps_jax.types import Array, Prior, PyTree, bind
 
 

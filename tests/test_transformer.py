@@ -6,16 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from aps_jax.attention import attend, grid_positions, rotary_angles, rotate
 from aps_jax.prior import make_prior, make_prompted_prior
 from aps_jax.transformer import (
     Transformer,
     TransformerConfig,
-    attend,
-    grid_positions,
     init_transformer_params,
     num_params,
-    rotary_angles,
-    rotate,
 )
 
 SEQUENCE = TransformerConfig(
