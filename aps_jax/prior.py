@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from aps_jax.attention import grid_positions
-from aps_jax.prompts import PromptConfig, attention_mask
+from aps_jax.prompts import PromptConfig, attention_mask, sequence_ids
 from aps_jax.transformer import Transformer, TransformerConfig
 from aps_jax.types import Array, Prior, PyTree, bind
 
@@ -63,23 +63,13 @@ def _prompted_logits(
     mask_padding: bool,
     name: str,
 ) -> Array:
-    batch, height, width = tokens.shape
+    height, width = tokens.shape[1:]
     num_codes, offset = prompt.num_codes, prompt.image_offset
-    flat = tokens.reshape(batch, height * width)
-    image_ids = jnp.where(flat == num_codes, prompt.mask_token_id, flat + offset)
-    prompt_ids = jnp.atleast_2d(params[name])
-    # Rows are sample-major, so the prompts of a batch repeat as a whole.
-    prompt_ids = jnp.tile(prompt_ids, (batch // prompt_ids.shape[0], 1))
-    begin, end = (
-        jnp.full((batch, 0 if token is None else 1), token or 0, flat.dtype)
-        for token in (prompt.begin_id, prompt.end_id)
-    )
-    ids = jnp.concatenate([prompt_ids.astype(flat.dtype), begin, image_ids, end], axis=1)
-    mask = attention_mask(prompt, ids, prompt_ids.shape[1], mask_padding=mask_padding)
+    ids, first = sequence_ids(prompt, params[name], tokens)
+    mask = attention_mask(prompt, ids, jnp.shape(params[name])[-1], mask_padding=mask_padding)
     model = Transformer(config)
     weights = {"params": params["model"]}
     hidden = model.apply(weights, ids, None, mask, method="hidden")
-    first = prompt_ids.shape[1] + begin.shape[1]
     hidden = hidden[:, first : first + height * width]
     logits = model.apply(weights, hidden, (offset, offset + num_codes), method="logits")
     if 0 <= prompt.mask_token_id - offset < num_codes:  # A text model: the mask is no text.

@@ -137,6 +137,40 @@ def frame_understanding(prompt: PromptConfig, tokens: Array, text_ids: TextIds) 
     return np.concatenate([np.broadcast_to(p, (*batch, p.shape[-1])) for p in parts], axis=-1)
 
 
+def sequence_ids(prompt: PromptConfig, prompt_ids: Array, tokens: Array) -> tuple[Array, int]:
+    """What the model reads: `prompt | begin, image, end`.
+
+    Args:
+      prompt: the model's frame.
+      prompt_ids: framed prompt int [P], or [B, P]; B prompts serve a multiple of B images, the
+        samples of one image being B rows apart.
+      tokens: int [R, h, w] in [0, K], K for the mask; in row-major order.
+
+    Returns:
+      Ids [R, T], and the position of the first image token.
+
+    Raises:
+      ValueError: prompts for another number of images.
+    """
+    rows = tokens.shape[0]
+    prompt_ids = jnp.atleast_2d(prompt_ids).astype(tokens.dtype)
+    if rows % prompt_ids.shape[0]:
+        raise ValueError(
+            f"the prior has {prompt_ids.shape[0]} prompts, which do not fit {rows} images"
+        )
+    prompt_ids = jnp.tile(prompt_ids, (rows // prompt_ids.shape[0], 1))
+    flat = tokens.reshape(rows, -1)
+    image_ids = jnp.where(
+        flat == prompt.num_codes, prompt.mask_token_id, flat + prompt.image_offset
+    )
+    begin, end = (
+        jnp.full((rows, 0 if index is None else 1), index or 0, tokens.dtype)
+        for index in (prompt.begin_id, prompt.end_id)
+    )
+    ids = jnp.concatenate([prompt_ids, begin, image_ids, end], axis=1)
+    return ids, prompt_ids.shape[1] + begin.shape[1]
+
+
 def attention_mask(
     prompt: PromptConfig, ids: Array, num_prompt: int, *, mask_padding: bool = True
 ) -> Array | None:

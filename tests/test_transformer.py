@@ -384,6 +384,9 @@ def test_new_prompts_and_weights_do_not_recompile(sequence):
         ({"attention": "flash"}, "attention must be"),
         ({"code_bits": 5}, "exceed vocab_size"),
         ({"tie_embeddings": True, "num_outputs": 4}, "tie_embeddings"),
+        ({"block": "gpt"}, "block must be llama or phi"),
+        ({"rope_dim": 3}, "rope_dim=3 is not a multiple of 2"),
+        ({"rope_dim": 10}, "up to the head dimension 8"),
     ],
 )
 def test_bad_configurations_are_refused(change, message):
