@@ -8,6 +8,7 @@ unpickles anything; every tensor is checked against the shapes that the configur
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from flax import traverse_util
 from safetensors.numpy import save as save_tensors
 
 from aps_jax.files import write_atomically
+from aps_jax.orbax_arrays import ArrayError, describe_arrays, open_array, read
 from aps_jax.tensors import TensorFileError, open_tensors
 from aps_jax.types import PyTree
 
@@ -30,8 +32,6 @@ _Shardings = Mapping[str, jax.sharding.Sharding] | None
 CARD_NAME = "card.json"
 #: Of model folders; raised when older versions of this package could misread them.
 FORMAT_VERSION = 1
-#: Least host memory in GB for reading an Orbax checkpoint; more if a single part needs it.
-_READ_GB = 1
 
 
 class CheckpointError(ValueError):
@@ -68,6 +68,24 @@ def weights_path(folder: Path, section: str) -> Path:
     return orbax if orbax.is_dir() else folder / weights_name(section, "safetensors")
 
 
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a file; of the names, sizes and descriptions of the files of an Orbax checkpoint.
+
+    The chunks of such a checkpoint carry checksums of their own, and its card the hashes of what it
+    was made from: reading all of it again for every run would take longer than many runs.
+    """
+    if not path.is_dir():
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            digest.update(f"{file.relative_to(path).as_posix()} {file.stat().st_size}\n".encode())
+            if file.name == "zarr.json":
+                digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def load_params(path: Path, abstract: PyTree, shardings: PyTree | None = None) -> PyTree:
     """Loads the arrays that `abstract` names, in its shapes and dtypes.
 
@@ -88,6 +106,23 @@ def load_params(path: Path, abstract: PyTree, shardings: PyTree | None = None) -
         shardings = traverse_util.flatten_dict(shardings, sep="/")
     load = _load_orbax if path.is_dir() else _load_safetensors
     return traverse_util.unflatten_dict(load(path, expected, shardings), sep="/")
+
+
+def count_weights(path: Path) -> tuple[int, str]:
+    """Number of weights of a file or folder and their dtypes, from its headers alone.
+
+    Raises:
+      CheckpointError: it is missing or damaged.
+    """
+    try:
+        if path.is_dir():
+            found = list(describe_arrays(path).values())
+        else:
+            found = [(array.shape, array.dtype.name) for array in open_tensors(path).values()]
+    except (OSError, ArrayError, TensorFileError) as error:
+        raise CheckpointError(f"weights {path} are missing or damaged: {error}") from None
+    dtypes = sorted({dtype for _, dtype in found})
+    return sum(math.prod(shape) for shape, _ in found), " and ".join(dtypes) or "none"
 
 
 def _load_safetensors(path: Path, expected: _Specs, shardings: _Shardings) -> dict[str, jax.Array]:
@@ -114,42 +149,28 @@ def _load_safetensors(path: Path, expected: _Specs, shardings: _Shardings) -> di
 
 
 def _load_orbax(path: Path, expected: _Specs, shardings: _Shardings) -> dict[str, jax.Array]:
-    import orbax.checkpoint as ocp
-
     if shardings is None:
-        device = jnp.zeros(()).sharding  # The default device, where everything else goes too.
-        shardings = dict.fromkeys(expected, device)
-    parts = [
-        math.prod(shardings[name].shard_shape(spec.shape)) * np.dtype(spec.dtype).itemsize
-        for name, spec in expected.items()
-    ]
-    limit = max(_READ_GB, math.ceil(4 * max(parts, default=0) / 1e9))
-    handler = ocp.PyTreeCheckpointHandler(
-        use_ocdbt=False, use_zarr3=True, restore_concurrent_gb=limit
-    )
-    with ocp.Checkpointer(handler) as checkpointer:
-        try:
-            found = checkpointer.metadata(path.absolute()).item_metadata.tree
-            found = traverse_util.flatten_dict(found, sep="/")
-            shapes = {name: tuple(facts.shape) for name, facts in found.items()}
-            _check_shapes(path, shapes, expected)
-            args = {
-                name: ocp.ArrayRestoreArgs(sharding=shardings[name], dtype=spec.dtype)
-                for name, spec in expected.items()
-            }
-            args = traverse_util.unflatten_dict(args, sep="/")
-            restored = checkpointer.restore(
-                path.absolute(), args=ocp.args.PyTreeRestore(restore_args=args)
-            )
-        except (CheckpointError, jax.errors.JaxRuntimeError):
-            raise
-        except Exception as error:  # Orbax has no class of its own for damaged checkpoints.
-            reason = str(error.__cause__ or error).splitlines()[0]
-            raise CheckpointError(
-                f"weights folder {path} is damaged or incomplete ({reason}); "
-                "fetch or convert it again"
-            ) from None
-    return traverse_util.flatten_dict(restored, sep="/")
+        shardings = dict.fromkeys(expected, jnp.zeros(()).sharding)  # The default device.
+
+    def load(name: str, spec: jax.ShapeDtypeStruct) -> jax.Array:
+        array = open_array(path, name)
+        return jax.make_array_from_callback(
+            spec.shape,
+            shardings[name],
+            lambda index: read(array, index).astype(spec.dtype, copy=False),
+        )
+
+    try:
+        shapes = {name: shape for name, (shape, _) in describe_arrays(path).items()}
+        _check_shapes(path, shapes, expected)
+        # One after the other: no more than one array is on its way to the devices.
+        return {name: load(name, spec) for name, spec in expected.items()}
+    except CheckpointError:
+        raise
+    except (ArrayError, OSError) as error:
+        raise CheckpointError(
+            f"weights folder {path} is damaged or incomplete ({error}); fetch or convert it again"
+        ) from None
 
 
 def _check_shapes(path: Path, found: Mapping[str, tuple[int, ...]], expected: _Specs) -> None:

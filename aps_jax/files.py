@@ -72,13 +72,11 @@ def write_json(path: PathLike, value: Any) -> None:
 
 
 def disk_size(path: PathLike) -> int:
-    """Bytes that a file, or everything in a folder, takes up on the disk; 0 if it is not there."""
+    """Bytes of a file, or of all files in a folder; 0 if it is not there."""
     path = Path(path)
     files = [path, *path.rglob("*")] if path.is_dir() else [path]
     total = 0
     for file in files:
         with contextlib.suppress(FileNotFoundError):
-            facts = file.lstat()
-            # Windows counts no blocks.
-            total += 512 * facts.st_blocks if hasattr(facts, "st_blocks") else facts.st_size
+            total += file.lstat().st_size if not file.is_dir() else 0
     return total

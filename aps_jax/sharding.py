@@ -30,7 +30,7 @@ Rules = Sequence[tuple[str, int | None]]
 #: columns and their outputs by rows, so that a block exchanges sums only twice (Megatron-LM,
 #: arXiv:1909.08053). Biases and norms are too small to be worth a split.
 PRIOR_RULES: Rules = (
-    (r"(.*/)?(q|k|v|ff_proj|up_proj|head)/kernel", -1),
+    (r"(.*/)?(q|k|v|ff_proj|up_proj|ff_in|head)/kernel", -1),
     (r"(.*/)?(attn_out|ff_out)/kernel", -2),
     (r"(.*/)?project/kernel", None),
     (r"(.*/)?(scale|bias|embedding|special|table)", None),

@@ -30,6 +30,7 @@ import aps_jax
 from aps_jax import checkpoint
 from aps_jax.cli import message_of
 from aps_jax.files import disk_size
+from aps_jax.sharding import split_axis
 from convert.hub import locate
 from convert.rules import Place, Rule, place_tensors
 from convert.sources import ConversionError, Source, is_float, open_source
@@ -54,11 +55,13 @@ class Built:
       config: sizes of the model, a dataclass of JSON values.
       init: `(key, config) -> params`; only its shapes are used.
       card: further sections of the card.
+      files: files to be copied into the folder, such as a tokenizer.
     """
 
     config: Any
     init: Callable[[Any, Any], Any]
     card: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    files: tuple[Path, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,21 +70,23 @@ class Family:
 
     Attributes:
       name: module under `convert`.
-      section: "codec" or "prior", the half of a model folder that is written.
+      section: "codec" or "prior", the half of a model folder that is written, or another part.
       rules: where every tensor goes.
       build: finds out the sizes from the tensors; they are checked against config.json where there
         is one. Takes the source and the dtype asked for, or None.
       default_dtype: dtype of the weights unless one is asked for.
       checked: tensors that follow from the sizes and are dropped, by name, each with the value that
         it must have if it is there.
+      ignored: how the names of tensors begin that are of no use here.
     """
 
     name: str
-    section: Literal["codec", "prior"]
+    section: Literal["codec", "prior", "kernel_wizard"]
     rules: tuple[Rule, ...]
     build: Callable[[Source, str], Built]
     default_dtype: Dtype
     checked: Callable[[Any], Mapping[str, np.ndarray]] = lambda config: {}
+    ignored: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,7 +152,8 @@ def convert(
         for path, leaf in traverse_util.flatten_dict(abstract, sep="/").items()
     }
     checked = family.checked(built.config)
-    places = place_tensors(opened, family.rules, specs, optional=checked)
+    dropped = {name for name in opened.shapes if name.startswith(family.ignored)}
+    places = place_tensors(opened, family.rules, specs, optional={*checked, *dropped})
     num_params = sum(math.prod(spec.shape) for spec in specs.values())
     num_bytes = num_params * jax.numpy.dtype(dtype).itemsize
     if kind is None:
@@ -166,7 +172,7 @@ def convert(
     folder = staging_folder(target, family.section)
     _check_space(target, num_bytes, folder)
     with open_staging(folder, identity, notify) as staging, _progress(console) as advance:
-        job = _Job(kind, staging.model / weights_name, specs, places)
+        job = _Job(kind, staging.model / weights_name, specs, places, family.section == "prior")
         store = _take_up(job, staging, identity, notify)
         num_resumed = len(staging.done)
         if num_resumed:
@@ -174,6 +180,8 @@ def convert(
         hashes = _copy_all(opened, store, job, checked, staging, advance)
         del store
         rounding = _verify(opened, job, advance) if verify else None
+        for path in built.files:
+            shutil.copyfile(path, staging.model / path.name)
         sections = {
             "format_version": checkpoint.FORMAT_VERSION,
             family.section: section,
@@ -185,7 +193,8 @@ def convert(
                 "converter": made_by,
             },
         }
-        _publish(staging.model, target, weights_name, sections)
+        names = (weights_name, *(path.name for path in built.files))
+        _publish(staging.model, target, names, sections)
     return Report(
         folder=target,
         kind=kind,
@@ -197,16 +206,29 @@ def convert(
 
 
 class _Job(NamedTuple):
-    """Where the weights go."""
+    """Where the weights go.
+
+    Attributes:
+      kind: format of the weights.
+      weights: file or folder.
+      specs: shape and dtype of every weight.
+      places: place of every tensor.
+      is_split: whether a mesh splits them by the rules of `aps_jax.sharding`.
+    """
 
     kind: Format
     weights: Path
     specs: Mapping[str, jax.ShapeDtypeStruct]
     places: Mapping[str, Place]
+    is_split: bool
 
-    def open(self, opener: Callable[..., Store]) -> Store:
+    def create(self) -> Store:
         stacked = {place.target for place in self.places.values() if place.layer is not None}
-        return opener(self.kind, self.weights, self.specs, stacked=stacked)
+        axes = {name: split_axis(name) if self.is_split else None for name in self.specs}
+        return create_store(self.kind, self.weights, self.specs, stacked=stacked, axes=axes)
+
+    def open(self) -> Store:
+        return open_store(self.kind, self.weights, self.specs)
 
 
 def _take_up(
@@ -215,12 +237,12 @@ def _take_up(
     """The weights that an interrupted conversion began, or new ones."""
     if staging.done:
         try:
-            return job.open(open_store)
+            return job.open()
         except ConversionError as error:
             notify(f"{error}; starting again")
             staging.begin(identity)
     remove_store(job.weights)
-    return job.open(create_store)
+    return job.create()
 
 
 def _check_target(target: Path, section: str) -> None:
@@ -254,11 +276,12 @@ def _check_space(target: Path, num_bytes: int, staging: Path) -> None:
         )
 
 
-def _publish(model: Path, target: Path, weights_name: str, sections: dict[str, Any]) -> None:
+def _publish(model: Path, target: Path, names: Sequence[str], sections: dict[str, Any]) -> None:
     """Puts finished files in place: in one step, or weights first and then the card that counts."""
     if target.exists() and any(target.iterdir()):
-        remove_store(target / weights_name)  # Left by a crash between these two steps.
-        os.replace(model / weights_name, target / weights_name)
+        for name in names:
+            remove_store(target / name)  # Left by a crash before the card was written.
+            os.replace(model / name, target / name)
         checkpoint.update_card(target, **sections)
     else:
         checkpoint.update_card(model, **sections)
@@ -295,7 +318,7 @@ def _copy_all(
             hashes[file] = digest
             if name in checked:
                 _check_value(name, array, checked[name])
-            elif staging.done.get(name) != digest:
+            elif name in job.places and staging.done.get(name) != digest:
                 place = job.places[name]
                 _copy(name, array, _slot(store, place), place)
                 finished[name] = digest
@@ -342,7 +365,7 @@ def _check_value(name: str, array: np.ndarray, expected: np.ndarray) -> None:
 
 def _verify(source: Source, job: _Job, advance: Callable[..., None]) -> float:
     """Largest rounding difference; an error if it is more than the dtype explains."""
-    store = job.open(open_store)
+    store = job.open()
     advance("verifying", 0, _num_bytes(source))
     worst = 0.0
     for _, name, array, _ in source.tensors():

@@ -24,6 +24,8 @@ from aps_jax.tensors import TensorFileError, open_tensors
 
 _STEMS = ("model", "pytorch_model")
 _ENDINGS = (".safetensors", ".bin")
+#: Endings of files that torch reads; the latter two only where the file itself is named.
+_PICKLES = (".bin", ".pth", ".pt")
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -39,7 +41,7 @@ class Tensor(NamedTuple):
       name: its name.
       array: its values, read when used.
       digest: SHA-256 of the file up to the end of this tensor, so that of the last tensor is that
-        of the file; for `.bin`, whose tensors are in no order, that of the file.
+        of the file; for a pickle, whose tensors are in no order, that of the file.
     """
 
     file: str
@@ -201,7 +203,7 @@ def read_file(path: Path) -> Mapping[str, np.ndarray]:
     Raises:
       ConversionError: damaged file, or `.bin` without torch or with anything but tensors in it.
     """
-    if path.suffix == ".bin":
+    if path.suffix in _PICKLES:
         return _read_bin(path)
     try:
         return open_tensors(path)
@@ -257,13 +259,13 @@ def _stream(path: Path) -> Iterator[Tensor]:
     arrays = read_file(path)
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        if path.suffix == ".bin":
+        if path.suffix in _PICKLES:
             while piece := file.read(2**22):
                 digest.update(piece)
         else:
             length = file.read(8)
             digest.update(length + file.read(int.from_bytes(length, "little")))
     for name, array in arrays.items():
-        if path.suffix != ".bin":
+        if path.suffix not in _PICKLES:
             digest.update(array.reshape(-1).view(np.uint8))
         yield Tensor(path.name, name, array, digest.hexdigest())

@@ -19,7 +19,7 @@ from typing import Literal, Protocol
 import jax
 import numpy as np
 
-from aps_jax import sharding
+from aps_jax.orbax_arrays import ArrayError, open_array, read
 from aps_jax.tensors import TensorFileError, create_tensors, open_tensors
 from convert.sources import ConversionError
 
@@ -62,20 +62,34 @@ class Store(Protocol):
         """Waits until everything written is on disk."""
 
 
-def open_store(kind: Format, path: Path, specs: Specs, *, stacked: Collection[str]) -> Store:
+def open_store(kind: Format, path: Path, specs: Specs) -> Store:
     """Opens what `create_store` made, for reading and writing.
 
     Raises:
       ConversionError: if it is not there, damaged or of other specs.
     """
     try:
-        return _STORES[kind](path, specs, stacked)
+        return _STORES[kind](path, specs)
     except (TensorFileError, OSError, ValueError) as error:
         raise ConversionError(f"{path} cannot be read back: {error}") from None
 
 
-def create_store(kind: Format, path: Path, specs: Specs, *, stacked: Collection[str]) -> Store:
-    """Creates the file or folder `path`; `stacked` names the arrays that are filled by layers.
+def create_store(
+    kind: Format,
+    path: Path,
+    specs: Specs,
+    *,
+    stacked: Collection[str],
+    axes: Mapping[str, int | None],
+) -> Store:
+    """Creates the file or folder `path`.
+
+    Args:
+      kind: format.
+      path: must not exist.
+      specs: shape and dtype of every array.
+      stacked: the arrays that are filled layer by layer.
+      axes: which axis of each array a mesh may split, counted from the end.
 
     Raises:
       OSError: if it exists or there is no space.
@@ -83,8 +97,8 @@ def create_store(kind: Format, path: Path, specs: Specs, *, stacked: Collection[
     if kind == "safetensors":
         create_tensors(path, specs)
     else:
-        _create_orbax(path, specs, stacked)
-    return open_store(kind, path, specs, stacked=stacked)
+        _create_orbax(path, specs, stacked, axes)
+    return open_store(kind, path, specs)
 
 
 def remove_store(path: Path) -> None:
@@ -124,8 +138,7 @@ class _MappedSlot:
 
 
 class _SafetensorsStore:
-    def __init__(self, path: Path, specs: Specs, stacked: Collection[str]):
-        del stacked
+    def __init__(self, path: Path, specs: Specs):
         self._arrays = open_tensors(path, writable=True)
         found = {name: (array.shape, array.dtype) for name, array in self._arrays.items()}
         if found != {name: (spec.shape, np.dtype(spec.dtype)) for name, spec in specs.items()}:
@@ -148,7 +161,9 @@ def _file_of(array: np.ndarray) -> mmap.mmap | None:
     return array
 
 
-def chunk_shape(name: str, shape: tuple[int, ...], itemsize: int, is_stacked: bool) -> tuple:
+def chunk_shape(
+    shape: tuple[int, ...], itemsize: int, *, is_stacked: bool, axis: int | None
+) -> tuple[int, ...]:
     """Chunks of an array: one layer, cut along the axis that a mesh splits.
 
     The number of pieces is a multiple of the devices that a mesh may split that axis over, so that
@@ -157,7 +172,6 @@ def chunk_shape(name: str, shape: tuple[int, ...], itemsize: int, is_stacked: bo
     sides = list(shape)
     if is_stacked:
         sides[0] = 1
-    axis = sharding.split_axis(name)
     pieces = 1 if axis is None else _SPLITS
     axis = int(is_stacked) if axis is None else axis
     if math.prod(sides) == 0 or len(sides) == int(is_stacked):
@@ -185,7 +199,10 @@ class _ChunkedSlot:
         self._store.submit(self._array[self._inside(region)].write(values))
 
     def read(self, region: Region) -> np.ndarray:
-        return self._array[self._inside(region)].read().result()
+        try:
+            return read(self._array, self._inside(region))
+        except ArrayError as error:
+            raise ConversionError(f"the weights cannot be read back: {error}") from None
 
     def _inside(self, region: Region) -> Region:
         """TensorStore does not clip slices as NumPy does."""
@@ -197,9 +214,8 @@ class _OrbaxStore:
     #: Chunks on their way to the disk at once.
     _IN_FLIGHT = 4
 
-    def __init__(self, path: Path, specs: Specs, stacked: Collection[str]):
-        del stacked
-        self.arrays = {name: _open_array(path, name) for name in specs}
+    def __init__(self, path: Path, specs: Specs):
+        self.arrays = {name: open_array(path, name) for name in specs}
         self._writes = []
         for name, spec in specs.items():
             if tuple(self.arrays[name].shape) != spec.shape:
@@ -227,16 +243,9 @@ class _OrbaxStore:
             ) from None
 
 
-def _open_array(path: Path, name: str, **options):
-    import tensorstore
-
-    kvstore = {"driver": "file", "path": str(path.absolute() / name.replace("/", "."))}
-    # Zeros must be written too: for Orbax a chunk that is not there is a damaged checkpoint.
-    spec = {"driver": "zarr3", "kvstore": kvstore, "store_data_equal_to_fill_value": True}
-    return tensorstore.open(spec | options, open=not options, create=bool(options)).result()
-
-
-def _create_orbax(path: Path, specs: Specs, stacked: Collection[str]) -> None:
+def _create_orbax(
+    path: Path, specs: Specs, stacked: Collection[str], axes: Mapping[str, int | None]
+) -> None:
     """An Orbax checkpoint whose arrays have their shape and no contents yet.
 
     Orbax can only save arrays that are in memory whole, so it saves one number in place of each,
@@ -254,7 +263,9 @@ def _create_orbax(path: Path, specs: Specs, stacked: Collection[str]) -> None:
     for name, spec in specs.items():
         shutil.rmtree(path / name.replace("/", "."))
         dtype = np.dtype(spec.dtype)
-        chunks = chunk_shape(name, spec.shape, dtype.itemsize, name in stacked)
+        chunks = chunk_shape(
+            spec.shape, dtype.itemsize, is_stacked=name in stacked, axis=axes[name]
+        )
         codecs = [
             {"name": "bytes", "configuration": {"endian": "little"}},
             {"name": "crc32c"},
@@ -265,7 +276,7 @@ def _create_orbax(path: Path, specs: Specs, stacked: Collection[str]) -> None:
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunks)}},
             "codecs": codecs,
         }
-        _open_array(path, name, metadata=metadata)
+        open_array(path, name, metadata=metadata)
 
 
 _STORES = {"safetensors": _SafetensorsStore, "orbax": _OrbaxStore}

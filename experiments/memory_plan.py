@@ -43,7 +43,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 import aps_jax  # noqa: E402
 from aps_jax import APSConfig, Params, sharding  # noqa: E402
 from aps_jax.files import write_atomically, write_json  # noqa: E402
-from aps_jax.prior import PromptConfig, frame_prompt, make_prompted_prior  # noqa: E402
+from aps_jax.prior import make_prompted_prior  # noqa: E402
+from aps_jax.prompts import PromptConfig, frame_prompt  # noqa: E402
 from aps_jax.tokenizer import CodecConfig, init_codec_params, make_codec  # noqa: E402
 from aps_jax.transformer import (  # noqa: E402
     TransformerConfig,
@@ -111,14 +112,9 @@ def abstract_params(
         bundle = make_prompted_prior(
             prior,
             init_transformer_params(key, prior),
-            num_codes=prompt.num_codes,
-            image_offset=prompt.image_offset,
-            mask_token_id=prompt.mask_token_id,
-            begin_id=prompt.begin_id,
-            end_id=prompt.end_id,
+            prompt=prompt,
             prompt_ids=framed,
             uncond_prompt_ids=unconditional,
-            pad_token_id=prompt.pad_token_id,
             window=WINDOW,
         )
         operator = aps_jax.operators.super_resolution(scale=4)
