@@ -73,6 +73,7 @@ TINY_CODEC = CodecConfig(
     num_groups=4,
 )
 TINY_PROMPT = PromptConfig(num_codes=16, mask_token_id=16, begin_id=17, end_id=18, pad_token_id=19)
+_KEYS = ("image_size", "batch", "mesh")
 #: Text ids of a prompt, about that of 25 words.
 PROMPT_LENGTH = 25
 #: Memory of the parts that a mesh may be made of, in bytes.
@@ -259,7 +260,7 @@ def main(arguments: Arguments) -> None:
     if path.exists():
         earlier = json.loads(path.read_text())
         rows = earlier.pop("rows") if facts.items() <= earlier.items() else []
-    done = {(row["image_size"], row["batch"], row["mesh"]) for row in rows}
+    done = {tuple(row[key] for key in _KEYS) for row in rows}
     for image_size in arguments.image_sizes:
         for case in arguments.meshes:
             batch, shape = case.split(":")
@@ -268,7 +269,7 @@ def main(arguments: Arguments) -> None:
             mesh = sharding.make_mesh(*map(int, shape.split("x")))
             row = plan(params, half_params, image_size, int(batch), mesh, config)
             row["flops"] = flops(half_params, image_size, int(batch), config)
-            rows.append(row)
+            rows = sorted([*rows, row], key=lambda row: [row[k] for k in _KEYS])
             print(json.dumps(row), flush=True)
             write_json(path, {**facts, "rows": rows})
             write_atomically(arguments.out / "plan.md", table({**facts, "rows": rows}).encode())

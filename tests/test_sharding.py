@@ -47,6 +47,13 @@ def test_the_work_is_really_spread(facts, mesh):
     assert found["kernel_columns"] * num_model == found["columns"]
 
 
+@pytest.mark.parametrize("mesh", ["8x1", "4x2"])
+def test_model_folders_load_straight_to_the_mesh(facts, mesh):
+    """As `shard_params` would lay them out, in both formats."""
+    assert facts["meshes"][mesh]["loads_as_placed"] == [True, True]
+    assert facts["meshes"][mesh]["loaded_samples_same"]
+
+
 def test_a_mesh_needs_its_devices():
     count = len(jax.devices())
     assert dict(sharding.make_mesh().shape) == {"data": count, "model": 1}
