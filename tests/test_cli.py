@@ -233,7 +233,8 @@ def reader(tmp_path_factory, monkeypatch):
     (folder / "codec.safetensors").write_bytes(b"")
     card = {"prior": dataclasses.asdict(READER), "prompt": dataclasses.asdict(FRAME)}
     checkpoint.update_card(folder, codec={}, **card)
-    monkeypatch.setattr(pretrained, "load_codec", lambda folder, card: patch_codec())
+    codec = patch_codec().replace(encode=bind(patch_encode, stride=4))
+    monkeypatch.setattr(pretrained, "load_codec", lambda folder, card: codec)
     return folder
 
 

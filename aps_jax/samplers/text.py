@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from aps_jax.config import check_options
 from aps_jax.problem import row_keys
 from aps_jax.samplers.config import DecodingConfig
-from aps_jax.samplers.decoding import reveal, start, top_p
+from aps_jax.samplers.decoding import Decoding, reveal, start, top_p
 from aps_jax.samplers.problem import Field, fold, prior_log_probs
 from aps_jax.types import Array, Key, Prior
 
@@ -94,7 +94,7 @@ def sample_text(
 
         field = Field(prior=prior, tokens=cut(tokens), grid=(1, size), config=config)
 
-        def step(state, i: Array):
+        def step(state: Decoding, i: Array) -> tuple[Decoding, None]:
             log_probs = cut(prior_log_probs(whole, paste(state.tokens)))
             if config.top_p == 0:
                 peak = jnp.max(log_probs, axis=-1, keepdims=True)
