@@ -182,7 +182,12 @@ def _load(
 ) -> tuple[Any, PyTree]:
     """Configuration and weights of one half of a model."""
     path = folder / checkpoint.CARD_NAME
-    config = checkpoint.parse_config(kind, card.get(section), path)
+    if section not in card:
+        raise checkpoint.CheckpointError(
+            f"model card {path} lacks the configuration of a {section}: it is only a part of a "
+            f"model; convert or train the {section} into the same folder"
+        )
+    config = checkpoint.parse_config(kind, card[section], path)
     abstract = jax.eval_shape(lambda key: init(key, config), jax.random.key(0))
     shardings = None
     if mesh is not None and section == "prior":
