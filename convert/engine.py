@@ -9,42 +9,35 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import math
 import os
 import shutil
-import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-import tyro
 from flax import traverse_util
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 import aps_jax
 from aps_jax import checkpoint
-from aps_jax.cli import message_of
 from aps_jax.files import disk_size
 from aps_jax.sharding import split_axis
+from convert import copying
 from convert.hub import locate
 from convert.rules import Place, Rule, place_tensors
-from convert.sources import ConversionError, Source, is_float, open_source
+from convert.sources import ConversionError, Source, open_source
 from convert.staging import Staging, open_staging, staging_folder
-from convert.stores import Format, Slot, Store, create_store, open_store, remove_store, squares
+from convert.stores import Format, Slot, Store, create_store, open_store, remove_store
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 #: Weights of so many bytes become an Orbax checkpoint, smaller ones one safetensors file.
 ORBAX_BYTES = 10**9
 #: An interrupted conversion loses at most the work on so many bytes.
 COMMIT_BYTES = 2**29
-#: Side of the square pieces that are copied; a transposed copy in large strides is five times
-#: slower.
-_TILE = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -317,10 +310,10 @@ def _copy_all(
         for file, name, array, digest in source.tensors():
             hashes[file] = digest
             if name in checked:
-                _check_value(name, array, checked[name])
+                copying.check_value(name, array, checked[name])
             elif name in job.places and staging.done.get(name) != digest:
                 place = job.places[name]
-                _copy(name, array, _slot(store, place), place)
+                copying.copy(name, array, _slot(store, place), place)
                 finished[name] = digest
                 num_pending += array.nbytes
             if num_pending >= COMMIT_BYTES:
@@ -335,56 +328,15 @@ def _copy_all(
     return hashes
 
 
-def _copy(name: str, array: np.ndarray, slot: Slot, place: Place) -> None:
-    if not is_float(array):
-        raise ConversionError(f"tensor {name!r} holds {array.dtype}, not floating-point numbers")
-    moved = place.transform(array)
-    for region in slot.regions():
-        part = moved[region]
-        values = np.empty(part.shape, slot.dtype)
-        for tile in squares(part.shape, _TILE):
-            with np.errstate(over="ignore", invalid="ignore"):
-                values[tile] = part[tile]
-                is_finite = np.isfinite(values[tile]).all()
-            if not is_finite:
-                raise ConversionError(
-                    f"tensor {name!r} has numbers that are not finite in {slot.dtype}; "
-                    "fetch it again, or choose another --dtype"
-                )
-        slot.write(region, values)
-
-
-def _check_value(name: str, array: np.ndarray, expected: np.ndarray) -> None:
-    if array.shape != expected.shape:
-        raise ConversionError(
-            f"tensor {name!r} has shape {array.shape}; this model needs {expected.shape}"
-        )
-    if not np.array_equal(array, expected):
-        raise ConversionError(f"tensor {name!r} has other values than this model needs")
-
-
 def _verify(source: Source, job: _Job, advance: Callable[..., None]) -> float:
-    """Largest rounding difference; an error if it is more than the dtype explains."""
+    """Largest relative rounding difference; an error if it is more than the dtype explains."""
     store = job.open()
     advance("verifying", 0, _num_bytes(source))
     worst = 0.0
     for _, name, array, _ in source.tensors():
+        if place := job.places.get(name):
+            worst = max(worst, copying.compare(name, array, _slot(store, place), place))
         advance("verifying", array.nbytes)
-        if name not in job.places:
-            continue
-        place = job.places[name]
-        moved, slot = place.transform(array), _slot(store, place)
-        difference = peak = 0.0
-        for region in slot.regions():
-            part, written = moved[region], slot.read(region)
-            for tile in squares(part.shape, _TILE):
-                exact, got = (x[tile].astype(np.float64) for x in (part, written))
-                peak = max(peak, np.abs(exact).max(initial=0))
-                difference = max(difference, np.abs(exact - got).max(initial=0))
-        limits = jax.numpy.finfo(slot.dtype)
-        if difference > peak * float(limits.eps) + float(limits.smallest_subnormal):
-            raise ConversionError(f"tensor {name!r} was written wrongly, off by {difference:.1e}")
-        worst = max(worst, difference / peak if peak else 0.0)
     return worst
 
 
@@ -409,84 +361,3 @@ def _progress(console: Console | None) -> Iterator[Callable[..., None]]:
             progress.advance(stages[stage], count)
 
         yield advance
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Takes SIGTERM, which batch systems send, for Ctrl-C."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Options:
-    """What a converter takes.
-
-    Attributes:
-      source: folder of the published checkpoint, its weights file or its index, or owner/name on
-        the Hugging Face hub.
-      target: model folder to write; one that has the other half already gets this one too.
-      dtype: of the converted weights, instead of the family's own.
-      format: of the weights file; Orbax from 1 GB on, which is read in parts by many devices.
-      revision: branch, tag or commit on the hub.
-      verify: read the result back and compare every number with the source.
-    """
-
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
-    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
-    dtype: Dtype | None = None
-    format: Format | None = None
-    revision: str | None = None
-    verify: bool = False
-
-
-def main(family: Family, description: str, argv: Sequence[str] | None = None) -> int:
-    """Command line of one converter; returns 0, 2 after one line on stderr, or 130 on Ctrl-C."""
-    prog = f"python -m convert.{family.name}"
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed):
-            options = tyro.cli(
-                _Options,
-                args=argv,
-                prog=prog,
-                description=description,
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )
-    except SystemExit as stop:
-        if stop.code in (None, 0):
-            return 0
-        print(f"convert.{family.name}: {message_of(printed.getvalue())}", file=sys.stderr)
-        return 2
-    name = f"convert.{family.name}"
-    kept = staging_folder(options.target, family.section)
-    try:
-        with _interruptible():
-            report = convert(
-                family,
-                options.source,
-                options.target,
-                dtype=options.dtype,
-                kind=options.format,
-                revision=options.revision,
-                verify=options.verify,
-                console=Console(stderr=True),
-                notify=lambda line: print(f"{name}: {line}", file=sys.stderr),
-            )
-    except (ConversionError, checkpoint.CheckpointError, OSError) as error:
-        hint = f"; the same command goes on from {kept}" if isinstance(error, OSError) else ""
-        print(f"{name}:", " ".join(str(error).split()) + hint * kept.exists(), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        what = f"the same command goes on from {kept}, or delete that" * kept.exists()
-        print(f"{name}: stopped;", what or f"{options.target} is untouched", file=sys.stderr)
-        return 130
-    line = f"{report.folder}: {family.section} of {report.num_params:,} weights"
-    line += f", {report.num_bytes / 1e6:,.1f} MB as {report.kind}"
-    if report.rounding is not None:
-        line += f"; verified, largest relative rounding {report.rounding:.1e}"
-    print(line)
-    return 0

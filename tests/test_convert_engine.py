@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from aps_jax import checkpoint
 from aps_jax.tensors import create_tensors, open_tensors
-from convert import engine
+from convert import command, copying, engine
 from convert.rules import Rule, keep, place_tensors, transpose
 from convert.sources import ConversionError, open_source
 
@@ -104,7 +104,7 @@ def refuse(tmp_path, capsys):
 
     def refuse(source, *options, target=target):
         before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-        assert engine.main(FAMILY, "", [str(source), str(target), *options]) == 2
+        assert command.main(FAMILY, "", [str(source), str(target), *options]) == 2
         captured = capsys.readouterr()
         assert captured.out == "" and captured.err.count("\n") == 1
         assert captured.err.startswith("convert.toy: ")
@@ -396,15 +396,15 @@ def test_conversion_interrupted_at_once_leaves_nothing(tmp_path, hub, monkeypatc
     def interrupted(*args):
         signal.raise_signal(number)
 
-    monkeypatch.setattr(engine, "_copy", interrupted)
-    assert engine.main(FAMILY, "", [str(hub), str(tmp_path / "model")]) == 130
+    monkeypatch.setattr(copying, "copy", interrupted)
+    assert command.main(FAMILY, "", [str(hub), str(tmp_path / "model")]) == 130
     assert [path.name for path in tmp_path.iterdir()] == ["hub"]
     assert "stopped" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is not signal.default_int_handler
 
 
 def test_verification_finds_a_wrong_number(hub, refuse, monkeypatch):
-    copy = engine._copy
+    copy = copying.copy
 
     def careless(name, array, slot, place):
         array = array.copy()
@@ -412,7 +412,7 @@ def test_verification_finds_a_wrong_number(hub, refuse, monkeypatch):
             array[4] += 1e-3
         copy(name, array, slot, place)
 
-    monkeypatch.setattr(engine, "_copy", careless)
+    monkeypatch.setattr(copying, "copy", careless)
     assert "'blocks.1.norm.weight' was written wrongly, off by 1.0e-03" in refuse(hub, "--verify")
 
 
@@ -421,7 +421,7 @@ def test_verification_finds_a_wrong_number(hub, refuse, monkeypatch):
 
 def test_command_line_says_what_it_did(tmp_path, hub, capsys):
     argv = [str(hub), str(tmp_path / "model"), "--dtype", "bfloat16", "--verify"]
-    assert engine.main(FAMILY, "", argv) == 0
+    assert command.main(FAMILY, "", argv) == 0
     captured = capsys.readouterr()
     assert captured.err == "" and captured.out.count("\n") == 1
     assert "prior of 276 weights" in captured.out
@@ -432,14 +432,14 @@ def test_command_line_says_what_it_did(tmp_path, hub, capsys):
     "argv", [[], ["a"], ["a", "b", "c"], ["a", "b", "--dtype", "int8"], ["a", "b", "--verif"]]
 )
 def test_wrong_arguments_are_one_line(argv, capsys):
-    assert engine.main(FAMILY, "", argv) == 2
+    assert command.main(FAMILY, "", argv) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
     assert captured.err.startswith("convert.toy: ") and len(captured.err) > 25
 
 
 def test_help(capsys):
-    assert engine.main(FAMILY, "Converts toys.", ["--help"]) == 0
+    assert command.main(FAMILY, "Converts toys.", ["--help"]) == 0
     out = capsys.readouterr().out
     assert "Converts toys." in out and "--verify" in out and "python -m convert.toy" in out
 

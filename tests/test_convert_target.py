@@ -19,7 +19,7 @@ from test_convert_engine import FAMILY, Sizes, check, expected_from, init, tenso
 
 from aps_jax import checkpoint, cli
 from aps_jax.checkpoint import CheckpointError
-from convert import engine, staging, stores
+from convert import command, copying, engine, staging, stores
 from convert.stores import chunk_shape
 
 
@@ -144,7 +144,7 @@ def test_models_lists_both_formats(tmp_path, hub, capsys, monkeypatch):
 
 def interrupt_at(monkeypatch, name, number=signal.SIGINT):
     """Stops the conversion when it comes to tensor `name`; gives the names copied until then."""
-    copy, copied = engine._copy, []
+    copy, copied = copying.copy, []
 
     def interrupted(tensor, *args):
         if tensor == name:
@@ -152,12 +152,12 @@ def interrupt_at(monkeypatch, name, number=signal.SIGINT):
         copy(tensor, *args)
         copied.append(tensor)
 
-    monkeypatch.setattr(engine, "_copy", interrupted)
+    monkeypatch.setattr(copying, "copy", interrupted)
     return copied
 
 
 def run(source, target, *options):
-    return engine.main(FAMILY, "", [str(source), str(target), *options])
+    return command.main(FAMILY, "", [str(source), str(target), *options])
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "orbax"])
@@ -228,21 +228,21 @@ def test_folders_of_others_are_left_alone(tmp_path, hub, capsys):
 
 @pytest.mark.skipif(staging.fcntl is None, reason="no file locks on this system")
 def test_two_conversions_at_once(tmp_path, hub, monkeypatch, capsys):
-    copy, codes = engine._copy, []
+    copy, codes = copying.copy, []
 
     def copy_and_start_another(*args):
-        monkeypatch.setattr(engine, "_copy", copy)
+        monkeypatch.setattr(copying, "copy", copy)
         codes.append(run(hub, tmp_path / "model"))
         copy(*args)
 
-    monkeypatch.setattr(engine, "_copy", copy_and_start_another)
+    monkeypatch.setattr(copying, "copy", copy_and_start_another)
     assert run(hub, tmp_path / "model", "--verify") == 0
     assert codes == [2]
     assert "another conversion is writing" in capsys.readouterr().err
 
 
 def test_a_full_disk_keeps_what_is_done(tmp_path, hub, monkeypatch, capsys):
-    copy = engine._copy
+    copy = copying.copy
 
     def full(name, *args):
         if name == "blocks.2.q.weight":
@@ -250,7 +250,7 @@ def test_a_full_disk_keeps_what_is_done(tmp_path, hub, monkeypatch, capsys):
         copy(name, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_copy", full)
+        patch.setattr(copying, "copy", full)
         assert run(hub, tmp_path / "model") == 2
     assert "No space left on device; the same command goes on" in capsys.readouterr().err
     assert run(hub, tmp_path / "model", "--verify") == 0
@@ -272,15 +272,15 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 from test_convert_engine import FAMILY
-from convert import engine
+from convert import command, copying, engine
 engine.COMMIT_BYTES = 1
-copy = engine._copy
+copy = copying.copy
 def kill(name, *args):
     if name == "blocks.2.q.weight":
         os.kill(os.getpid(), signal.SIGKILL)
     copy(name, *args)
-engine._copy = kill
-engine.main(FAMILY, "", sys.argv[1:])
+copying.copy = kill
+command.main(FAMILY, "", sys.argv[1:])
 """
 
 
