@@ -100,7 +100,8 @@ def open_staging(
         elif lines:
             notify(f"{folder} is of another checkpoint, format or version; starting again")
         try:
-            if not (staging.done and any(staging.model.iterdir())):
+            # Without weights it was killed after they had gone to the target.
+            if not (staging.done and staging.model.is_dir() and any(staging.model.iterdir())):
                 staging.begin(identity)
             yield staging
         except (Exception, KeyboardInterrupt) as error:

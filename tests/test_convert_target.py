@@ -107,6 +107,14 @@ def test_damaged_orbax_checkpoints(orbax, tmp_path):
         checkpoint.load_params(orbax, abstract())
 
 
+def test_the_fingerprint_of_a_folder_is_that_of_its_shape(orbax, tmp_path):
+    before = checkpoint.fingerprint(orbax)
+    assert checkpoint.fingerprint(shutil.copytree(orbax, tmp_path / "copy")) == before
+    header = orbax / "embed.embedding" / "zarr.json"
+    header.write_text(header.read_text().replace("float32", "float16"))
+    assert checkpoint.fingerprint(orbax) != before
+
+
 def test_large_weights_become_orbax(tmp_path, hub, monkeypatch):
     assert engine.convert(FAMILY, hub, tmp_path / "small").kind == "safetensors"
     monkeypatch.setattr(engine, "ORBAX_BYTES", 276 * 4)
@@ -254,6 +262,20 @@ def test_a_full_disk_keeps_what_is_done(tmp_path, hub, monkeypatch, capsys):
         assert run(hub, tmp_path / "model") == 2
     assert "No space left on device; the same command goes on" in capsys.readouterr().err
     assert run(hub, tmp_path / "model", "--verify") == 0
+
+
+def test_a_crash_just_before_the_end(tmp_path, hub, state, monkeypatch):
+    """All is in place but the hidden folder is still there; later the model is deleted."""
+    target = tmp_path / "model"
+    with monkeypatch.context() as patch:
+        patch.setattr(staging.Staging, "remove", lambda self: None)
+        assert run(hub, target) == 0
+    check(target, expected_from(state))
+    assert (tmp_path / ".model.prior.partial" / "journal.jsonl").is_file()
+    shutil.rmtree(target)
+    assert run(hub, target, "--verify") == 0
+    check(target, expected_from(state))
+    assert {path.name for path in tmp_path.iterdir()} == {"hub", "model"}
 
 
 def test_a_crash_between_weights_and_card(tmp_path, hub, state):

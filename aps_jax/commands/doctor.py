@@ -53,8 +53,6 @@ def list_models(folders: Sequence[Path]) -> int:
 
 def _describe(folder: Path, card: dict[str, Any]) -> str:
     parts = []
-    if name := card.get("name"):
-        parts.append(str(name))
     if codec := card.get("codec"):
         stride = 2 ** (len(codec.get("encoder_channels", (0,))) - 1)
         parts.append(f"codec of {codec.get('num_bits', '?')} bits per {stride}x{stride} pixels")
