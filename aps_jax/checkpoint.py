@@ -89,8 +89,8 @@ def fingerprint(path: Path) -> str:
 def load_params(path: Path, abstract: PyTree, shardings: PyTree | None = None) -> PyTree:
     """Loads the arrays that `abstract` names, in its shapes and dtypes.
 
-    With `shardings`, each device gets only its own part, and nothing is whole on one device but what
-    a sharding copies to every device. Arrays are read one after the other, so that host memory needs
+    With `shardings`, each device gets only its own part, and nothing is whole on one device but
+    what a sharding copies to every device. Arrays are read one after the other: host memory needs
     room for about two copies of the largest.
 
     Args:
