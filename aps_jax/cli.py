@@ -48,12 +48,14 @@ class Restore:
       task: what was done to the photo; `aps-jax tasks` lists them with their options.
       measured: IMAGE is the measurement itself, not a clean photo.
       model: photo64, or a model folder.
+      prompt: what the image shows, for models that read text; see --guidance-scale.
       sampler: aps, aps-i, aps-l or aps-ii.
       preset: draft, balanced or paper.
       num_steps: timesteps, instead of the preset's.
       num_inner_steps: optimiser steps per timestep, instead of the preset's.
       num_samples: posterior samples; more than one adds their mean and standard deviation.
       draw: proposal per token: quantized, categorical (default of several samples) or argmax.
+      guidance_scale: how much more the prompt counts than no prompt at all; 0 is off.
       sigma: noise standard deviation on the pixel scale [-1, 1]; with 0 the Gaussian likelihood
         of the presets assumes 0.05.
       seed: of degradation, noise and sampling.
@@ -78,18 +80,21 @@ class Restore:
       oversample: phase_retrieval: padding factor.
       pattern: demosaicing: rggb, bggr, grbg or gbrg.
       ensemble: compressed_sensing: signs or gaussian.
+      weights: nonlinear_blur: folder written by `python -m convert.kernel_wizard`.
     """
 
     image: Annotated[Path | None, tyro.conf.Positional, _optional("[IMAGE]")] = None
     task: Annotated[str, _named("NAME")] = "super_resolution"
     measured: _Flag = False
     model: Annotated[str, _named("photo64|DIR")] = "photo64"
+    prompt: Annotated[str | None, _optional("TEXT")] = None
     sampler: Annotated[str, _named("NAME")] = "aps"
     preset: Annotated[str, _named("NAME")] = "balanced"
     num_steps: Annotated[int | None, _optional("N")] = None
     num_inner_steps: Annotated[int | None, _optional("M")] = None
     num_samples: Annotated[int, _named("S")] = 1
     draw: Annotated[str | None, _named("NAME")] = None
+    guidance_scale: Annotated[float, _named("G")] = 0.0
     sigma: float = 0.05
     seed: int = 0
     size: Annotated[int | None, _optional("PX")] = None
@@ -113,12 +118,14 @@ class Restore:
     oversample: Annotated[float | None, _optional("X")] = None
     pattern: Annotated[str | None, _optional("NAME")] = None
     ensemble: Annotated[str | None, _optional("NAME")] = None
+    weights: Annotated[Path | None, _optional("DIR")] = None
 
 
 #: Fields of `Restore` that are options of a task.
 TASK_OPTIONS = (
     "scale", "fraction", "box_size", "margin", "std", "kernel_size", "intensity", "kernel", "mask",
     "quality", "bits", "gain", "oversample", "pattern", "ensemble",
+    "weights",
 )  # fmt: skip
 
 
@@ -251,6 +258,8 @@ def _check(options: Restore) -> None:
         raise ValueError(f"--sigma must be a number >= 0, got {options.sigma}")
     if not 0 <= options.seed < _MAX_SEED:
         raise ValueError(f"--seed must be from 0 to {_MAX_SEED - 1}, got {options.seed}")
+    if not 0 <= options.guidance_scale < math.inf:
+        raise ValueError(f"--guidance-scale must be a number >= 0, got {options.guidance_scale}")
     if options.resume and options.overwrite:
         raise ValueError("--resume and --overwrite exclude each other; choose one")
     if options.measured and options.image is None:
@@ -269,6 +278,7 @@ def config_of(options: Restore) -> Any:
         num_inner_steps=options.num_inner_steps,
         num_samples=options.num_samples,
         draw=options.draw,
+        guidance_scale=options.guidance_scale or None,
         sigma=options.sigma or None,
         trace=options.save_steps,
     )

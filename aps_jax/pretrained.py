@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from aps_jax import checkpoint
 from aps_jax.names import suggestion
-from aps_jax.prior import PromptConfig, frame_prompt, make_prior, make_prompted_prior
+from aps_jax.operators.kernel_wizard import KernelWizardConfig, init_network_params
+from aps_jax.prior import make_prior, make_prompted_prior
+from aps_jax.prompts import PromptConfig, TextIds, frame_prompt
+from aps_jax.text import encode_prompt
 from aps_jax.tokenizer import CodecConfig, init_codec_params, make_codec
 from aps_jax.transformer import TransformerConfig, init_transformer_params
-from aps_jax.types import Array, Codec, Key, Prior, PyTree
+from aps_jax.types import Codec, Key, Prior, PyTree
 
 _EMBEDDED = Path(__file__).parent / "data"
 #: Models inside the package, by name.
@@ -32,21 +33,29 @@ class Model(NamedTuple):
 
 
 def load_pretrained(
-    name: str | os.PathLike[str], *, prompt_ids: Array | Sequence[int] = ()
+    name: str | os.PathLike[str],
+    *,
+    prompt: str | Sequence[str] | None = None,
+    prompt_ids: TextIds = (),
+    mask_padding: bool = True,
 ) -> Model:
     """Loads an embedded model by name, or any model folder by path.
 
     Args:
       name: "photo64", or a folder with `card.json`, `codec.safetensors` and `prior.safetensors`.
-      prompt_ids: text of the prompt as for `load_prior`.
+      prompt: as for `load_prior`.
+      prompt_ids: as for `load_prior`.
+      mask_padding: as for `load_prior`.
 
     Raises:
-      ValueError: no such model.
+      ValueError: no such model, or a prompt that it does not take.
       aps_jax.checkpoint.CheckpointError: the folder is damaged or does not fit its configuration.
     """
     folder = model_folder(name)
     card = checkpoint.read_card(folder)
-    prior = load_prior(folder, card, prompt_ids=prompt_ids)
+    prior = load_prior(
+        folder, card, prompt=prompt, prompt_ids=prompt_ids, mask_padding=mask_padding
+    )
     return Model(prior=prior, codec=load_codec(folder, card), card=card)
 
 
@@ -70,44 +79,81 @@ def load_codec(folder: Path, card: dict[str, Any] | None = None) -> Codec:
 
 
 def load_prior(
-    folder: Path, card: dict[str, Any] | None = None, *, prompt_ids: Array | Sequence[int] = ()
+    folder: Path,
+    card: dict[str, Any] | None = None,
+    *,
+    prompt: str | Sequence[str] | None = None,
+    prompt_ids: TextIds = (),
+    mask_padding: bool = True,
+    is_text: bool = False,
 ) -> Prior:
     """The prior of a model folder, alone.
 
     Args:
       folder: model folder.
       card: its card, if it has been read already.
-      prompt_ids: text ids int [P], or [B, P] for one prompt per image, for a model that takes
-        prompts; the ids that frame a prompt are added here.
+      prompt: text, or one text per image, for a model that takes prompts; needs the folder's
+        tokenizer.json and the `text` extra.
+      prompt_ids: the same as ids int [P] or [B, P], or B lists of any lengths; the ids that frame a
+        prompt are added here.
+      mask_padding: hide the pads that fill a prompt up from everything else, and leave out those
+        that no prompt of the batch needs. False pads every prompt to the length of training and
+        lets the image see the pads; the published code of MMaDA has had both.
+      is_text: the prior over text instead of over images, of a model with both (MMaDA).
 
     Raises:
-      ValueError: a prompt for a model that takes none.
+      ValueError: a prompt for a model that takes none, one that is too long, or no text prior.
       aps_jax.checkpoint.CheckpointError: the folder is damaged or does not fit its configuration.
     """
     card = checkpoint.read_card(folder) if card is None else card
-    window = card.get("prior_window")
-    text = np.asarray(prompt_ids, np.int32)
-    if "prompt" not in card and text.size:
-        raise ValueError(f"the prior in {folder} takes no prompt; leave prompt_ids out")
+    section = "text_prompt" if is_text and "text_prompt" in card else "prompt"
+    _check_prompt(folder, card, section, prompt=prompt, prompt_ids=prompt_ids, is_text=is_text)
+    if section not in card:
+        config, params = _load(folder, card, "prior", TransformerConfig, init_transformer_params)
+        return make_prior(config, params, window=card.get("prior_window"))
+    frame = checkpoint.parse_config(PromptConfig, card[section], folder / checkpoint.CARD_NAME)
+    text = prompt_ids if prompt is None else encode_prompt(folder, prompt)
+    framed, unconditional = frame_prompt(frame, text, mask_padding=mask_padding)
     config, params = _load(folder, card, "prior", TransformerConfig, init_transformer_params)
-    if "prompt" not in card:
-        return make_prior(config, params, window=window)
-    path = folder / checkpoint.CARD_NAME
-    prompt = checkpoint.parse_config(PromptConfig, card["prompt"], path)
-    framed, unconditional = frame_prompt(prompt, text)
+    if framed.size and not 0 <= framed.min() <= framed.max() < config.vocab_size:
+        raise ValueError(f"prompt ids must be in [0, {config.vocab_size}), the model's vocabulary")
     return make_prompted_prior(
         config,
         params,
-        num_codes=prompt.num_codes,
-        image_offset=prompt.image_offset,
-        mask_token_id=prompt.mask_token_id,
-        begin_id=prompt.begin_id,
-        end_id=prompt.end_id,
-        prompt_ids=jnp.asarray(framed),
-        uncond_prompt_ids=jnp.asarray(unconditional),
-        pad_token_id=prompt.pad_token_id,
-        window=window,
+        prompt=frame,
+        prompt_ids=framed,
+        uncond_prompt_ids=unconditional,
+        mask_padding=mask_padding,
+        window=None if is_text else card.get("prior_window"),
     )
+
+
+def load_kernel_wizard(folder: Path) -> PyTree:
+    """Weights for `aps_jax.operators.nonlinear_blur`, from a folder by `convert.kernel_wizard`.
+
+    Raises:
+      aps_jax.checkpoint.CheckpointError: the folder is damaged or holds no such weights.
+    """
+    card = checkpoint.read_card(folder)
+    return _load(folder, card, "kernel_wizard", KernelWizardConfig, init_network_params)[1]
+
+
+def _check_prompt(
+    folder: Path,
+    card: dict[str, Any],
+    section: str,
+    *,
+    prompt: str | Sequence[str] | None,
+    prompt_ids: TextIds,
+    is_text: bool,
+) -> None:
+    """ValueError if the prompt is given twice, or to a model that takes none."""
+    if prompt is not None and len(prompt_ids):
+        raise ValueError("a prompt is text (prompt) or ids (prompt_ids), not both; give one")
+    if section not in card and (prompt is not None or len(prompt_ids)):
+        raise ValueError(f"the prior in {folder} takes no prompt; leave it out")
+    if is_text and (section not in card or card[section].get("begin_id") is not None):
+        raise ValueError(f"the prior in {folder} is over images only, not over text")
 
 
 def _load(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from aps_jax.field import field_shape, prior_logits
 from aps_jax.likelihood import decode_image
-from aps_jax.types import Array, ImageShape, Key, Params, PyTree, image_keys
+from aps_jax.types import Array, ImageShape, Key, Params, Prior, PyTree, image_keys
 
 #: Logits of codes that a prior excludes, in place of -inf, whose differences are NaN.
 _LEAST_LOGIT = -1e4
@@ -92,7 +92,7 @@ def row_keys(key: Key, rows: int, num_samples: int) -> Key:
 
 
 def guided_logits(
-    params: Params,
+    prior: Prior,
     tokens: Array,
     grid: tuple[int, int],
     *,
@@ -102,7 +102,7 @@ def guided_logits(
     """Logits [B, L, K] of the prior for tokens [B, L], guided, tempered, without gradient.
 
     Args:
-      params: its prior is called.
+      prior: masked transformer.
       tokens: int [B, L] in [0, K], K for the mask.
       grid: (h, w) with h * w = L.
       guidance_scale: g of (1 + g) cond - g uncond; 0 saves the second call.
@@ -110,7 +110,7 @@ def guided_logits(
     """
 
     def bounded(**options: bool) -> Array:
-        logits = prior_logits(params.prior, tokens.reshape(-1, *grid), **options)
+        logits = prior_logits(prior, tokens.reshape(-1, *grid), **options)
         return jnp.maximum(logits.reshape(*tokens.shape, -1).astype(jnp.float32), _LEAST_LOGIT)
 
     logits = bounded()

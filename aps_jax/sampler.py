@@ -153,7 +153,7 @@ def aps_step(
 
     with jax.named_scope("denoiser"):
         logits = guided_logits(
-            params,
+            params.prior,
             state.tokens,
             grid,
             guidance_scale=config.guidance_scale,

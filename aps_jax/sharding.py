@@ -30,6 +30,7 @@ _SPLIT_AXES = {
     "v": -1,
     "ff_proj": -1,
     "up_proj": -1,
+    "ff_in": -1,
     "attn_out": -2,
     "ff_out": -2,
     "head": -1,

@@ -15,8 +15,9 @@ import numpy as np
 
 from aps_jax import operators
 from aps_jax.names import choose, suggestion
+from aps_jax.operators import kernel_wizard
 from aps_jax.operators._checks import real
-from aps_jax.types import ImageShape, Operator
+from aps_jax.types import ImageShape, Operator, PyTree
 
 #: Image side for which the published blurs are meant.
 _PAPER_SIDE = 256
@@ -146,6 +147,11 @@ def _inpainting_mask(image_shape: ImageShape, *, mask: np.ndarray) -> Operator:
     return operator
 
 
+def _nonlinear_blur(image_shape: ImageShape, *, params: PyTree) -> Operator:
+    del image_shape
+    return operators.nonlinear_blur(params, config=kernel_wizard.config_of(params))
+
+
 _KERNEL_SIZE = Option(
     kind=int, summary="side of the kernel in pixels, odd; 61 from 256 pixels on, less below"
 )
@@ -227,11 +233,13 @@ _ALL_TASKS = (
     ),
     Task(
         name="nonlinear_blur",
-        summary="blur by the BKSE network; needs its weights as `params`",
-        factory=_any_size(operators.nonlinear_blur),
+        summary="blur by the BKSE network; needs its converted weights",
+        factory=_nonlinear_blur,
         options={
             "params": Option(
-                kind=dict, is_required=True, summary="KernelWizard parameters from GOPRO_wVAE.pth"
+                kind=dict,
+                is_required=True,
+                summary="KernelWizard weights of GOPRO_wVAE.pth, by convert.kernel_wizard",
             )
         },
     ),

@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import sys
 
-from aps_jax.prior import PromptConfig
+from aps_jax.prompts import PromptConfig
 from aps_jax.transformer import TransformerConfig, init_transformer_params
 from convert.engine import Built, Family, main
 from convert.rules import Rule, transpose
 from convert.sources import ConversionError, Source
+from convert.tokenizers import tokenizer_files
 
 _BLOCK = "model.layers.{layer}"
 RULES = (
@@ -82,7 +83,10 @@ def build(source: Source, dtype: str) -> Built:
         raise ConversionError(f"{source.folder} is no Dream model: {error}") from None
     prompt = PromptConfig(num_codes=vocab_size, mask_token_id=mask_id, mask_uncond=True)
     return Built(
-        config=config, init=init_transformer_params, card={"prompt": dataclasses.asdict(prompt)}
+        config=config,
+        init=init_transformer_params,
+        card={"prompt": dataclasses.asdict(prompt)},
+        files=tokenizer_files(source),
     )
 
 

@@ -47,11 +47,13 @@ class Built:
       config: sizes of the model, a dataclass of JSON values.
       init: `(key, config) -> params`; only its shapes are used.
       card: further sections of the card.
+      files: files to be copied into the folder, such as a tokenizer.
     """
 
     config: Any
     init: Callable[[Any, Any], Any]
     card: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    files: tuple[Path, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,21 +62,23 @@ class Family:
 
     Attributes:
       name: module under `convert`.
-      section: "codec" or "prior", the half of a model folder that is written.
+      section: "codec" or "prior", the half of a model folder that is written, or another part.
       rules: where every tensor goes.
       build: finds out the sizes from the tensors; they are checked against config.json where there
         is one. Takes the source and the dtype asked for, or None.
       default_dtype: dtype of the weights unless one is asked for.
       checked: tensors that follow from the sizes and are dropped, by name, each with the value that
         it must have if it is there.
+      ignored: how the names of tensors begin that are of no use here.
     """
 
     name: str
-    section: Literal["codec", "prior"]
+    section: Literal["codec", "prior", "kernel_wizard"]
     rules: tuple[Rule, ...]
     build: Callable[[Source, str], Built]
     default_dtype: Dtype
     checked: Callable[[Any], Mapping[str, np.ndarray]] = lambda config: {}
+    ignored: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,7 +133,8 @@ def convert(
         for path, leaf in traverse_util.flatten_dict(abstract, sep="/").items()
     }
     checked = family.checked(built.config)
-    places = place_tensors(opened, family.rules, targets, optional=checked)
+    dropped = {name for name in opened.shapes if name.startswith(family.ignored)}
+    places = place_tensors(opened, family.rules, targets, optional={*checked, *dropped})
     num_params = sum(math.prod(spec.shape) for spec in targets.values())
     num_bytes = num_params * jax.numpy.dtype(dtype).itemsize
     _check_space(target, num_bytes)
@@ -145,11 +150,13 @@ def convert(
             for name, array in _tensors(opened):
                 if name in checked:
                     _check_value(name, array, checked[name])
-                else:
+                elif name in places:
                     _copy(name, array, _slot(written, places[name]), places[name])
                 advance("converting", array.nbytes)
             del written
             rounding = _verify(opened, weights, places, advance) if verify else None
+            for path in built.files:
+                shutil.copyfile(path, staging / path.name)
         sections = {
             family.section: dataclasses.asdict(built.config),
             **built.card,
@@ -159,7 +166,8 @@ def convert(
                 "converter": f"convert.{family.name} {aps_jax.__version__}",
             },
         }
-        _publish(staging, target, weights_name, sections)
+        names = (weights_name, *(path.name for path in built.files))
+        _publish(staging, target, names, sections)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return Report(folder=target, num_params=num_params, num_bytes=num_bytes, rounding=rounding)
@@ -193,10 +201,11 @@ def _check_space(target: Path, num_bytes: int) -> None:
         )
 
 
-def _publish(staging: Path, target: Path, weights_name: str, sections: dict[str, Any]) -> None:
+def _publish(staging: Path, target: Path, names: Sequence[str], sections: dict[str, Any]) -> None:
     """Puts finished files in place: in one step, or weights first and then the card that counts."""
     if target.exists() and any(target.iterdir()):
-        os.replace(staging / weights_name, target / weights_name)
+        for name in names:
+            os.replace(staging / name, target / name)
         checkpoint.update_card(target, **sections)
     else:
         checkpoint.update_card(staging, **sections)

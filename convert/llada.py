@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import sys
 
-from aps_jax.prior import PromptConfig
+from aps_jax.prompts import PromptConfig
 from aps_jax.transformer import TransformerConfig, init_transformer_params
 from convert.engine import Built, Family, main
 from convert.rules import Rule, transpose
-from convert.sources import ConversionError, Source, read_json
+from convert.sources import ConversionError, Source
+from convert.tokenizers import tokenizer_files
 
 _ROOT = "model.transformer"
 _BLOCK = _ROOT + ".blocks.{layer}"
@@ -52,6 +53,8 @@ IMAGE_PROMPT = PromptConfig(
     prefix=(126088, 126080),
     suffix=(126081,),
     pad_token_id=126093,
+    length=513,
+    understanding_prefix=(126089,),
 )
 
 #: What config.json may say about parts of the architecture that aps_jax has in this form only.
@@ -71,20 +74,6 @@ _FIXED = {
 }
 
 
-def _count_text_ids(source: Source) -> int | None:
-    """Distinct ids of tokenizer.json, added ones included; None if there is no such file."""
-    path = source.folder / "tokenizer.json"
-    if not path.is_file():
-        return None
-    tokenizer = read_json(path)
-    try:
-        ids = set(tokenizer["model"]["vocab"].values())
-        ids |= {token["id"] for token in tokenizer["added_tokens"]}
-    except (KeyError, TypeError, AttributeError):
-        raise ConversionError(f"{path} is no tokenizer with a vocabulary; fetch it again") from None
-    return len(ids)
-
-
 def _prompt(source: Source, vocab_size: int) -> PromptConfig:
     is_image_model = (
         source.config.get("model_type") == "mmada"
@@ -96,11 +85,6 @@ def _prompt(source: Source, vocab_size: int) -> PromptConfig:
     if vocab_size < last:
         raise ConversionError(
             f"tensor '{_ROOT}.wte.weight' has {vocab_size} rows; the ids of this model need {last}"
-        )
-    count = _count_text_ids(source)
-    if count is not None and count != NUM_TEXT_IDS:
-        raise ConversionError(
-            f"tokenizer.json has {count} ids; the models that can be converted have {NUM_TEXT_IDS}"
         )
     codes = source.config.get("codebook_size", prompt.num_codes)
     if codes != prompt.num_codes:
@@ -148,7 +132,10 @@ def build(source: Source, dtype: str) -> Built:
         raise ConversionError(f"{source.folder} is no LLaDA model: {error}") from None
     window = WINDOW if prompt == IMAGE_PROMPT else None
     card = {"prompt": dataclasses.asdict(prompt), "prior_window": window}
-    return Built(config=config, init=init_transformer_params, card=card)
+    if prompt == IMAGE_PROMPT:
+        card["text_prompt"] = dataclasses.asdict(TEXT_PROMPT)
+    files = tokenizer_files(source, NUM_TEXT_IDS)
+    return Built(config=config, init=init_transformer_params, card=card, files=files)
 
 
 FAMILY = Family(

@@ -24,6 +24,8 @@ from aps_jax.tensors import TensorFileError, open_tensors
 
 _STEMS = ("model", "pytorch_model")
 _ENDINGS = (".safetensors", ".bin")
+#: Endings of files that torch reads; the latter two only where the file itself is named.
+_PICKLES = (".bin", ".pth", ".pt")
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -184,7 +186,7 @@ def read_file(path: Path) -> Mapping[str, np.ndarray]:
     Raises:
       ConversionError: damaged file, or `.bin` without torch or with anything but tensors in it.
     """
-    if path.suffix == ".bin":
+    if path.suffix in _PICKLES:
         return _read_bin(path)
     try:
         return open_tensors(path)

@@ -71,3 +71,17 @@ def file_size(shapes, dtype, metadata=True):
         header[name] = {"dtype": dtype(name), "shape": shape, "data_offsets": [start, end]}
     text = len(json.dumps(header, separators=(",", ":")))
     return 8 + text + -text % 8 + end
+
+
+def save_tokenizer(folder, specials=(), name="tokenizer.json"):
+    """`folder` with a tokenizer of one id per byte, 0..255, and of special tokens after those."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in specials])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / name))
+    return folder

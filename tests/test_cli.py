@@ -16,17 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import PRIOR_CONFIG, mixing_prior, patch_codec
+from conftest import PRIOR_CONFIG, mixing_prior, patch_codec, random_params
+from hub import save_tokenizer
 from PIL import Image
 
 from aps_jax import checkpoint, cli, images, presets, pretrained
 from aps_jax.commands import inputs
 from aps_jax.commands import restore as command
 from aps_jax.perceptual import PerceptualUnavailable
+from aps_jax.prompts import PromptConfig
 from aps_jax.restore import DivergedError
 from aps_jax.tasks import TASKS
 from aps_jax.tokenizer import CodecConfig, init_codec_params
-from aps_jax.transformer import init_transformer_params
+from aps_jax.transformer import TransformerConfig, init_transformer_params
 from aps_jax.types import Perceptual, bind
 
 ROOT = Path(__file__).parents[1]
@@ -73,8 +75,8 @@ def model(real_model, tmp_path_factory, monkeypatch):
     toy = pretrained.Model(mixing_prior(window=4), codec, checkpoint.read_card(folder))
     load = pretrained.load_pretrained
 
-    def load_pretrained(name):
-        return toy if str(name) == str(folder) else load(name)
+    def load_pretrained(name, **options):
+        return toy if str(name) == str(folder) else load(name, **options)
 
     monkeypatch.setattr(pretrained, "load_pretrained", load_pretrained)
     return folder
@@ -214,6 +216,47 @@ def mean_square(params, a, b):
     return jnp.mean((a - b) ** 2, axis=(1, 2, 3))
 
 
+# A model that reads text.
+
+FRAME = PromptConfig(
+    num_codes=16, image_offset=256, mask_token_id=272, begin_id=273, pad_token_id=274, length=9
+)
+READER = TransformerConfig(vocab_size=275, width=8, num_layers=1, num_heads=1, mlp_width=8)
+
+
+@pytest.fixture
+def reader(tmp_path_factory, monkeypatch):
+    """A folder with a prior that takes prompts, no tokenizer yet, and the toy codec."""
+    folder = tmp_path_factory.mktemp("reader")
+    params = random_params(init_transformer_params, READER)
+    checkpoint.save_params(folder / "prior.safetensors", params)
+    (folder / "codec.safetensors").write_bytes(b"")
+    card = {"prior": dataclasses.asdict(READER), "prompt": dataclasses.asdict(FRAME)}
+    checkpoint.update_card(folder, codec={}, **card)
+    codec = patch_codec().replace(encode=bind(patch_encode, stride=4))
+    monkeypatch.setattr(pretrained, "load_codec", lambda folder, card: codec)
+    return folder
+
+
+def test_a_prompt_guides(restore, reader, photo):
+    words = (photo, "--task", "denoising", "--model", reader, "--guidance-scale", "2")
+    code, out, err = restore(*words, "--prompt", "face")
+    assert code == 2 and not out.exists()
+    assert_one_line(err, "has no tokenizer.json", "put the file of the published model there")
+    save_tokenizer(reader)
+    code, out, err = restore(*words, "--prompt", "far too long")
+    assert code == 2 and not out.exists()
+    assert_one_line(err, "has 12 text ids", "at most 9: shorten it")
+    pictures = {}
+    for prompt in ("face", "tree"):
+        code, out, err = restore(*words, "--prompt", prompt, "--overwrite")
+        assert code == 0, err
+        assert read(out)["prompt"] == prompt and read(out)["config"]["guidance_scale"] == 2
+        assert "tokenizer.json" in read(out)["model"]["sha256"]
+        pictures[prompt] = (out / "restored.png").read_bytes()
+    assert pictures["face"] != pictures["tree"]
+
+
 # Inputs of every task, without sampling.
 
 CLI_TASKS = [name for name in TASKS if name != "nonlinear_blur"]
@@ -350,7 +393,10 @@ ERRORS = {
     "black kernel": ("{photo} --task blur --kernel {bad}/black.png", "is black"),
     "mask of another size": ("{photo} --task inpainting_mask --mask {bad}/mask.npy", "mask is for"),
     "mask values": ("{photo} --task inpainting_mask --mask {bad}/half.npy", "only 0"),
-    "network weights": ("{photo} --task nonlinear_blur", "needs network weights"),
+    "network weights": ("{photo} --task nonlinear_blur", "needs --weights DIR"),
+    "text for a model without": ("{photo} --prompt face", "reads no text; leave out --prompt"),
+    "guidance without text": ("{photo} --guidance-scale 1", "leave out --guidance-scale"),
+    "guidance": ("{photo} --guidance-scale -1", "--guidance-scale must be"),
     "nothing measured": ("--measured", "needs an IMAGE"),
     "measured size": ("{photo} --measured --size 8", "--size is for clean photos"),
     "measured shape": ("{bad}/two.npy --measured", "task 'super_resolution' gives"),
@@ -557,9 +603,8 @@ def test_help_names_every_choice(capsys):
     text = capsys.readouterr().out
     for name in (*presets.PRESETS, *presets.VARIANTS, "photo64"):
         assert name in text
-    assert {option for task in TASKS.values() for option in task.options} - {"params"} == set(
-        cli.TASK_OPTIONS
-    )
+    names = {option for task in TASKS.values() for option in task.options}
+    assert names - {"params"} | {"weights"} == set(cli.TASK_OPTIONS)
     for name in cli.TASK_OPTIONS:
         assert f"--{name.replace('_', '-')}" in text
 

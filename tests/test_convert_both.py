@@ -5,8 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import test_convert_llada
 import test_convert_magvitv2
+import test_convert_showo
 from hub import random_state, save_single
 
 import aps_jax
@@ -20,14 +22,27 @@ CODEC = CodecConfig(
 )
 
 
-def test_both_halves_restore_an_image(tmp_path):
+def write_mmada(folder, target):
+    state = test_convert_llada.make_state(test_convert_llada.MMADA_ROWS)
+    source = save_single(folder, state, test_convert_llada.MMADA_CONFIG)
+    assert test_convert_llada.run(source, target, "--dtype", "float32") == 0
+
+
+def write_showo(folder, target):
+    state = random_state(test_convert_showo.tensor_shapes())
+    source = save_single(folder, state, test_convert_showo.CONFIG)
+    assert test_convert_showo.run(source, target) == 0
+
+
+@pytest.mark.parametrize(
+    "write_prior", [write_mmada, pytest.param(write_showo, marks=pytest.mark.slow)]
+)
+def test_both_halves_restore_an_image(write_prior, tmp_path):
     magvitv2 = random_state(test_convert_magvitv2.tensor_shapes(CODEC))
-    mmada = test_convert_llada.make_state(test_convert_llada.MMADA_ROWS)
     codec = save_single(tmp_path / "magvitv2", magvitv2)
-    prior = save_single(tmp_path / "mmada", mmada, test_convert_llada.MMADA_CONFIG)
     folder = tmp_path / "model"
     assert test_convert_magvitv2.run(codec, folder) == 0
-    assert test_convert_llada.run(prior, folder, "--dtype", "float32") == 0
+    write_prior(tmp_path / "hub", folder)
 
     model = aps_jax.load_pretrained(folder, prompt_ids=[17, 4])
     assert model.card["codec"] == {

@@ -153,6 +153,9 @@ def test_mmada_becomes_an_image_prior(tmp_path, state, capsys):
     assert card["prompt"]["mask_token_id"] == 126336
     assert (card["prompt"]["begin_id"], card["prompt"]["end_id"]) == (126084, 126085)
     assert card["prompt"]["pad_token_id"] == 126093
+    text = pretrained.load_prior(tmp_path / "model", prompt_ids=[5], is_text=True)
+    assert (text.num_codes, text.window) == (126349, None)
+    np.testing.assert_array_equal(text.params["prompt"], [5])
     params = traverse_util.flatten_dict(prior.params["model"], sep="/")
     for name, path in (("q_proj", "q"), ("ff_proj", "ff_proj"), ("ff_out", "ff_out")):
         original = [state[f"model.transformer.blocks.{i}.{name}.weight"].T for i in (0, 1)]
@@ -257,8 +260,20 @@ def test_tokenizer_gives_the_image_offset(refuse):
 def test_right_tokenizer_is_accepted(tmp_path):
     tensors = {name: np.zeros(shape, np.float32) for name, shape in TINY_ROWS.items()}
     source = save_single(tmp_path / "hub", tensors, TINY_CONFIG)
-    (source / "tokenizer.json").write_text(json.dumps(make_tokenizer(126349)))
+    text = json.dumps(make_tokenizer(126349))
+    (source / "tokenizer.json").write_text(text)
     assert run(source, tmp_path / "model") == 0
+    assert (tmp_path / "model" / "tokenizer.json").read_text() == text
+
+
+def test_the_tokenizer_joins_a_codec(tmp_path):
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in TINY_ROWS.items()}
+    source = save_single(tmp_path / "hub", tensors, TINY_CONFIG)
+    (source / "tokenizer.json").write_text(json.dumps(make_tokenizer(126349)))
+    checkpoint.update_card(tmp_path / "model", codec={})
+    assert run(source, tmp_path / "model") == 0
+    names = sorted(path.name for path in (tmp_path / "model").iterdir())
+    assert names == ["card.json", "prior.safetensors", "tokenizer.json"]
 
 
 def test_a_codec_is_no_language_model(refuse):

@@ -35,6 +35,7 @@ HEAVY = [
     "matplotlib",
     "requests",
     "skimage",
+    "tokenizers",
     "torch",
     "transformers",
 ]

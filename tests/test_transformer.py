@@ -6,16 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from aps_jax.attention import attend, grid_positions, rotary_angles, rotate
 from aps_jax.prior import make_prior, make_prompted_prior
+from aps_jax.prompts import PromptConfig
 from aps_jax.transformer import (
     Transformer,
     TransformerConfig,
-    attend,
-    grid_positions,
     init_transformer_params,
     num_params,
-    rotary_angles,
-    rotate,
 )
 
 SEQUENCE = TransformerConfig(
@@ -316,7 +314,8 @@ def test_code_embedding_is_linear_in_bits_and_keeps_the_mask_apart(rank):
         assert np.abs(rows[0] + rows[3]).max() > 0.1
 
 
-PROMPTED = dict(num_codes=8, image_offset=10, mask_token_id=20, begin_id=18, end_id=19)
+PROMPTED = PromptConfig(num_codes=8, image_offset=10, mask_token_id=20, begin_id=18, end_id=19)
+PADDED = dataclasses.replace(PROMPTED, pad_token_id=22)
 
 
 def test_prompted_prior_equals_slicing_the_whole_sequence(sequence):
@@ -324,7 +323,7 @@ def test_prompted_prior_equals_slicing_the_whole_sequence(sequence):
     prompt = jnp.array([22, 22, 1, 2, 3])
     uncond = jnp.array([1, 2])
     prior = make_prompted_prior(
-        SEQUENCE, params, prompt_ids=prompt, uncond_prompt_ids=uncond, pad_token_id=22, **PROMPTED
+        SEQUENCE, params, prompt=PADDED, prompt_ids=prompt, uncond_prompt_ids=uncond
     )
     tokens = jnp.array([[[0, 8, 2], [7, 8, 8]], [[8, 8, 8], [1, 1, 5]]])
     flat = np.asarray(tokens.reshape(2, 6))
@@ -344,14 +343,14 @@ def test_prompted_prior_takes_one_prompt_per_image_and_visible_pads(sequence):
     params, _, _ = sequence
     prompts = jnp.array([[22, 4, 5], [6, 7, 8]])
     tokens = jnp.full((2, 2, 2), 8)
-    build = dict(config=SEQUENCE, params=params, **PROMPTED)
-    both = make_prompted_prior(prompt_ids=prompts, pad_token_id=22, **build)
+    build = dict(config=SEQUENCE, params=params, prompt=PADDED)
+    both = make_prompted_prior(prompt_ids=prompts, **build)
     logits = run(both, tokens)
     for index in range(2):
-        one = make_prompted_prior(prompt_ids=prompts[index], pad_token_id=22, **build)
+        one = make_prompted_prior(prompt_ids=prompts[index], **build)
         alone = run(one, tokens[index : index + 1])[0]
         np.testing.assert_allclose(alone, logits[index], atol=1e-5)
-    visible = make_prompted_prior(prompt_ids=prompts, **build)
+    visible = make_prompted_prior(prompt_ids=prompts, mask_padding=False, **build)
     changed = np.abs(run(visible, tokens) - logits).max(axis=(1, 2, 3))
     assert changed[0] > 1e-3 and changed[1] < 1e-5
     assert visible.apply_unconditional is None
@@ -369,7 +368,8 @@ def test_new_prompts_and_weights_do_not_recompile(sequence):
 
     for scale, prompt in ((1.0, [1, 2]), (1.1, [3, 4])):
         weights = jax.tree.map(lambda x, scale=scale: x * scale, params)
-        prior = make_prompted_prior(SEQUENCE, weights, prompt_ids=jnp.array(prompt), **PROMPTED)
+        ids = jnp.array(prompt)
+        prior = make_prompted_prior(SEQUENCE, weights, prompt=PROMPTED, prompt_ids=ids)
         traced(prior)
     assert len(traces) == 1
 
@@ -384,6 +384,9 @@ def test_new_prompts_and_weights_do_not_recompile(sequence):
         ({"attention": "flash"}, "attention must be"),
         ({"code_bits": 5}, "exceed vocab_size"),
         ({"tie_embeddings": True, "num_outputs": 4}, "tie_embeddings"),
+        ({"block": "gpt"}, "block must be llama or phi"),
+        ({"rope_dim": 3}, "rope_dim=3 is not a multiple of 2"),
+        ({"rope_dim": 10}, "up to the head dimension 8"),
     ],
 )
 def test_bad_configurations_are_refused(change, message):
@@ -396,8 +399,9 @@ def test_bad_priors_are_refused(sequence):
     with pytest.raises(ValueError, match="head has 9 columns"):
         make_prior(dataclasses.replace(GRID, num_outputs=9), params)
     with pytest.raises(ValueError, match="rope_axes is 2"):
-        make_prompted_prior(GRID, params, prompt_ids=ids[0], **PROMPTED)
+        make_prompted_prior(GRID, params, prompt=PROMPTED, prompt_ids=ids[0])
     with pytest.raises(ValueError, match="image ids end at 24"):
-        make_prompted_prior(SEQUENCE, params, prompt_ids=ids[0], **PROMPTED | {"image_offset": 16})
+        beyond = dataclasses.replace(PROMPTED, image_offset=16)
+        make_prompted_prior(SEQUENCE, params, prompt=beyond, prompt_ids=ids[0])
     with pytest.raises(ValueError, match="positions need shape"):
         apply(GRID, params, ids)

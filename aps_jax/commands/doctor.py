@@ -29,10 +29,7 @@ def list_tasks() -> int:
     for task in TASKS.values():
         print(f"{task.name:20}{task.summary}{' (random)' if task.is_random else ''}")
         for name, option in task.options.items():
-            if option.kind is dict:
-                print("    from Python only")
-                continue
-            flag = "--" + name.replace("_", "-")
+            flag = "--weights" if option.kind is dict else "--" + name.replace("_", "-")
             default = "required" if option.is_required else option.default
             shown = "" if default is None else f" [{default}]"
             print(f"    {flag:16}{option.summary}{shown}")
@@ -61,6 +58,10 @@ def _describe(card: dict[str, Any]) -> str:
         layers, width = prior.get("num_layers", "?"), prior.get("width", "?")
         parts.append(f"prior of {layers} layers, width {width}")
         parts.append(f"window of {card.get('prior_window') or 'any number of'} tokens")
+    if "prompt" in card:
+        parts.append("takes prompts")
+    if "kernel_wizard" in card:
+        parts.append("network of --task nonlinear_blur")
     for section in ("codec_training", "prior_training"):
         scores = {k: v for k, v in (card.get(section) or {}).items() if k.startswith("eval_")}
         parts += [f"{name.replace('_', ' ')} {value}" for name, value in scores.items()]

@@ -16,8 +16,9 @@ from PIL import Image, ImageOps
 from aps_jax import images
 from aps_jax.cli import TASK_OPTIONS, Restore
 from aps_jax.operators import measure
+from aps_jax.pretrained import load_kernel_wizard
 from aps_jax.tasks import TASKS, make_operator
-from aps_jax.types import Array, ImageShape, Key, Operator
+from aps_jax.types import Array, ImageShape, Key, Operator, PyTree
 
 _measure = jax.jit(measure, static_argnames="sigma")
 
@@ -104,10 +105,8 @@ def _task_options(options: Restore) -> dict[str, Any]:
     given = {name: getattr(options, name) for name in TASK_OPTIONS}
     given = {name: value for name, value in given.items() if value is not None}
     if options.task == "nonlinear_blur":
-        raise ValueError(
-            "--task nonlinear_blur needs network weights, which only the Python function "
-            "aps_jax.operators.nonlinear_blur takes; choose another task"
-        )
+        given["params"] = _load_weights(given.pop("weights", None))
+
     if "kernel" in given:
         kernel, is_picture = _load_matrix(options.kernel)
         if is_picture and kernel.sum() <= 0:
@@ -117,6 +116,16 @@ def _task_options(options: Restore) -> dict[str, Any]:
         mask, is_picture = _load_matrix(options.mask)
         given["mask"] = (mask > 0.5).astype(np.float32) if is_picture else mask
     return given
+
+
+def _load_weights(folder: Path | None) -> PyTree:
+    if folder is None:
+        raise ValueError(
+            "--task nonlinear_blur needs --weights DIR, written by python -m convert.kernel_wizard "
+            "from GOPRO_wVAE.pth, which the README of "
+            "github.com/VinAIResearch/blur-kernel-space-exploring links"
+        )
+    return load_kernel_wizard(folder)
 
 
 def _load_matrix(path: Path) -> tuple[np.ndarray, bool]:

@@ -21,7 +21,7 @@ import numpy as np
 
 import aps_jax
 from aps_jax import pretrained, report
-from aps_jax.checkpoint import CARD_NAME
+from aps_jax.checkpoint import CARD_NAME, read_card
 from aps_jax.cli import Restore, command_of, config_of
 from aps_jax.commands.inputs import (
     Problem,
@@ -36,6 +36,7 @@ from aps_jax.field import field_shape
 from aps_jax.perceptual import MIN_SIDE as LPIPS_SIDE
 from aps_jax.perceptual import PerceptualUnavailable, load_lpips
 from aps_jax.restore import DivergedError, Restored, Snapshot, StepReport, restore
+from aps_jax.text import TOKENIZER_NAME, load_tokenizer
 from aps_jax.types import Key, Params, Perceptual
 
 STATE_NAME = ".state"
@@ -48,6 +49,7 @@ def run(options: Restore) -> int:
     began = time.perf_counter()
     config = config_of(options)
     _check_folder(options)
+    _check_prompt(options)
     key_operator, key_noise, key_sample = jax.random.split(jax.random.key(options.seed), 3)
     if options.measured:
         problem = load_measured(options)
@@ -55,7 +57,7 @@ def run(options: Restore) -> int:
         problem = degrade_photo(options, key_operator, key_noise)
     if options.paste_known:
         report.paste_known(problem.operator, jnp.zeros((*problem.image_shape, 3)), problem.y)
-    model = pretrained.load_pretrained(options.model)
+    model = pretrained.load_pretrained(options.model, prompt=options.prompt)
     config = dataclasses.replace(config, image_shape=problem.image_shape)
     _check_memory(config, model)
 
@@ -117,6 +119,18 @@ def _check_folder(options: Restore) -> None:
             raise ValueError(
                 f"--out {out} already holds {name}; choose another folder or add --overwrite"
             )
+
+
+def _check_prompt(options: Restore) -> None:
+    """Finds out from the card alone whether the model takes what is asked of it."""
+    folder = pretrained.model_folder(options.model)
+    if "prompt" in read_card(folder):
+        if options.prompt is not None:
+            load_tokenizer(folder)
+    elif options.prompt is not None:
+        raise ValueError(f"--model {options.model} reads no text; leave out --prompt")
+    elif options.guidance_scale:
+        raise ValueError(f"--model {options.model} reads no text; leave out --guidance-scale")
 
 
 @contextlib.contextmanager
@@ -192,6 +206,9 @@ def _facts(options: Restore, config: APSConfig, problem: Problem) -> dict[str, A
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
         for name in (CARD_NAME, "codec.safetensors", "prior.safetensors")
     }
+    if options.prompt is not None:
+        tokenizer = (folder / TOKENIZER_NAME).read_bytes()
+        weights[TOKENIZER_NAME] = hashlib.sha256(tokenizer).hexdigest()
     packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     device = jax.devices()[0]
     return {
@@ -203,6 +220,7 @@ def _facts(options: Restore, config: APSConfig, problem: Problem) -> dict[str, A
         "measurement_sha256": hashlib.sha256(np.asarray(problem.y).tobytes()).hexdigest(),
         "operator_sha256": operator.hexdigest(),
         "model": {"name": options.model, "sha256": weights},
+        "prompt": options.prompt,
         "config": dataclasses.asdict(config) | {"image_shape": list(config.image_shape)},
         "versions": {
             "aps_jax": aps_jax.__version__,
@@ -223,7 +241,7 @@ def _identity(facts: dict[str, Any]) -> dict[str, Any]:
             "options": {
                 name: value
                 for name, value in facts["task"]["options"].items()
-                if name not in ("kernel", "mask")
+                if name not in ("kernel", "mask", "weights")
             },
         },
         "model": facts["model"]["sha256"],

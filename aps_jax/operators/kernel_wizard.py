@@ -1,8 +1,8 @@
 """Nonlinear blur: the KernelWizard network of BKSE as a measurement operator.
 
 Reference: "Exploring Image Deblurring via Encoded Blur Kernel Space", arXiv:2104.00317. Weights
-are not part of this package: they are in `GOPRO_wVAE.pth`, see the README of
-github.com/VinAIResearch/blur-kernel-space-exploring. Parameter names follow that file:
+are not part of this package: `python -m convert.kernel_wizard` converts `GOPRO_wVAE.pth`, see the
+README of github.com/VinAIResearch/blur-kernel-space-exploring. Parameter names follow that file:
 `feature_extractor.6.conv1` is `feature_extractor_6/conv1` here, and level i of the nested
 `adapter.model.submodule...` is `down_i` and `up_i`. Kernels go from OIHW to HWIO, those of `up_i`
 from (in, out, h, w) to (h, w, in, out) with both spatial axes flipped.
@@ -26,7 +26,9 @@ from aps_jax.types import Array, Key, Operator, PyTree, bind
 
 #: Image sides are padded to a multiple of this: 4 for the features, 32 for the five U-Net levels.
 STRIDE = 128
-_NUM_LEVELS = 5
+NUM_LEVELS = 5
+#: Number of the first residual block in each part of the network.
+BLOCKS_FROM = {"feature_extractor": 6, "recon_trunk": 0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,34 @@ def init_params(key: Key, *, config: KernelWizardConfig | None = None) -> PyTree
 @functools.cache
 def param_shapes(config: KernelWizardConfig) -> PyTree:
     """Shapes and dtypes of the parameters of `KernelWizard`, without computing anything."""
-    return jax.eval_shape(bind(_init, config=config), jax.eval_shape(jax.random.key, 0))
+    return jax.eval_shape(
+        lambda key: init_network_params(key, config), jax.eval_shape(jax.random.key, 0)
+    )
+
+
+def config_of(params: PyTree) -> KernelWizardConfig:
+    """Sizes of the network that `params` belong to.
+
+    Raises:
+      ValueError: these are no weights of `KernelWizard`.
+    """
+
+    def count(part: str) -> int:
+        names = (name for name in params if name.startswith(f"{part}_"))
+        return sum("conv1" in params[name] for name in names)
+
+    try:
+        num_features = params["feature_extractor_0"]["kernel"].shape[-1]
+        deepest = NUM_LEVELS - 1
+        joined = params[f"up_{deepest}"]["kernel"].shape[2]
+        return KernelWizardConfig(
+            num_features=num_features,
+            num_front_blocks=count("feature_extractor"),
+            num_back_blocks=count("recon_trunk"),
+            kernel_dim=joined - params[f"down_{deepest}"]["kernel"].shape[-1],
+        )
+    except (AttributeError, IndexError, KeyError, TypeError):
+        raise ValueError("params are no weights of the KernelWizard network") from None
 
 
 def blur_code(height: int, width: int, kernel_dim: int = 512) -> np.ndarray:
@@ -113,7 +142,8 @@ def blur_code(height: int, width: int, kernel_dim: int = 512) -> np.ndarray:
     return code.transpose(0, 2, 3, 1)
 
 
-def _init(key: Key, *, config: KernelWizardConfig) -> PyTree:
+def init_network_params(key: Key, config: KernelWizardConfig) -> PyTree:
+    """Weights as Flax initialises them; mostly for their shapes."""
     image = jnp.zeros((1, STRIDE, STRIDE, 3), "float32")
     code = jnp.zeros((1, 1, 1, config.kernel_dim), "float32")
     return KernelWizard(config).init(key, image, code)["params"]
@@ -196,7 +226,7 @@ class KernelWizard(nn.Module):
     def _adapt(self, h: Array, code: Array) -> Array:
         """U-Net of five levels that meets the blur code at its bottom."""
         nf = self.config.num_features
-        features = [nf * min(2**level, 8) for level in range(_NUM_LEVELS)]
+        features = [nf * min(2**level, 8) for level in range(NUM_LEVELS)]
         skips = []
         for level, count in enumerate(features):
             if level > 0:
@@ -204,9 +234,9 @@ class KernelWizard(nn.Module):
             h = _conv(count, 4, f"down_{level}", stride=2, use_bias=False)(h)
             skips.append(h)
         h = jnp.broadcast_to(code, (h.shape[0], *code.shape[1:]))
-        for level in reversed(range(_NUM_LEVELS)):
+        for level in reversed(range(NUM_LEVELS)):
             # The code comes after the deepest features, skips come after what rises from below.
-            pair = (skips[level], h) if level == _NUM_LEVELS - 1 else (h, skips[level])
+            pair = (skips[level], h) if level == NUM_LEVELS - 1 else (h, skips[level])
             h = nn.ConvTranspose(
                 features[max(level - 1, 0)],
                 (4, 4),

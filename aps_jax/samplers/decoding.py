@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from aps_jax import remasking, schedule
 from aps_jax.samplers.config import DecodingConfig
-from aps_jax.samplers.problem import Problem, draw_tokens, fold, prior_log_probs, split
+from aps_jax.samplers.problem import Field, draw_tokens, fold, prior_log_probs, split
 from aps_jax.types import Array, Key
 
 
@@ -34,7 +34,7 @@ def start(tokens: Array) -> Decoding:
     return Decoding(tokens, jnp.zeros(tokens.shape))
 
 
-def reveal(problem: Problem, keys: Key, log_probs: Array, state: Decoding, step: Array) -> Decoding:
+def reveal(field: Field, keys: Key, log_probs: Array, state: Decoding, step: Array) -> Decoding:
     """The transition z_t -> z_s under `config.reveal`; after the last step nothing is masked.
 
     gamma_t and gamma_s are the scheduled shares of masked tokens before and after the step, and
@@ -51,16 +51,16 @@ def reveal(problem: Problem, keys: Key, log_probs: Array, state: Decoding, step:
       probability each was drawn with. Tokens given from the start are never masked.
 
     Args:
-      problem: what is being sampled.
+      field: what is being sampled.
       keys: one per row [R].
       log_probs: the prior's [R, L, K] for these tokens.
       state: tokens so far.
       step: index i in [0, T).
     """
-    config = problem.config
+    config = field.config
     assert isinstance(config, DecodingConfig)
     keys_draw, keys_keep, keys_mask = split(keys, 3)
-    is_masked = state.tokens == problem.mask
+    is_masked = state.tokens == field.mask
     proposal = draw_tokens(keys_draw, log_probs)
     confidence = remasking.confidence(log_probs, proposal)
     gammas = jnp.asarray(schedule.masked_share(config.schedule, config.num_steps), jnp.float32)
@@ -72,27 +72,27 @@ def reveal(problem: Problem, keys: Key, log_probs: Array, state: Decoding, step:
         else:
             temperature = config.gumbel_temperature * (1 - (step + 1) / config.num_steps)
             scores = remasking.gumbel_scores(keys_keep, confidence, temperature)
-        num_unknown = jnp.sum(problem.is_unknown, axis=-1)
+        num_unknown = jnp.sum(field.is_unknown, axis=-1)
         num_left = jnp.floor(num_unknown * gamma_s + 1e-3).astype(jnp.int32)
         is_kept = remasking.select_by_count(scores, is_masked, num_left)
     else:
         remask = jnp.zeros(proposal.shape)
         if config.reveal != "ancestral":
-            remask = _remask_probability(problem, state, gamma_t, gamma_s)
-            remask = jnp.where(problem.is_unknown, remask, 0.0)
+            remask = _remask_probability(field, state, gamma_t, gamma_s)
+            remask = jnp.where(field.is_unknown, remask, 0.0)
         # At masked positions `remask` is the s of their reveal probability.
         reveal_probability = (gamma_t - gamma_s + remask * (1 - gamma_t)) / gamma_t
         is_kept = is_masked & (_uniform(keys_keep, proposal) < reveal_probability)
         is_lost = ~is_masked & (_uniform(keys_mask, proposal) < remask)
-        state = state._replace(tokens=jnp.where(is_lost, problem.mask, state.tokens))
+        state = state._replace(tokens=jnp.where(is_lost, field.mask, state.tokens))
     return Decoding(
         tokens=jnp.where(is_kept, proposal, state.tokens),
         confidence=jnp.where(is_kept, confidence, state.confidence),
     )
 
 
-def _remask_probability(problem: Problem, state: Decoding, gamma_t: Array, gamma_s: Array) -> Array:
-    config = problem.config
+def _remask_probability(field: Field, state: Decoding, gamma_t: Array, gamma_s: Array) -> Array:
+    config = field.config
     assert isinstance(config, DecodingConfig)
     strength, alpha_t = config.remask_strength, 1 - gamma_t
     most = jnp.minimum(1.0, gamma_s / jnp.maximum(alpha_t, 1e-6))
@@ -100,7 +100,7 @@ def _remask_probability(problem: Problem, state: Decoding, gamma_t: Array, gamma
         return jnp.full(state.tokens.shape, jnp.minimum(strength, most))
     if config.reveal == "remdm-rescale":
         return jnp.full(state.tokens.shape, strength * most)
-    is_open = (state.tokens != problem.mask) & problem.is_unknown
+    is_open = (state.tokens != field.mask) & field.is_unknown
     doubt = jax.nn.softmax(jnp.where(is_open, -jnp.exp(state.confidence), -jnp.inf), axis=-1)
     return jnp.where(is_open, strength * most * doubt, 0.0)
 
@@ -123,7 +123,7 @@ def top_p(log_probs: Array, mass: float) -> Array:
     return jnp.where(is_kept, log_probs, -jnp.inf)
 
 
-def decode_step(problem: Problem, keys: Key, state: Decoding, step: Array) -> Decoding:
+def decode_step(field: Field, keys: Key, state: Decoding, step: Array) -> Decoding:
     """One call of the prior and one transition."""
     keys = fold(keys, step)
-    return reveal(problem, keys, prior_log_probs(problem, state.tokens), state, step)
+    return reveal(field, keys, prior_log_probs(field, state.tokens), state, step)

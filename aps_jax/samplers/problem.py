@@ -22,43 +22,54 @@ from aps_jax.problem import (
 )
 from aps_jax.sampler import SampleResult, StepInfo, collect
 from aps_jax.samplers.config import GradientConfig, PriorConfig, SamplerConfig
-from aps_jax.types import Array, ImageShape, Key, Params, PyTree
+from aps_jax.types import Array, ImageShape, Key, Params, Prior, PyTree
 
 #: Log-probability of what carry-over excludes at clean positions: exp(-70) is 0 next to 1.
 LEAST_LOG_PROB = -70.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Problem:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Field:
+    """Tokens to be sampled from a prior, one entry per row.
+
+    Attributes:
+      prior: masked transformer.
+      tokens: int32 [R, L], what is known from the start; K where unknown.
+      grid: (h, w) with h * w = L.
+      config: options of the sampler.
+    """
+
+    prior: Prior
+    tokens: Array
+    grid: tuple[int, int]
+    config: SamplerConfig
+
+    @property
+    def mask(self) -> int:
+        """K, the mask token."""
+        return self.prior.num_codes
+
+    @property
+    def is_unknown(self) -> Array:
+        """Bool [R, L], False where a token is given and must not change."""
+        return self.tokens == self.mask
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem(Field):
     """The arguments of a sampler, one entry per row.
 
     Attributes:
       params: models and operator.
       y: measurement [R, ...].
       keys: one key per row [R].
-      tokens: int32 [R, L], what is known from the start; K where unknown.
-      grid: (h, w) with h * w = L.
       image_shape: (H, W).
-      config: options of the sampler.
     """
 
     params: Params
     y: PyTree
     keys: Key
-    tokens: Array
-    grid: tuple[int, int]
     image_shape: ImageShape
-    config: SamplerConfig
-
-    @property
-    def mask(self) -> int:
-        """K, the mask token."""
-        return self.params.codec.num_codes
-
-    @property
-    def is_unknown(self) -> Array:
-        """Bool [R, L], False where a token is given and must not change."""
-        return self.tokens == self.mask
 
 
 def pose(
@@ -87,6 +98,7 @@ def pose(
         num_samples=num_samples,
     )
     return Problem(
+        prior=params.prior,
         params=params,
         y=repeat_samples(y, num_samples),
         keys=row_keys(key, tokens.shape[0], num_samples),
@@ -112,22 +124,22 @@ def draw_tokens(keys: Key, log_probs: Array) -> Array:
     return jax.vmap(jax.random.categorical)(keys, log_probs).astype(jnp.int32)
 
 
-def prior_log_probs(problem: Problem, tokens: Array) -> Array:
+def prior_log_probs(field: Field, tokens: Array) -> Array:
     """Log p(x_l | tokens) [R, L, K]; clean tokens are carried over, so one-hot with a floor."""
-    config = problem.config
+    config = field.config
     assert isinstance(config, PriorConfig)
     with jax.named_scope("denoiser"):
         logits = guided_logits(
-            problem.params,
+            field.prior,
             tokens,
-            problem.grid,
+            field.grid,
             guidance_scale=config.guidance_scale,
             prior_temperature=config.prior_temperature,
         )
     log_probs = jnp.maximum(jax.nn.log_softmax(logits, axis=-1), LEAST_LOG_PROB)
-    is_own = tokens[..., None] == jnp.arange(problem.mask)
+    is_own = tokens[..., None] == jnp.arange(field.mask)
     carried = jnp.where(is_own, 0.0, LEAST_LOG_PROB)
-    return jnp.where((tokens == problem.mask)[..., None], log_probs, carried)
+    return jnp.where((tokens == field.mask)[..., None], log_probs, carried)
 
 
 def codes_of(problem: Problem, tokens: Array) -> Array:

@@ -1,0 +1,142 @@
+"""Layers of the masked transformer: linear maps, norms and the two kinds of block.
+
+References: LLaDA arXiv:2502.09992, phi-1.5 arXiv:2309.05463, QK norm arXiv:2302.05442.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from aps_jax.attention import mix, rotate
+from aps_jax.transformer_config import TransformerConfig
+from aps_jax.types import Array
+
+
+class Linear(nn.Module):
+    """Dense layer whose kernel is `kernel` [in, out] and whose optional bias is `bias` [out].
+
+    Leading axes are flattened for the product: XLA's CPU backend runs the gradients of a product
+    of three-dimensional arrays at half the speed of flat ones.
+    """
+
+    config: TransformerConfig
+    features: int
+    use_bias: bool = False
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [..., in] to [..., features]."""
+        config = self.config
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, config.param_dtype)
+        y = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, shape[1:], config.param_dtype)
+            y = y + bias[None, :].astype(x.dtype)
+        return y.reshape(*x.shape[:-1], self.features)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm: float32 statistics, cast back, then the weight."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Normalises the last axis of `x` [B, L, width]."""
+        config = self.config
+        scale = self.param("scale", nn.initializers.ones, (config.width,), config.param_dtype)
+        x32 = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + config.norm_eps)
+        return (x32 * inverse).astype(x.dtype) * scale[None, None, :].astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Norm of mean and variance with scale and bias; float32 inside."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Normalises the last axis of `x` [..., D]."""
+        config = self.config
+        shape = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape, config.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape, config.param_dtype)
+        x32 = x.astype(jnp.float32)
+        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
+        scale, bias = (
+            part.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + shape) for part in (scale, bias)
+        )
+        return (centred * jax.lax.rsqrt(variance + config.norm_eps) * scale + bias).astype(x.dtype)
+
+
+def _residual_init(config: TransformerConfig) -> nn.initializers.Initializer:
+    """Residual branches start small, so that depth does not blow up the stream."""
+    return nn.initializers.variance_scaling(0.5 / config.num_layers, "fan_in", "truncated_normal")
+
+
+def _project_heads(config: TransformerConfig, x: Array, *, use_bias: bool) -> list[Array]:
+    """Queries, keys and values [B, L, heads, D] of `x` [B, L, width], inside a block."""
+    return [
+        Linear(config, heads * config.head_size, use_bias, name=name)(x).reshape(
+            *x.shape[:2], heads, config.head_size
+        )
+        for name, heads in (
+            ("q", config.num_heads),
+            ("k", config.kv_heads),
+            ("v", config.kv_heads),
+        )
+    ]
+
+
+class Block(nn.Module):
+    """Attention and gated MLP, each pre-normed and with a residual connection (LLaMA)."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Array, angles: Array, mask: Array | None) -> tuple[Array, None]:
+        """Maps [B, L, width] to the same shape; the second output is unused by the scan."""
+        config = self.config
+        init = _residual_init(config)
+        normed = RMSNorm(config, name="attn_norm")(x)
+        query, key, value = _project_heads(config, normed, use_bias=config.qkv_bias)
+        query = rotate(query, angles, in_float32=config.rope_in_float32)
+        key = rotate(key, angles, in_float32=config.rope_in_float32)
+        mixed = mix(config, query, key, value, mask)
+        mixed = mixed.reshape(*x.shape[:2], config.num_heads * config.head_size)
+        x = x + Linear(config, config.width, kernel_init=init, name="attn_out")(mixed)
+
+        normed = RMSNorm(config, name="ff_norm")(x)
+        gate = nn.silu(Linear(config, config.mlp_width, name="ff_proj")(normed))
+        hidden = gate * Linear(config, config.mlp_width, name="up_proj")(normed)
+        x = x + Linear(config, config.width, kernel_init=init, name="ff_out")(hidden)
+        return x, None
+
+
+class ParallelBlock(nn.Module):
+    """Attention and MLP side by side after one norm, added to the stream together (phi)."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Array, angles: Array, mask: Array | None) -> tuple[Array, None]:
+        """Maps [B, L, width] to the same shape; the second output is unused by the scan."""
+        config = self.config
+        init = _residual_init(config)
+        normed = LayerNorm(config, name="attn_norm")(x)
+        query, key, value = _project_heads(config, normed, use_bias=True)
+        query, key = LayerNorm(config, name="q_norm")(query), LayerNorm(config, name="k_norm")(key)
+        query = rotate(query, angles, in_float32=config.rope_in_float32)
+        key = rotate(key, angles, in_float32=config.rope_in_float32)
+        mixed = mix(config, query, key, value, mask)
+        mixed = mixed.reshape(*x.shape[:2], config.num_heads * config.head_size)
+        attended = Linear(config, config.width, True, init, name="attn_out")(mixed)
+
+        hidden = nn.gelu(Linear(config, config.mlp_width, True, name="ff_in")(normed))
+        return x + attended + Linear(config, config.width, True, init, name="ff_out")(hidden), None

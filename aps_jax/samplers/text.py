@@ -1,0 +1,111 @@
+"""Text from a masked language model (LLaDA, Dream), by the decoding that images use.
+
+for each block, left to right:
+  for i = 1..T: draw every masked token of the block, keep the most confident, mask the rest again
+
+Sources: LLaDA (arXiv:2502.09992, section 2.4 and appendix A.3), Dream (arXiv:2508.15487).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from aps_jax.config import check_options
+from aps_jax.problem import row_keys
+from aps_jax.samplers.config import DecodingConfig
+from aps_jax.samplers.decoding import Decoding, reveal, start, top_p
+from aps_jax.samplers.problem import Field, fold, prior_log_probs
+from aps_jax.types import Array, Key, Prior
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextConfig(DecodingConfig):
+    """Options of `sample_text`; sigma, decode_scale and image_shape are not used.
+
+    Attributes:
+      num_steps: timesteps T per block.
+      schedule: LLaDA reveals equally many tokens at each step, "linear".
+      block_length: tokens per block, written one block after the other (LLaDA's semi-autoregressive
+        remasking, which its Instruct model needs for long answers); None writes all at once.
+      top_p: draw from the likeliest tokens that hold this mass; 0 takes the likeliest.
+    """
+
+    num_steps: int = 128
+    schedule: str = "linear"
+    gumbel_temperature: float = 0.0
+    block_length: int | None = None
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_options(self, shares=("top_p",))
+        if self.block_length is not None:
+            check_options(self, integers={"block_length": 1})
+
+
+def sample_text(
+    prior: Prior,
+    key: Key,
+    *,
+    length: int,
+    batch: int = 1,
+    config: TextConfig = TextConfig(),
+    known_tokens: Array | None = None,
+) -> Array:
+    """Samples the text that follows a prompt, or fills the gaps of a text.
+
+    With `reveal="random"`, one token per step and one block it is an exact sampler of a perfect
+    prior.
+
+    Args:
+      prior: text prior, as by `load_prior` of a converted LLaDA or Dream; the prompt is in it.
+      key: one typed key, or one per text [B].
+      length: number L of tokens to write.
+      batch: number B of texts; as many as the prior has prompts, unless that is one.
+      config: options.
+      known_tokens: int [B, L], ids that are given, K where one is to be written; None for none.
+
+    Returns:
+      Ids int32 [S * B, L] of S samples, sample-major; none is masked and known ones are kept.
+
+    Raises:
+      ValueError: `block_length` does not divide `length`, or shapes do not fit.
+    """
+    size = config.block_length or length
+    if length < 1 or length % size:
+        raise ValueError(f"length must be a positive multiple of block_length {size}, got {length}")
+    if known_tokens is None:
+        known_tokens = jnp.full((batch, length), prior.num_codes)
+    elif known_tokens.shape != (batch, length):
+        raise ValueError(f"known_tokens has shape {known_tokens.shape}, needs {(batch, length)}")
+    tokens = jnp.tile(known_tokens.astype(jnp.int32), (config.num_samples, 1))
+    keys = row_keys(key, tokens.shape[0], config.num_samples)
+    whole = Field(prior=prior, tokens=tokens, grid=(1, length), config=config)
+
+    def write_block(tokens: Array, index: Array) -> tuple[Array, None]:
+        def cut(array: Array) -> Array:
+            return jax.lax.dynamic_slice_in_dim(array, index * size, size, axis=1)
+
+        def paste(block: Array) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(tokens, block, index * size, axis=1)
+
+        field = Field(prior=prior, tokens=cut(tokens), grid=(1, size), config=config)
+
+        def step(state: Decoding, i: Array) -> tuple[Decoding, None]:
+            log_probs = cut(prior_log_probs(whole, paste(state.tokens)))
+            if config.top_p == 0:
+                peak = jnp.max(log_probs, axis=-1, keepdims=True)
+                log_probs = jnp.where(log_probs == peak, log_probs, -jnp.inf)
+            else:
+                log_probs = top_p(log_probs, config.top_p)
+            step_keys = fold(keys, index * config.num_steps + i)
+            return reveal(field, step_keys, log_probs, state, i), None
+
+        state, _ = jax.lax.scan(step, start(field.tokens), jnp.arange(config.num_steps))
+        return paste(state.tokens), None
+
+    tokens, _ = jax.lax.scan(write_block, tokens, jnp.arange(length // size))
+    return tokens
