@@ -57,7 +57,7 @@ LLADA = ChatTemplate(
     turn_close="<|eot_id|>",
     strips=True,
 )
-#: MMaDA-8B-MixCoT, and LLaDA's guidelines for fine-tuning: the same with one newline.
+#: MMaDA-8B-MixCoT: the same with one newline.
 MMADA = dataclasses.replace(LLADA, gap="\n")
 #: Dream-v0-Instruct-7B: ChatML as in Qwen. No system turn is added here; give one to have one.
 DREAM = ChatTemplate(

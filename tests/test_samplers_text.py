@@ -42,6 +42,7 @@ def prior():
     )
 
 
+@pytest.mark.slow
 def test_one_token_at_a_time_is_exact():
     joint = toy.skewed_joint()
     config = TextConfig(num_steps=3, reveal="random", num_samples=4000)
