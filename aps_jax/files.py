@@ -69,3 +69,14 @@ def write_json(path: PathLike, value: Any) -> None:
     """
     text = json.dumps(_plain(value), indent=2, allow_nan=False, ensure_ascii=False)
     write_atomically(path, (text + "\n").encode())
+
+
+def disk_size(path: PathLike) -> int:
+    """Bytes of a file, or of all files in a folder; 0 if it is not there."""
+    path = Path(path)
+    files = [path, *path.rglob("*")] if path.is_dir() else [path]
+    total = 0
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):
+            total += file.lstat().st_size if not file.is_dir() else 0
+    return total

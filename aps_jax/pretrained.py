@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
-from aps_jax import checkpoint
+from aps_jax import checkpoint, sharding
 from aps_jax.names import suggestion
 from aps_jax.operators.kernel_wizard import KernelWizardConfig, init_network_params
 from aps_jax.prior import make_prior, make_prompted_prior
@@ -38,14 +39,17 @@ def load_pretrained(
     prompt: str | Sequence[str] | None = None,
     prompt_ids: TextIds = (),
     mask_padding: bool = True,
+    mesh: Mesh | None = None,
 ) -> Model:
     """Loads an embedded model by name, or any model folder by path.
 
     Args:
-      name: "photo64", or a folder with `card.json`, `codec.safetensors` and `prior.safetensors`.
+      name: "photo64", or a model folder: `card.json` and the weights of codec and prior.
       prompt: as for `load_prior`.
       prompt_ids: as for `load_prior`.
       mask_padding: as for `load_prior`.
+      mesh: devices to load to, as `aps_jax.sharding.shard_params` would lay the model out; each
+        reads only its own part of the prior. None loads to the default device.
 
     Raises:
       ValueError: no such model, or a prompt that it does not take.
@@ -54,9 +58,9 @@ def load_pretrained(
     folder = model_folder(name)
     card = checkpoint.read_card(folder)
     prior = load_prior(
-        folder, card, prompt=prompt, prompt_ids=prompt_ids, mask_padding=mask_padding
+        folder, card, prompt=prompt, prompt_ids=prompt_ids, mask_padding=mask_padding, mesh=mesh
     )
-    return Model(prior=prior, codec=load_codec(folder, card), card=card)
+    return Model(prior=prior, codec=load_codec(folder, card, mesh=mesh), card=card)
 
 
 def model_folder(name: str | os.PathLike[str]) -> Path:
@@ -72,10 +76,13 @@ def model_folder(name: str | os.PathLike[str]) -> Path:
     )
 
 
-def load_codec(folder: Path, card: dict[str, Any] | None = None) -> Codec:
-    """The codec of a model folder, alone."""
+def load_codec(
+    folder: Path, card: dict[str, Any] | None = None, *, mesh: Mesh | None = None
+) -> Codec:
+    """The codec of a model folder, alone; whole on every device of a `mesh`."""
     card = checkpoint.read_card(folder) if card is None else card
-    return make_codec(*_load(folder, card, "codec", CodecConfig, init_codec_params))
+    codec = make_codec(*_load(folder, card, "codec", CodecConfig, init_codec_params, mesh))
+    return codec if mesh is None else jax.device_put(codec, sharding.replicated(mesh))
 
 
 def load_prior(
@@ -86,6 +93,7 @@ def load_prior(
     prompt_ids: TextIds = (),
     mask_padding: bool = True,
     is_text: bool = False,
+    mesh: Mesh | None = None,
 ) -> Prior:
     """The prior of a model folder, alone.
 
@@ -100,24 +108,28 @@ def load_prior(
         that no prompt of the batch needs. False pads every prompt to the length of training and
         lets the image see the pads; the published code of MMaDA has had both.
       is_text: the prior over text instead of over images, of a model with both (MMaDA).
+      mesh: devices to load to, its matrices split over "model".
 
     Raises:
-      ValueError: a prompt for a model that takes none, one that is too long, or no text prior.
+      ValueError: a prompt for a model that takes none, one that is too long, no text prior, or
+        matrices that the mesh cannot split.
       aps_jax.checkpoint.CheckpointError: the folder is damaged or does not fit its configuration.
     """
     card = checkpoint.read_card(folder) if card is None else card
     section = "text_prompt" if is_text and "text_prompt" in card else "prompt"
     _check_prompt(folder, card, section, prompt=prompt, prompt_ids=prompt_ids, is_text=is_text)
     if section not in card:
-        config, params = _load(folder, card, "prior", TransformerConfig, init_transformer_params)
+        config, params = _load(
+            folder, card, "prior", TransformerConfig, init_transformer_params, mesh
+        )
         return make_prior(config, params, window=card.get("prior_window"))
     frame = checkpoint.parse_config(PromptConfig, card[section], folder / checkpoint.CARD_NAME)
     text = prompt_ids if prompt is None else encode_prompt(folder, prompt)
     framed, unconditional = frame_prompt(frame, text, mask_padding=mask_padding)
-    config, params = _load(folder, card, "prior", TransformerConfig, init_transformer_params)
+    config, params = _load(folder, card, "prior", TransformerConfig, init_transformer_params, mesh)
     if framed.size and not 0 <= framed.min() <= framed.max() < config.vocab_size:
         raise ValueError(f"prompt ids must be in [0, {config.vocab_size}), the model's vocabulary")
-    return make_prompted_prior(
+    prior = make_prompted_prior(
         config,
         params,
         prompt=frame,
@@ -126,6 +138,10 @@ def load_prior(
         mask_padding=mask_padding,
         window=None if is_text else card.get("prior_window"),
     )
+    if mesh is None:
+        return prior
+    shardings = sharding.prior_shardings(prior.params, mesh)
+    return prior.replace(params=jax.device_put(prior.params, shardings))
 
 
 def load_kernel_wizard(folder: Path) -> PyTree:
@@ -162,9 +178,22 @@ def _load(
     section: str,
     kind: Callable[..., Any],
     init: Callable[[Key, Any], PyTree],
+    mesh: Mesh | None = None,
 ) -> tuple[Any, PyTree]:
     """Configuration and weights of one half of a model."""
     path = folder / checkpoint.CARD_NAME
-    config = checkpoint.parse_config(kind, card.get(section), path)
+    if section not in card:
+        raise checkpoint.CheckpointError(
+            f"model card {path} lacks the configuration of a {section}: it is only a part of a "
+            f"model; convert or train the {section} into the same folder"
+        )
+    config = checkpoint.parse_config(kind, card[section], path)
     abstract = jax.eval_shape(lambda key: init(key, config), jax.random.key(0))
-    return config, checkpoint.load_params(folder / f"{section}.safetensors", abstract)
+    shardings = None
+    if mesh is not None and section == "prior":
+        shardings = sharding.prior_shardings(abstract, mesh)
+    elif mesh is not None:
+        shardings = jax.tree.map(lambda leaf: sharding.replicated(mesh), abstract)
+    return config, checkpoint.load_params(
+        checkpoint.weights_path(folder, section), abstract, shardings
+    )

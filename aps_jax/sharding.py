@@ -12,6 +12,7 @@ image i depends on its own key and measurement only, so results do not depend on
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import jax
@@ -21,20 +22,20 @@ from aps_jax.types import Params, PyTree
 
 DATA, MODEL = "data", "model"
 
-#: Axis of a transformer's matrix that is split over "model", by the name of its module. Inputs of
-#: attention and MLP are split by columns and their outputs by rows, so that a block exchanges sums
-#: only twice (Megatron-LM, arXiv:1909.08053).
-_SPLIT_AXES = {
-    "q": -1,
-    "k": -1,
-    "v": -1,
-    "ff_proj": -1,
-    "up_proj": -1,
-    "ff_in": -1,
-    "attn_out": -2,
-    "ff_out": -2,
-    "head": -1,
-}
+#: Axis of a parameter that is split over "model", None for whole copies, by the pattern that its
+#: path matches; the first that matches counts.
+Rules = Sequence[tuple[str, int | None]]
+
+#: Rules of `aps_jax.transformer`, prompt ids included. Inputs of attention and MLP are split by
+#: columns and their outputs by rows, so that a block exchanges sums only twice (Megatron-LM,
+#: arXiv:1909.08053). Biases and norms are too small to be worth a split.
+PRIOR_RULES: Rules = (
+    (r"(.*/)?(q|k|v|ff_proj|up_proj|ff_in|head)/kernel", -1),
+    (r"(.*/)?(attn_out|ff_out)/kernel", -2),
+    (r"(.*/)?project/kernel", None),
+    (r"(.*/)?(scale|bias|embedding|special|table)", None),
+    (r"(uncond_)?prompt", None),
+)
 
 
 def make_mesh(
@@ -91,32 +92,69 @@ def shard_batch(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(put, tree)
 
 
-def shard_params(params: Params, mesh: Mesh) -> Params:
+def shard_params(params: Params, mesh: Mesh, *, rules: Rules = PRIOR_RULES) -> Params:
     """Splits the prior's matrices over "model" and copies everything else to every device.
 
+    Args:
+      params: what the sampler reads.
+      mesh: as from `make_mesh`.
+      rules: axis by pattern of the path, for a prior of other parameters than this library's.
+
     Raises:
-      ValueError: if "model" does not divide a matrix that it should split.
+      ValueError: if no rule matches a parameter of the prior, or "model" does not divide a matrix
+        that it should split.
     """
-    whole = NamedSharding(mesh, PartitionSpec())
-    prior = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jax.device_put(leaf, NamedSharding(mesh, _spec(path, leaf, mesh))),
-        params.prior.params,
+    shardings = prior_shardings(params.prior.params, mesh, rules=rules)
+    prior = params.prior.replace(params=jax.device_put(params.prior.params, shardings))
+    others = params.replace(prior=None)
+    return jax.device_put(others, replicated(mesh)).replace(prior=prior)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def prior_shardings(prior_params: PyTree, mesh: Mesh, *, rules: Rules = PRIOR_RULES) -> PyTree:
+    """Where every parameter of a prior lies; takes arrays or their shapes.
+
+    Raises:
+      ValueError: as for `shard_params`.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, _spec(_name(path), leaf.shape, mesh, rules)),
+        prior_params,
     )
-    copied = jax.device_put(params, whole)
-    return copied.replace(prior=params.prior.replace(params=prior))
 
 
-def _spec(path: tuple, leaf: jax.Array, mesh: Mesh) -> PartitionSpec:
-    names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
-    size = mesh.shape[MODEL]
-    axis = _SPLIT_AXES.get(names[-2]) if len(names) > 1 and names[-1] == "kernel" else None
+def split_axis(name: str, *, rules: Rules = PRIOR_RULES) -> int | None:
+    """Axis of parameter `name` (path with slashes) that is split, counted from the end, or None.
+
+    Raises:
+      ValueError: if no rule matches.
+    """
+    for pattern, axis in rules:
+        if re.fullmatch(pattern, name):
+            return axis
+    raise ValueError(
+        f"no rule says how to lay parameter {name!r} out over a mesh; give `rules` that do, such "
+        "as (*aps_jax.sharding.PRIOR_RULES, ('.*', None)) to copy whatever is left to every device"
+    )
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> PartitionSpec:
+    size, axis = mesh.shape[MODEL], split_axis(name, rules=rules)
     if axis is None or size == 1:
         return PartitionSpec()
-    if leaf.shape[axis] % size:
+    if shape[axis] % size:
         raise ValueError(
-            f"{'/'.join(names)} of shape {leaf.shape} cannot be split over {size} devices; choose "
-            f"a num_model that divides {leaf.shape[axis]}"
+            f"{name} of shape {shape} cannot be split over {size} devices; choose a num_model that "
+            f"divides {shape[axis]}"
         )
-    spec = [None] * leaf.ndim
+    spec = [None] * len(shape)
     spec[axis] = MODEL
     return PartitionSpec(*spec)

@@ -40,8 +40,12 @@ class TensorFileError(ValueError):
     """The file is not a whole safetensors file; the message says what is wrong with it."""
 
 
-def open_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read-only arrays of a safetensors file, in the order of the file, read when used.
+def open_tensors(path: str | os.PathLike[str], *, writable: bool = False) -> dict[str, np.ndarray]:
+    """Arrays of a safetensors file, in the order of the file, read when used.
+
+    Args:
+      path: the file.
+      writable: let what is written to the arrays go to the file; otherwise they are read-only.
 
     Raises:
       TensorFileError: if the file is damaged, truncated or of another kind.
@@ -55,7 +59,7 @@ def open_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         header = _parse_header(file.read(length))
     data = np.empty(0, np.uint8)
     if size > 8 + length:
-        data = np.memmap(path, np.uint8, mode="r", offset=8 + length)
+        data = np.memmap(path, np.uint8, mode="r+" if writable else "r", offset=8 + length)
     tensors, end = {}, 0
     for name, entry in sorted(header.items(), key=lambda item: _span(*item)):
         dtype, shape, (start, stop) = _describe(name, entry)
@@ -135,15 +139,7 @@ def create_tensors(
         file.flush()
         if end:
             _reserve(file.fileno(), 8 + len(text), end)
-    if not end:
-        return {name: np.empty(specs[name].shape, specs[name].dtype) for name in order}
-    data = np.memmap(path, np.uint8, mode="r+", offset=8 + len(text))
-    tensors = {}
-    for name in order:
-        start, stop = header[name]["data_offsets"]
-        array = np.asarray(data[start:stop]).view(specs[name].dtype)
-        tensors[name] = array.reshape(specs[name].shape)
-    return tensors
+    return open_tensors(path, writable=True)
 
 
 def _reserve(descriptor: int, offset: int, size: int) -> None:

@@ -18,7 +18,8 @@ from aps_jax.operators.kernel_wizard import (
     KernelWizardConfig,
     init_network_params,
 )
-from convert.engine import Built, Family, main
+from convert.command import main
+from convert.engine import Built, Family
 from convert.rules import Rule, hwio, keep
 from convert.sources import ConversionError, Source
 

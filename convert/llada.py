@@ -12,7 +12,8 @@ import sys
 
 from aps_jax.prompts import PromptConfig
 from aps_jax.transformer import TransformerConfig, init_transformer_params
-from convert.engine import Built, Family, main
+from convert.command import main
+from convert.engine import Built, Family
 from convert.rules import Rule, transpose
 from convert.sources import ConversionError, Source
 from convert.tokenizers import tokenizer_files

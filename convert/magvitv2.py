@@ -13,7 +13,8 @@ import numpy as np
 
 from aps_jax import lfq
 from aps_jax.tokenizer import CodecConfig, init_codec_params
-from convert.engine import Built, Family, main
+from convert.command import main
+from convert.engine import Built, Family
 from convert.rules import Rule, hwio
 from convert.sources import ConversionError, Source
 

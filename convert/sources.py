@@ -1,7 +1,7 @@
 """Opens published checkpoints: safetensors or `.bin`, one file or shards with an index.
 
-Nothing is read before it is used, and one shard at a time: `Source.shapes` comes from headers, and
-`Source.shards()` gives the arrays of one file after the other. `.bin` files are pickles; they are
+Nothing is read before it is used: `Source.shapes` comes from headers, and `Source.tensors()` gives
+one tensor after the other and hashes the files on the way. `.bin` files are pickles; they are
 read only by `torch.load(weights_only=True)`, which builds tensors and runs nothing.
 """
 
@@ -13,9 +13,9 @@ import json
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -31,6 +31,23 @@ _FLOATS = ("float32", "float16", "bfloat16", "float64")
 
 class ConversionError(ValueError):
     """The weights cannot be converted; the message is one line with the cause."""
+
+
+class Tensor(NamedTuple):
+    """One tensor of a checkpoint.
+
+    Attributes:
+      file: name of its file.
+      name: its name.
+      array: its values, read when used.
+      digest: SHA-256 of the file up to the end of this tensor, so that of the last tensor is that
+        of the file; for a pickle, whose tensors are in no order, that of the file.
+    """
+
+    file: str
+    name: str
+    array: np.ndarray
+    digest: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,10 +66,10 @@ class Source:
     shapes: Mapping[str, tuple[int, ...]]
     config: Mapping[str, Any]
 
-    def shards(self) -> Iterator[Mapping[str, np.ndarray]]:
-        """The arrays of one file after the other; drop each before asking for the next."""
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor, file after file; drop each before asking for the next."""
         for path in self.files:
-            yield read_file(path)
+            yield from _stream(path)
 
     def size(self, name: str, axis: int = 0) -> int:
         """Length of one axis of tensor `name`; ConversionError if there is no such tensor."""
@@ -237,11 +254,18 @@ def is_float(array: np.ndarray) -> bool:
     return array.dtype.name in _FLOATS
 
 
-def sha256(path: Path, advance: Callable[[int], None]) -> str:
-    """Hash of a file, in hex; calls `advance` with the number of bytes of every piece."""
+def _stream(path: Path) -> Iterator[Tensor]:
+    """Tensors of one file, hashed as they are read."""
+    arrays = read_file(path)
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while piece := file.read(2**22):
-            digest.update(piece)
-            advance(len(piece))
-    return digest.hexdigest()
+        if path.suffix in _PICKLES:
+            while piece := file.read(2**22):
+                digest.update(piece)
+        else:
+            length = file.read(8)
+            digest.update(length + file.read(int.from_bytes(length, "little")))
+    for name, array in arrays.items():
+        if path.suffix not in _PICKLES:
+            digest.update(array.reshape(-1).view(np.uint8))
+        yield Tensor(path.name, name, array, digest.hexdigest())

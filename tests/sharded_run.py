@@ -1,15 +1,54 @@
 """Run by test_sharding.py with eight forced devices; prints one JSON line of comparisons."""
 
+import dataclasses
 import json
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import make_tiny_codec, make_tiny_prior
+from conftest import CODEC_CONFIG, PRIOR_CONFIG, make_tiny_codec, make_tiny_prior
+from flax import traverse_util
 
 import aps_jax
-from aps_jax import APSConfig, Params, operators, sharding
+from aps_jax import APSConfig, Params, checkpoint, operators, sharding
 from aps_jax.types import image_keys
+from convert.stores import create_store
+
+
+def is_same(placed, loaded):
+    return (
+        placed.sharding.is_equivalent_to(loaded.sharding, placed.ndim)
+        and placed.dtype == loaded.dtype
+        and bool(jnp.array_equal(placed, loaded))
+    )
+
+
+def load(codec, prior, mesh):
+    """The model from folders of both formats, straight to the mesh."""
+    models = []
+    for kind in ("safetensors", "orbax"):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            for section, params in (("codec", codec.params), ("prior", prior.params)):
+                flat = traverse_util.flatten_dict(params, sep="/")
+                path = folder / checkpoint.weights_name(section, kind)
+                stacked = {name for name in flat if name.startswith("blocks")}
+                axes = dict.fromkeys(flat, -1 if section == "prior" else None)
+                store = create_store(kind, path, flat, stacked=stacked, axes=axes)
+                for name, array in flat.items():
+                    for layer in range(len(array)) if name in stacked else (None,):
+                        slot = store.slot(name, layer)
+                        values = np.asarray(array if layer is None else array[layer])
+                        for region in slot.regions():
+                            slot.write(region, values[region])
+                store.flush()
+            sections = {"codec": CODEC_CONFIG, "prior": PRIOR_CONFIG}
+            sections = {name: dataclasses.asdict(config) for name, config in sections.items()}
+            checkpoint.update_card(folder, prior_window=4, **sections)
+            models.append(aps_jax.load_pretrained(folder, mesh=mesh))
+    return models
 
 
 def main():
@@ -31,7 +70,22 @@ def main():
         placed = sharding.shard_params(params, mesh)
         result = sample(placed, *sharding.shard_batch((y, keys), mesh), config=config)
         kernel = placed.prior.params["blocks"]["q"]["kernel"]
+        loaded = load(codec, prior, mesh)
         facts["meshes"][f"{num_data}x{num_model}"] = {
+            "loads_as_placed": [
+                jax.tree.all(jax.tree.map(is_same, (placed.prior, placed.codec), model[:2]))
+                for model in loaded
+            ],
+            "loaded_samples_same": bool(
+                jnp.array_equal(
+                    sample(
+                        Params(*loaded[1][:2], placed.operator),
+                        *sharding.shard_batch((y, keys), mesh),
+                        config=config,
+                    ).tokens,
+                    alone.tokens,
+                )
+            ),
             "same_tokens": bool(jnp.array_equal(result.tokens, alone.tokens)),
             "image_error": float(jnp.max(jnp.abs(result.images - alone.images))),
             "loss_error": float(jnp.max(jnp.abs(result.info.loss / alone.info.loss - 1))),

@@ -12,6 +12,7 @@ import test_convert_showo
 from hub import random_state, save_single
 
 import aps_jax
+from aps_jax import checkpoint
 from aps_jax.tokenizer import CodecConfig
 
 CODEC = CodecConfig(
@@ -25,7 +26,9 @@ CODEC = CodecConfig(
 def write_mmada(folder, target):
     state = test_convert_llada.make_state(test_convert_llada.MMADA_ROWS)
     source = save_single(folder, state, test_convert_llada.MMADA_CONFIG)
-    assert test_convert_llada.run(source, target, "--dtype", "float32") == 0
+    options = ("--dtype", "float32", "--format", "orbax", "--verify")
+    assert test_convert_llada.run(source, target, *options) == 0
+    assert {path.name for path in target.iterdir()} == {"card.json", "codec.safetensors", "prior"}
 
 
 def write_showo(folder, target):
@@ -37,11 +40,18 @@ def write_showo(folder, target):
 @pytest.mark.parametrize(
     "write_prior", [write_mmada, pytest.param(write_showo, marks=pytest.mark.slow)]
 )
-def test_both_halves_restore_an_image(write_prior, tmp_path):
+def test_both_halves_restore_an_image(write_prior, tmp_path, capsys):
     magvitv2 = random_state(test_convert_magvitv2.tensor_shapes(CODEC))
     codec = save_single(tmp_path / "magvitv2", magvitv2)
     folder = tmp_path / "model"
     assert test_convert_magvitv2.run(codec, folder) == 0
+    with pytest.raises(
+        checkpoint.CheckpointError, match="convert or train the prior into the same"
+    ):
+        aps_jax.load_pretrained(folder)
+    assert test_convert_llada.run(codec, tmp_path / "wrong") == 2
+    assert "it is another kind of model" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"magvitv2", "model"}
     write_prior(tmp_path / "hub", folder)
 
     model = aps_jax.load_pretrained(folder, prompt_ids=[17, 4])

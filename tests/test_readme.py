@@ -30,6 +30,14 @@ def test_tables_are_those_that_the_study_wrote():
         assert line in README, f"README lacks this line of the study's table: {line}"
 
 
+def test_memory_of_real_models_is_that_of_the_plan():
+    plan = (ROOT / "experiments" / "results" / "memory_plan" / "plan.md").read_text()
+    shown = re.findall(r"^\| (?:256|512) \|.*$", README, flags=re.MULTILINE)
+    assert shown
+    for line in shown:
+        assert line in plan, f"the plan lacks this line of the README: {line}"
+
+
 def test_pictures_exist():
     for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
         assert (ROOT / path).is_file(), path

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from aps_jax import sharding
+from aps_jax.transformer import TransformerConfig, init_transformer_params
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,13 @@ def test_the_work_is_really_spread(facts, mesh):
     assert found["kernel_columns"] * num_model == found["columns"]
 
 
+@pytest.mark.parametrize("mesh", ["8x1", "4x2"])
+def test_model_folders_load_straight_to_the_mesh(facts, mesh):
+    """As `shard_params` would lay them out, in both formats."""
+    assert facts["meshes"][mesh]["loads_as_placed"] == [True, True]
+    assert facts["meshes"][mesh]["loaded_samples_same"]
+
+
 def test_a_mesh_needs_its_devices():
     count = len(jax.devices())
     assert dict(sharding.make_mesh().shape) == {"data": count, "model": 1}
@@ -59,6 +67,39 @@ def test_what_cannot_be_divided_is_an_error():
     mesh = jax.sharding.AbstractMesh((4, 3), ("data", "model"))
     with pytest.raises(ValueError, match="a batch of 6 cannot be spread over 4 devices; fill.* 8"):
         sharding.shard_batch(jnp.zeros((6, 2)), mesh)
-    path = tuple(jax.tree_util.DictKey(name) for name in ("blocks", "q", "kernel"))
+    weights = {"blocks": {"q": {"kernel": jnp.zeros((2, 8, 8))}}}
     with pytest.raises(ValueError, match=r"blocks/q/kernel of shape \(2, 8, 8\) cannot be split"):
-        sharding._spec(path, jnp.zeros((2, 8, 8)), mesh)
+        sharding.prior_shardings(weights, mesh)
+
+
+def test_every_parameter_needs_a_rule(toy_prior):
+    mesh = jax.sharding.AbstractMesh((1, 2), ("data", "model"))
+    with pytest.raises(ValueError, match="no rule says how to lay parameter 'embed' out"):
+        sharding.prior_shardings(toy_prior.params, mesh)
+    rules = (("head", 1), (".*", None))
+    shardings = sharding.prior_shardings(toy_prior.params, mesh, rules=rules)
+    assert shardings["head"].spec == jax.sharding.PartitionSpec(None, "model")
+    assert shardings["embed"].spec == jax.sharding.PartitionSpec()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"qkv_bias": True},
+        {"tie_embeddings": True},
+        {"code_bits": 3, "code_rank": 2},
+        {"block": "phi"},
+    ],
+)
+def test_rules_cover_every_parameter_of_the_transformer(config):
+    """No stacked matrix is copied whole: only embeddings, norms and biases are."""
+    config = TransformerConfig(
+        vocab_size=16, width=16, num_layers=2, num_heads=2, mlp_width=32, **config
+    )
+    weights = jax.eval_shape(lambda key: init_transformer_params(key, config), jax.random.key(0))
+    mesh = jax.sharding.AbstractMesh((1, 2), ("data", "model"))
+    shardings = sharding.prior_shardings({"model": weights, "prompt": jnp.zeros(3)}, mesh)
+    for path, found in jax.tree_util.tree_leaves_with_path(shardings):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        is_matrix = name.endswith("kernel") and "project" not in name
+        assert ("model" in found.spec) == is_matrix, name

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import aps_jax
 from aps_jax import checkpoint, pretrained
 from aps_jax.config import APSConfig
+from aps_jax.files import disk_size
 from aps_jax.perceptual import PerceptualUnavailable, load_lpips
 from aps_jax.restore import restore
 from aps_jax.tasks import TASKS
@@ -41,7 +42,8 @@ def list_models(folders: Sequence[Path]) -> int:
     code = 0
     for name in (*pretrained.EMBEDDED_MODELS, *folders):
         try:
-            facts = _describe(checkpoint.read_card(pretrained.model_folder(name)))
+            folder = pretrained.model_folder(name)
+            facts = _describe(folder, checkpoint.read_card(folder))
         except checkpoint.CheckpointError as error:
             facts = f"not usable: {error}"
             code = 2 if name in folders else code
@@ -49,14 +51,16 @@ def list_models(folders: Sequence[Path]) -> int:
     return code
 
 
-def _describe(card: dict[str, Any]) -> str:
+def _describe(folder: Path, card: dict[str, Any]) -> str:
     parts = []
     if codec := card.get("codec"):
         stride = 2 ** (len(codec.get("encoder_channels", (0,))) - 1)
         parts.append(f"codec of {codec.get('num_bits', '?')} bits per {stride}x{stride} pixels")
+        parts += _weights(folder, card, "codec")
     if prior := card.get("prior"):
         layers, width = prior.get("num_layers", "?"), prior.get("width", "?")
         parts.append(f"prior of {layers} layers, width {width}")
+        parts += _weights(folder, card, "prior")
         parts.append(f"window of {card.get('prior_window') or 'any number of'} tokens")
     if "prompt" in card:
         parts.append("takes prompts")
@@ -68,6 +72,26 @@ def _describe(card: dict[str, Any]) -> str:
     if not parts:
         raise checkpoint.CheckpointError("its card describes neither a codec nor a prior")
     return "; ".join(parts)
+
+
+def _weights(folder: Path, card: dict[str, Any], section: str) -> list[str]:
+    """Number, dtype, format and size of the weights of one half, and where they are from."""
+    parts = []
+    path = checkpoint.weights_path(folder, section)
+    try:
+        count, dtype = checkpoint.count_weights(path)
+        kind = "orbax" if path.is_dir() else "safetensors"
+        size = disk_size(path) / 1e6
+        parts.append(f"{count:,} weights of {dtype} ({kind}, {size:,.1f} MB)")
+    except checkpoint.CheckpointError:
+        parts.append("its weights are missing or damaged")
+    source = card.get(f"{section}_source") or {}
+    if where := source.get("repository", source.get("folder")):
+        revision = source.get("revision")
+        parts.append(f"from {where}" + (f" at {revision}" if revision else ""))
+    if "converter" in source:
+        parts.append(f"by {source['converter']}")
+    return parts
 
 
 def diagnose(model: str) -> int:
@@ -84,7 +108,7 @@ def diagnose(model: str) -> int:
         print(f"LPIPS: not available, all else works; {error}")
     try:
         loaded = pretrained.load_pretrained(model)
-        print(f"model {model}: {_describe(loaded.card)}")
+        print(f"model {model}: {_describe(pretrained.model_folder(model), loaded.card)}")
         print(f"self-test: {_self_test(loaded)}")
     except (ValueError, OSError, ArithmeticError) as error:
         print(f"aps-jax: error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -21,7 +21,7 @@ import numpy as np
 
 import aps_jax
 from aps_jax import pretrained, report
-from aps_jax.checkpoint import CARD_NAME, read_card
+from aps_jax.checkpoint import CARD_NAME, fingerprint, read_card, weights_path
 from aps_jax.cli import Restore, command_of, config_of
 from aps_jax.commands.inputs import (
     Problem,
@@ -202,10 +202,8 @@ def _facts(options: Restore, config: APSConfig, problem: Problem) -> dict[str, A
     for leaf in jax.tree.leaves(problem.operator):
         operator.update(np.asarray(leaf).tobytes())
     folder = pretrained.model_folder(options.model)
-    weights = {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in (CARD_NAME, "codec.safetensors", "prior.safetensors")
-    }
+    paths = (folder / CARD_NAME, *(weights_path(folder, name) for name in ("codec", "prior")))
+    weights = {path.name: fingerprint(path) for path in paths}
     if options.prompt is not None:
         tokenizer = (folder / TOKENIZER_NAME).read_bytes()
         weights[TOKENIZER_NAME] = hashlib.sha256(tokenizer).hexdigest()
