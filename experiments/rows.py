@@ -74,8 +74,9 @@ def claim(path: Path, identity: Mapping[str, Any]) -> None:
     write_atomically(draft, (json.dumps(identity, indent=2) + "\n").encode())
     try:
         os.link(draft, path)  # Atomic, and fails where the file exists.
-    except FileExistsError:
-        pass
+    except OSError:  # It exists, or the file system has no links.
+        if not path.exists():
+            os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
     try:

@@ -339,6 +339,11 @@ def run(options: Sweep) -> int:
         raise ValueError("name a folder of images, a list of paths or a JSON file of options")
     cli.check(options)
     _check_task(options)
+    if options.num_samples != 1:
+        raise ValueError(
+            "--num-samples must be 1 here; for more samples of an image, sweep again with another "
+            "--seed and --out"
+        )
     place = hosts.join(
         options.coordinator,
         options.num_processes,
@@ -349,7 +354,10 @@ def run(options: Sweep) -> int:
     found = find_images(options.image)
     host = Host(options, place)
     rows.claim(options.out / MANIFEST, _identity(options, host.config))
-    failed = host.run(found)
+    try:
+        failed = host.run(found)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command does what is missing") from None
     if failed:
         _say(f"{failed} images have no result; {host.log} says why")
     return 1 if failed else 0

@@ -158,6 +158,7 @@ def test_results_of_another_run_are_refused(photo_folder, toy, tmp_path, capsys)
         (["--task", "inpainting_rando"], "did you mean 'inpainting_random'"),
         (["--fraction", "2"], "fraction"),
         (["--scale", "4"], "no option 'scale'"),
+        (["--num-samples", "2"], "--num-samples must be 1 here"),
     ],
 )
 def test_bad_options_are_one_line_and_write_nothing(
@@ -240,11 +241,12 @@ def test_schedulers_are_recognised(environment, expected):
     assert hosts.scheduled(environment) is expected
 
 
-def start(*words):
+def start(*words, num_devices=1):
+    flags = f"--xla_force_host_platform_device_count={num_devices}"
     return subprocess.Popen(
         [sys.executable, "-m", "experiments.sweep", *map(str, words)],
         cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -292,6 +294,19 @@ def test_a_host_dies_and_a_rerun_finishes(photo_folder, model, tmp_path):
     one, two = pixels(alone), pixels(out)
     for name in NAMES:
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_results_do_not_depend_on_devices(photo_folder, model, tmp_path):
+    """One device, two that share the images, and two that share the prior."""
+    for name, more in {"1": (), "2x1": (), "1x2": ("--num-model", "2")}.items():
+        words = arguments(photo_folder, model, tmp_path / name, *more)
+        process = start(*words, num_devices=1 if name == "1" else 2)
+        assert process.wait(timeout=400) == 0, process.stderr.read()
+    one = pixels(tmp_path / "1")
+    for name in ("2x1", "1x2"):
+        for image, found in pixels(tmp_path / name).items():
+            np.testing.assert_allclose(found, one[image], atol=1, err_msg=f"{name} {image}")
 
 
 @pytest.mark.slow
