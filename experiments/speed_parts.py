@@ -162,7 +162,9 @@ def _doubled_first(x: Array, kernel: Array, strides: Any, padding: Any, **option
 
 
 def _flax_norm(num_groups: int, epsilon: float, dtype: str, *, name: str) -> nn.Module:
-    return nn.GroupNorm(num_groups, epsilon, dtype=dtype, use_fast_variance=False, name=name)
+    return nn.GroupNorm(
+        num_groups=num_groups, epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name
+    )
 
 
 def lever_section(params: Params, arguments: Any) -> dict[str, Any]:
