@@ -14,7 +14,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -166,26 +166,32 @@ class UsageError(ValueError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _run(argv), "aps-jax")
+
+
+def guarded(work: Callable[[], int], program: str) -> int:
+    """The exit code of `work`, where expected failures become one line on stderr."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     try:
-        return _run(argv)
+        return work()
     except KeyboardInterrupt as stop:
-        _complain(f"interrupted; {stop}" if str(stop) else "interrupted; nothing was written")
+        _complain(program, f"interrupted; {str(stop) or 'nothing was written'}")
         return 130
     except BrokenPipeError:  # The reader of our output, such as `head`, is gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        _complain(f"error: {_file_trouble(error)}")
+        _complain(program, f"error: {_file_trouble(error)}")
         return 2
     except (ValueError, ArithmeticError) as error:
-        _complain(f"error: {error}")
+        _complain(program, f"error: {error}")
         return 2
     except Exception as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise  # A bug: its traceback is wanted.
-        _complain("error: out of memory; restore a smaller image (--size) or fewer --num-samples")
+        cure = "restore a smaller image (--size) or fewer --num-samples"
+        _complain(program, f"error: out of memory; {cure}")
         return 2
 
 
@@ -199,7 +205,7 @@ def _run(argv: list[str]) -> int:
     if options is None:
         return 0
     if isinstance(options, Restore):
-        _check(options)
+        check(options)
         from aps_jax.commands import restore
 
         return restore.run(options)
@@ -252,7 +258,7 @@ def message_of(box: str) -> str:
     return message or "cannot understand these arguments"
 
 
-def _check(options: Restore) -> None:
+def check(options: Restore) -> None:
     """Finds what is wrong with the options alone, before anything is loaded."""
     if not 0 <= options.sigma < math.inf:
         raise ValueError(f"--sigma must be a number >= 0, got {options.sigma}")
@@ -300,8 +306,8 @@ def command_of(options: Restore, **changes: Any) -> str:
     return shlex.join(words)
 
 
-def _complain(message: str) -> None:
-    print(f"aps-jax: {' '.join(message.split())}", file=sys.stderr)
+def _complain(program: str, message: str) -> None:
+    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
 
 
 def _file_trouble(error: OSError) -> str:
@@ -313,7 +319,8 @@ def _file_trouble(error: OSError) -> str:
     return f"cannot use{where}: {error.strerror}; free some space or choose another place"
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """True if `error` says that memory ran out, on the host or on a device."""
     text = str(error)
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text
 

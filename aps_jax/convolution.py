@@ -1,10 +1,10 @@
-"""2-D convolution whose input gradient stays fast inside compiled loops on CPU.
+"""2-D convolutions whose input gradients stay fast inside compiled loops on CPU.
 
 XLA's CPU backend computes the automatic input gradient of a convolution from a transposed view of
 the kernel. Inside a `fori_loop` or `scan` body that view is never materialised and the compiler
 falls back to a path more than ten times slower. Here the input gradient is written as an ordinary
 forward convolution with an explicitly flipped and transposed kernel, which takes the fast path
-everywhere (`python -m experiments.inner_loop` measures it).
+everywhere (`python -m experiments.speed` measures it).
 """
 
 from __future__ import annotations
@@ -98,3 +98,48 @@ def conv_general_dilated(
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], (1, 1), padding)
     return _unit_stride(lhs, rhs, tuple((int(low), int(high)) for low, high in padding))
+
+
+def upsampled_conv(
+    lhs: Array, rhs: Array, window_strides: Sequence[int], padding: Any, **_: Any
+) -> Array:
+    """Nearest-neighbour doubling and a 3x3 "SAME" convolution in one, for `flax.linen.Conv`.
+
+    Doubled pixels meet the kernel in pairs, so every output row or column of one parity sees two
+    input rows or columns: four 2x2 convolutions of summed kernels on the small grid, with 4/9 of
+    the multiplications and the same result up to rounding.
+
+    Args:
+      lhs: images [B, H, W, C] before doubling.
+      rhs: kernel [3, 3, C, O].
+      window_strides: (1, 1).
+      padding: "SAME".
+
+    Returns:
+      Images [B, 2 H, 2 W, O].
+
+    Raises:
+      ValueError: for another kernel, stride or padding.
+    """
+    if rhs.shape[:2] != (3, 3) or tuple(window_strides) != (1, 1) or padding != "SAME":
+        raise ValueError(
+            "upsampled_conv is a 3x3 convolution of stride 1 with SAME padding; received "
+            f"{rhs.shape[:2]}, {tuple(window_strides)} and {padding}"
+        )
+    rows = []
+    for row in range(2):
+        columns = []
+        for column in range(2):
+            kernel = _paired(_paired(rhs, 0, row), 1, column)
+            sides = ((1 - row, row), (1 - column, column))
+            columns.append(_unit_stride(lhs, kernel, sides))
+        rows.append(jnp.stack(columns, axis=3))
+    batch, height, width, _ = lhs.shape
+    return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, rhs.shape[-1])
+
+
+def _paired(kernel: Array, axis: int, parity: int) -> Array:
+    """The three taps along `axis` as the two that outputs of one parity see."""
+    first, second, third = jnp.split(kernel, 3, axis)
+    pair = [first, second + third] if parity == 0 else [first + second, third]
+    return jnp.concatenate(pair, axis)

@@ -35,6 +35,49 @@ def codes_to_tokens(codes: Array) -> Array:
     return jnp.sum((codes > 0).astype(jnp.int32) * weights, axis=-1)
 
 
+@jax.custom_vjp
+def mean_code(logits: Array) -> Array:
+    """Mean code sum_k softmax(logits)_k C_k [..., d] of logits [..., 2**d], exact.
+
+    A token is its high bits and its low bits, so the mean of each half needs the probabilities
+    summed over the other half alone: 2 K additions per token in place of K d multiplications, and
+    a gradient that is one pass over the logits with nothing of their size kept. The gradient is
+    that of the product with the codebook; there is no forward mode (`jax.jvp`).
+    """
+    return _mean_code_fwd(logits)[0]
+
+
+def _halves(logits: Array, largest: Array) -> tuple[Array, Array, Array]:
+    """exp(logits - largest) [..., 2**high, 2**low], and the codes of the high and the low bits."""
+    num_bits = logits.shape[-1].bit_length() - 1
+    high, low = num_bits // 2, num_bits - num_bits // 2
+    weights = jnp.exp(logits - largest).reshape(*logits.shape[:-1], 2**high, 2**low)
+    return weights, *(tokens_to_codes(jnp.arange(2**bits), bits) for bits in (high, low))
+
+
+def _mean_code_fwd(logits: Array) -> tuple[Array, tuple[Array, ...]]:
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    weights, high_codes, low_codes = _halves(logits, largest)
+    high, low = jnp.sum(weights, axis=-1), jnp.sum(weights, axis=-2)
+    total = jnp.sum(high, axis=-1, keepdims=True)
+    mean = jnp.concatenate([high @ high_codes, low @ low_codes], axis=-1) / total
+    return mean, (logits, largest, total, mean)
+
+
+def _mean_code_bwd(residuals: tuple[Array, ...], cotangent: Array) -> tuple[Array]:
+    logits, largest, total, mean = residuals
+    weights, high_codes, low_codes = _halves(logits, largest)
+    split = high_codes.shape[-1]
+    high = cotangent[..., :split] @ high_codes.T
+    low = cotangent[..., split:] @ low_codes.T
+    low = low - jnp.sum(cotangent * mean, axis=-1, keepdims=True)
+    slope = (high / total)[..., :, None] + (low / total)[..., None, :]
+    return ((weights * slope).reshape(logits.shape),)
+
+
+mean_code.defvjp(_mean_code_fwd, _mean_code_bwd)
+
+
 def quantize(codebook: Array, features: Array) -> tuple[Array, Array]:
     """Nearest code of `features` [..., d]: their sign, with 0 counting as -1.
 

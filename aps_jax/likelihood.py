@@ -20,9 +20,11 @@ from aps_jax.types import Array, Codec, ImageShape, Operator, Params, PyTree
 QUIET_STEPS = 4
 
 
-def expected_code(logits: Array, codebook: Array) -> Array:
-    """Mean code sum_k softmax(phi)_k C_k [B, L, d] of logits [B, L, K] over a codebook [K, d]."""
-    return jax.nn.softmax(logits, axis=-1) @ codebook
+def expected_code(codec: Codec, logits: Array) -> Array:
+    """Mean code sum_k softmax(phi)_k C_k [B, L, d] of logits [B, L, K]."""
+    if codec.mean_code is not None:
+        return codec.mean_code(logits)
+    return jax.nn.softmax(logits, axis=-1) @ codec.codebook
 
 
 def quantized_expectation(codec: Codec, logits: Array) -> tuple[Array, Array]:
@@ -35,7 +37,7 @@ def quantized_expectation(codec: Codec, logits: Array) -> tuple[Array, Array]:
     Returns:
       Codes [B, L, d], whose value is a row of the codebook, and their tokens int32 [B, L].
     """
-    mean = expected_code(logits, codec.codebook)
+    mean = expected_code(codec, logits)
     codes, tokens = codec.quantize(codec.codebook, jax.lax.stop_gradient(mean))
     return lfq.straight_through(mean, codes), tokens
 
@@ -105,19 +107,38 @@ def _as_rgb(image: Array) -> Array:
     return jnp.broadcast_to(image, (*image.shape[:3], 3))
 
 
-def measurement_loss(params: Params, prediction: PyTree, y: PyTree, config: APSConfig) -> Array:
+def perceptual_targets(params: Params, y: PyTree, config: APSConfig) -> list[PyTree] | None:
+    """What the perceptual term needs of y, which is constant in the inner loop; None without it."""
+    is_used = config.measurement_term == "l1" and config.perceptual_weight > 0
+    if not (is_used and params.operator.is_image):
+        return None
+    with jax.named_scope("perceptual"):
+        return [params.perceptual.reference(_as_rgb(leaf)) for leaf in jax.tree.leaves(y)]
+
+
+def measurement_loss(
+    params: Params,
+    prediction: PyTree,
+    y: PyTree,
+    config: APSConfig,
+    targets: list[PyTree] | None = None,
+) -> Array:
     """The measurement term N(y, A(x)) per image [B].
 
     "l1" is mean absolute error plus `perceptual_weight` times LPIPS(y, A(x)), the latter only where
-    y is an image; "gaussian" is the likelihood of the derivation.
+    y is an image; "gaussian" is the likelihood of the derivation. `targets` are those of
+    `perceptual_targets`, computed here if they are not given.
     """
     if config.measurement_term == "gaussian":
         return gaussian_energy(params.operator, prediction, y, config.sigma)
     loss = absolute_error(params.operator, prediction, y)
-    if config.perceptual_weight > 0 and params.operator.is_image:
-        for a, b in zip(jax.tree.leaves(prediction), jax.tree.leaves(y), strict=True):
-            distance = params.perceptual(_as_rgb(a), _as_rgb(b))
-            loss = loss + config.perceptual_weight * distance
+    if targets is None:
+        targets = perceptual_targets(params, y, config)
+    if targets is not None:
+        with jax.named_scope("perceptual"):
+            for a, target in zip(jax.tree.leaves(prediction), targets, strict=True):
+                distance = params.perceptual.distance_to(_as_rgb(a), target)
+                loss = loss + config.perceptual_weight * distance
     return loss
 
 
@@ -196,6 +217,7 @@ def objective(
     image_shape: ImageShape,
     config: APSConfig,
     probe: Array | None = None,
+    targets: list[PyTree] | None = None,
 ) -> Array:
     """Loss of the test-time logits, per image [B].
 
@@ -211,6 +233,7 @@ def objective(
       config: options.
       probe: zeros [B, L, d] added to the codes; its gradient is that of the measurement term with
         respect to the codes, whatever the logits.
+      targets: as for `measurement_loss`.
 
     Returns:
       For "l1", L times (measurement term + prior_weight * mean of the prior term over tokens); for
@@ -235,7 +258,7 @@ def objective(
         num_samples=config.num_samples,
     )
     with jax.named_scope("operator"), jax.default_matmul_precision("float32"):
-        loss = measurement_loss(params, prediction, y, config)
+        loss = measurement_loss(params, prediction, y, config, targets)
     if config.measurement_term == "l1":
         loss = num_tokens * loss
     if config.prior_weight > 0:
@@ -304,11 +327,13 @@ def refine(
     is_masked = tokens == params.codec.num_codes
     num_bits = params.codec.codebook.shape[-1]
     probe = jnp.zeros((*tokens.shape, num_bits)) if is_weighed else None
+    # Outside the loop, whether or not a compiler would move it there.
+    targets = perceptual_targets(params, y, config)
 
     def total(phi: Array, probe: Array | None) -> tuple[Array, Array]:
         losses = objective(
             params, y, phi, log_prior, tokens, step_weight,
-            grid=grid, image_shape=image_shape, config=config, probe=probe,
+            grid=grid, image_shape=image_shape, config=config, probe=probe, targets=targets,
         )  # fmt: skip
         return jnp.sum(losses), losses
 

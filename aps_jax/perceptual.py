@@ -87,12 +87,17 @@ def _network() -> Any:
             self.lins = [NetLinLayer(np.zeros((1, 1, width, 1))) for _, width in VGG_BLOCKS]
 
         def __call__(self, a, b):
-            features_a, features_b = self.vgg((a + 1) / 2), self.vgg((b + 1) / 2)
+            return self.compare(a, self.describe(b))
+
+        def describe(self, x):
+            features = self.vgg((x + 1) / 2)
+            names = (f"relu{block}_{count}" for block, (count, _) in enumerate(VGG_BLOCKS, start=1))
+            return tuple(_unit_length(features[name]) for name in names)
+
+        def compare(self, a, features):
             total = 0.0
-            for index, (num_convs, _) in enumerate(VGG_BLOCKS):
-                name = f"relu{index + 1}_{num_convs}"
-                difference = _unit_length(features_a[name]) - _unit_length(features_b[name])
-                total += jnp.mean(self.lins[index](difference**2), axis=(1, 2, 3))
+            for lin, mine, theirs in zip(self.lins, self.describe(a), features, strict=True):
+                total += jnp.mean(lin((mine - theirs) ** 2), axis=(1, 2, 3))
             return total
 
     return Distance()
@@ -100,17 +105,37 @@ def _network() -> Any:
 
 def _distance(params: PyTree, a: Array, b: Array) -> Array:
     """LPIPS of image pairs [B, H, W, 3] in [-1, 1] -> float32 [B]; see `load_lpips`."""
-    if a.shape != b.shape or a.ndim != 4 or a.shape[-1] != 3:
+    if a.shape != b.shape:
         raise ValueError(
             f"LPIPS compares images of one shape [B, H, W, 3]; received {a.shape} and {b.shape}"
         )
-    if min(a.shape[1:3]) < MIN_SIDE:
-        raise ValueError(
-            f"LPIPS needs images of at least {MIN_SIDE}x{MIN_SIDE} pixels; received {a.shape}"
-        )
+    return _compare(params, a, _describe(params, b))
+
+
+def _describe(params: PyTree, x: Array) -> PyTree:
+    """Normalised VGG16 features of images [B, H, W, 3], one array per block."""
+    return _call(params, "describe", _checked(x))
+
+
+def _compare(params: PyTree, a: Array, features: PyTree) -> Array:
+    """LPIPS of images `a` and those behind `features`, float32 [B]."""
+    return _call(params, "compare", _checked(a), features)
+
+
+def _call(params: PyTree, method: str, *args: PyTree) -> PyTree:
     # Some devices round float32 products by default, which moves scores in the third digit.
     with jax.default_matmul_precision("highest"):
-        return _network().apply({"params": params}, a.astype(jnp.float32), b.astype(jnp.float32))
+        return _network().apply({"params": params}, *args, method=method)
+
+
+def _checked(x: Array) -> Array:
+    if x.ndim != 4 or x.shape[-1] != 3:
+        raise ValueError(f"LPIPS compares images of one shape [B, H, W, 3]; received {x.shape}")
+    if min(x.shape[1:3]) < MIN_SIDE:
+        raise ValueError(
+            f"LPIPS needs images of at least {MIN_SIDE}x{MIN_SIDE} pixels; received {x.shape}"
+        )
+    return x.astype(jnp.float32)
 
 
 def _cached_files(cache_dir: str | os.PathLike[str] | None) -> tuple[Path, Path]:
@@ -181,7 +206,12 @@ def load_lpips(cache_dir: str | os.PathLike[str] | None = None) -> Perceptual:
             f"folder and {_CURE}"
         )
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
-    return Perceptual(params=params, apply=bind(_distance))
+    return Perceptual(
+        params=params,
+        apply=bind(_distance),
+        describe=bind(_describe),
+        compare=bind(_compare),
+    )
 
 
 def lpips_available(cache_dir: str | os.PathLike[str] | None = None) -> bool:

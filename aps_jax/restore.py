@@ -134,14 +134,21 @@ class Snapshot:
         self.path.unlink(missing_ok=True)
 
     def _require_same(self, identity: Mapping[str, Any]) -> None:
-        now = _flat(json.loads(json.dumps(self.identity)))
-        then = _flat(identity)
-        for name in sorted(now.keys() | then.keys()):
-            if now.get(name) != then.get(name):
-                raise SnapshotError(
-                    f"snapshot {self.path} is of another run: {name} was {then.get(name)!r}, now "
-                    f"{now.get(name)!r}; use the same settings or start again"
-                )
+        difference = first_difference(identity, json.loads(json.dumps(self.identity)))
+        if difference:
+            raise SnapshotError(
+                f"snapshot {self.path} is of another run: {difference}; use the same settings or "
+                "start again"
+            )
+
+
+def first_difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Says which entry of two nested mappings of JSON values differs first, or None if none."""
+    then, now = _flat(then), _flat(now)
+    for name in sorted(now.keys() | then.keys()):
+        if now.get(name) != then.get(name):
+            return f"{name} was {then.get(name)!r}, now {now.get(name)!r}"
+    return None
 
 
 def restore(

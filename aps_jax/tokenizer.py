@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from aps_jax import lfq
-from aps_jax.convolution import conv_general_dilated
+from aps_jax.convolution import conv_general_dilated, upsampled_conv
+from aps_jax.normalization import GroupNorm
 from aps_jax.types import Array, Codec, Key, PyTree, bind
 
 
@@ -63,24 +64,12 @@ class CodecConfig:
 
 
 def _conv(features: int, size: int, dtype: str, name: str, **settings) -> nn.Conv:
-    return nn.Conv(
-        features,
-        (size, size),
-        dtype=dtype,
-        conv_general_dilated=conv_general_dilated,
-        name=name,
-        **settings,
-    )
+    settings = {"conv_general_dilated": conv_general_dilated} | settings
+    return nn.Conv(features, (size, size), dtype=dtype, name=name, **settings)
 
 
-def _norm(config: CodecConfig, name: str) -> nn.GroupNorm:
-    return nn.GroupNorm(
-        num_groups=config.num_groups,
-        epsilon=1e-6,
-        use_fast_variance=False,
-        dtype=config.dtype,
-        name=name,
-    )
+def _norm(config: CodecConfig, name: str) -> GroupNorm:
+    return GroupNorm(config.num_groups, 1e-6, config.dtype, name=name)
 
 
 class ResidualBlock(nn.Module):
@@ -151,11 +140,8 @@ class _Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        batch, height, width, channels = x.shape
-        # Broadcast instead of jnp.repeat: no gather, and its gradient is a plain reduction.
-        x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
-        x = x.reshape(batch, 2 * height, 2 * width, channels)
-        return _conv(channels, 3, self.config.dtype, "conv")(x)
+        dtype = self.config.dtype
+        return _conv(x.shape[-1], 3, dtype, "conv", conv_general_dilated=upsampled_conv)(x)
 
 
 class _Level(nn.Module):
@@ -258,6 +244,7 @@ def make_codec(config: CodecConfig, params: PyTree) -> Codec:
         decode=bind(_decode, config=config),
         quantize=lfq.quantize,
         stride=config.stride,
+        mean_code=lfq.mean_code,
     )
 
 

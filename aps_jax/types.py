@@ -132,6 +132,8 @@ class Codec:
       decode: `(params, codes [B, h, w, d]) -> x [B, H, W, 3]`; accepts non-code vectors too.
       quantize: `(codebook, features [..., d]) -> (codes [..., d], tokens int32 [...])`.
       stride: pixels per token along each axis; H = stride * h.
+      mean_code: `(logits [..., K]) -> sum_k softmax(logits)_k C_k [..., d]`, where the codebook's
+        structure makes that cheaper than the product with it; None takes the product.
     """
 
     params: PyTree
@@ -140,6 +142,7 @@ class Codec:
     decode: Callable[[PyTree, Array], Array] = _static()
     quantize: Callable[[Array, Array], tuple[Array, Array]] = _static()
     stride: int = _static()
+    mean_code: Callable[[Array], Array] | None = _static(None)
 
     @property
     def num_codes(self) -> int:
@@ -170,14 +173,33 @@ class Prior:
 
 @flax.struct.dataclass
 class Perceptual:
-    """A perceptual distance: `(params, a [B, H, W, 3], b [B, H, W, 3]) -> [B]`, both in [-1, 1]."""
+    """A perceptual distance between images [B, H, W, 3] in [-1, 1].
+
+    Attributes:
+      params: weights.
+      apply: `(params, a, b) -> [B]`.
+      describe: `(params, b) -> features`, what the distance needs of one side, so that a constant
+        side is computed once; None where the distance has no such form.
+      compare: `(params, a, features) -> [B]`, equal to `apply(params, a, b)`; with `describe`.
+    """
 
     params: PyTree
     apply: Callable[[PyTree, Array, Array], Array] = _static()
+    describe: Callable[[PyTree, Array], PyTree] | None = _static(None)
+    compare: Callable[[PyTree, Array, PyTree], Array] | None = _static(None)
 
     def __call__(self, a: Array, b: Array) -> Array:
         """Distance per image, float32 [B]."""
         return self.apply(self.params, a, b)
+
+    def reference(self, b: Array) -> PyTree:
+        """What `distance_to` takes in place of `b`."""
+        return b if self.describe is None else self.describe(self.params, b)
+
+    def distance_to(self, a: Array, reference: PyTree) -> Array:
+        """Distance per image, float32 [B], of `a` to the image behind a `reference`."""
+        compare = self.apply if self.compare is None else self.compare
+        return compare(self.params, a, reference)
 
 
 @flax.struct.dataclass

@@ -450,7 +450,7 @@ def test_folder_errors(restore, photo, bad, tmp_path):
 
 
 def test_too_large_for_memory(restore, photo, monkeypatch):
-    monkeypatch.setattr(inputs, "_free_memory", lambda: 1000)
+    monkeypatch.setattr(inputs, "free_memory", lambda: 1000)
     code, out, err = restore(photo)
     assert code == 2 and not out.exists()
     assert_one_line(err, "GiB of memory", "--size")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aps_jax.convolution import conv_general_dilated
+from aps_jax.convolution import conv_general_dilated, upsampled_conv
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 ours = partial(conv_general_dilated, dimension_numbers=LAYOUT)
@@ -102,3 +102,24 @@ def test_gradient_inside_a_loop_is_the_same():
     moved = descend(ours)
     np.testing.assert_allclose(moved, descend(lax_conv), rtol=1e-4, atol=1e-5)
     assert np.abs(moved - x).max() > 0.1
+
+
+def doubled_first(x, kernel, strides, padding):
+    x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+    return lax_conv(x, kernel, strides, padding)
+
+
+@pytest.mark.parametrize("size", [(4, 5), (1, 3)])
+def test_upsampled_convolution_is_doubling_and_a_convolution(size):
+    """The sums of kernel taps round differently: a few units of the last place."""
+    x, kernel = draw(5, (2, *size, 2), (3, 3, 2, 3))
+    got = value_and_gradients(x, kernel, upsampled_conv, "SAME")
+    expected = value_and_gradients(x, kernel, doubled_first, "SAME")
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_upsampled_convolution_is_for_one_kernel_size():
+    x, kernel = draw(6, (1, 4, 4, 2), (5, 5, 2, 2))
+    with pytest.raises(ValueError, match=r"3x3 convolution.*\(5, 5\)"):
+        upsampled_conv(x, kernel, (1, 1), "SAME")

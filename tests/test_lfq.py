@@ -86,3 +86,25 @@ def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other(rng
 def test_absurd_number_of_bits(num_bits):
     with pytest.raises(ValueError, match="between 1 and 20"):
         lfq.codebook(num_bits)
+
+
+@pytest.mark.parametrize("num_bits", [1, 2, 5, 8])
+def test_mean_code_and_its_gradient_are_those_of_the_product(num_bits, rng):
+    """Against float64; logits far from zero, as after many optimiser steps."""
+    logits = rng.normal(scale=4, size=(2, 3, 2**num_bits)) + 300
+    cotangent = rng.normal(size=(2, 3, num_bits))
+    codes = np.float64(lfq.codebook(num_bits))
+    probs = np.exp(logits - logits.max(-1, keepdims=True))
+    probs /= probs.sum(-1, keepdims=True)
+    slope = cotangent @ codes.T
+    expected = probs * (slope - np.sum(probs * slope, axis=-1, keepdims=True))
+    mean, vjp = jax.vjp(jax.jit(lfq.mean_code), jnp.asarray(logits, jnp.float32))
+    # The logits themselves are rounded to 300 * 2**-24.
+    np.testing.assert_allclose(mean, probs @ codes, atol=1e-4)
+    (gradient,) = vjp(jnp.asarray(cotangent, jnp.float32))
+    np.testing.assert_allclose(gradient, expected, atol=1e-4)
+
+
+def test_mean_code_of_certain_logits_is_the_code():
+    logits = 1e4 * jax.nn.one_hot(jnp.arange(32), 32)
+    np.testing.assert_array_equal(lfq.mean_code(logits), lfq.codebook(5))

@@ -147,7 +147,17 @@ def test_quantized_expectation_is_a_code_with_the_gradient_of_the_mean(rng):
     np.testing.assert_array_equal(codes, np.sign(mean))  # exactly: no rounding is left over
     np.testing.assert_array_equal(C[np.asarray(tokens)], codes)
     np.testing.assert_allclose(grad, softmax_vjp(logits, cotangent @ C.T), atol=2e-6)
-    np.testing.assert_allclose(likelihood.expected_code(f32(logits), f32(C)), mean, atol=1e-6)
+    np.testing.assert_allclose(likelihood.expected_code(params.codec, f32(logits)), mean, atol=1e-6)
+
+
+def test_a_cheaper_mean_code_takes_the_place_of_the_product(rng):
+    plain = make_params({"weights": np.zeros((6, PIXELS))}, operators.denoising()).codec
+    logits = f32(rng.normal(scale=2, size=(BATCH, LENGTH, CODES)))
+    expected = likelihood.expected_code(plain, logits)
+    got = likelihood.expected_code(plain.replace(mean_code=lfq.mean_code), logits)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    doubled = plain.replace(mean_code=lambda logits: 2 * lfq.mean_code(logits))
+    np.testing.assert_allclose(likelihood.expected_code(doubled, logits), 2 * expected, atol=1e-6)
 
 
 def test_any_codebook_can_be_the_tokenizer(rng):
@@ -213,6 +223,45 @@ def test_stacked_measurements_add_up(problem):
     expected = residual.mean(axis=(1, 2, 3))
     expected = expected + (residual * mask).sum(axis=(1, 2, 3)) / (3 * mask.sum())
     np.testing.assert_allclose(got, LENGTH * expected, rtol=1e-5)
+
+
+def test_perceptual_features_of_y_are_computed_once(problem):
+    """A distance in two halves gives the same loss, and its half of y is outside the inner loop."""
+    seen = []
+
+    def describe(params, b):
+        seen.append("y")
+        return 2 * b
+
+    def compare(params, a, features):
+        seen.append("x")
+        return jnp.mean((2 * a - features) ** 2, axis=(1, 2, 3))
+
+    def whole(params, a, b):
+        return compare(params, a, 2 * b)
+
+    y = f32(problem["y"])
+    identity = operators.denoising()
+    plain = make_params(problem, identity, perceptual=Perceptual(params=None, apply=whole))
+    halves = make_params(
+        problem, identity,
+        perceptual=Perceptual(params=None, apply=whole, describe=describe, compare=compare),
+    )  # fmt: skip
+    expected = losses_of(problem, plain, y, perceptual_weight=0.5)
+    seen.clear()
+    np.testing.assert_allclose(
+        losses_of(problem, halves, y, perceptual_weight=0.5), expected, rtol=1e-6
+    )
+    assert set(seen) == {"x", "y"}
+    config = APSConfig(num_inner_steps=3, perceptual_weight=0.5)
+    logits = f32(problem["logits"])
+    targets = likelihood.perceptual_targets(halves, y, config)
+    seen.clear()
+    likelihood.objective(
+        halves, y, logits, f32(problem["prior"]), jnp.asarray(problem["tokens"]), jnp.ones(()),
+        grid=GRID, image_shape=IMAGE, config=config, targets=targets,
+    )  # fmt: skip
+    assert seen == ["x"]
 
 
 def test_perceptual_term_is_for_images_only(problem):

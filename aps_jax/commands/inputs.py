@@ -44,7 +44,7 @@ def degrade_photo(options: Restore, key_operator: Key, key_noise: Key) -> Proble
             )
         photo = images.center_crop(images.resize_short_side(photo, options.size), options.size)
     image_shape = photo.shape[:2]
-    operator = make_operator(options.task, image_shape, **_task_options(options))
+    operator = make_operator(options.task, image_shape, **task_options(options))
     if operator.name == "compressed_sensing":
         share = 0.25 if options.fraction is None else options.fraction
         size = 4 * share * (image_shape[0] * image_shape[1]) ** 2
@@ -58,7 +58,7 @@ def degrade_photo(options: Restore, key_operator: Key, key_noise: Key) -> Proble
 def load_measured(options: Restore) -> Problem:
     """Loads a measurement, and finds the image size behind it."""
     path, task = options.image, options.task
-    given = _task_options(options)
+    given = task_options(options)
     y = images.load_measurement(path)
     if y.ndim < 2:
         raise ValueError(f"{path} has shape {y.shape}; a measurement has at least two dimensions")
@@ -101,7 +101,8 @@ def _known_instead(task: str) -> str:
     return "restore its measurements from Python"
 
 
-def _task_options(options: Restore) -> dict[str, Any]:
+def task_options(options: Restore) -> dict[str, Any]:
+    """The task options that were given, files read; ValueError if one cannot be used."""
     given = {name: getattr(options, name) for name in TASK_OPTIONS}
     given = {name: value for name, value in given.items() if value is not None}
     if options.task == "nonlinear_blur":
@@ -174,7 +175,7 @@ def given_options(options: Restore) -> dict[str, Any]:
 
 def require_memory(size: float, what: str) -> None:
     """Raises ValueError if `what` needs more than the free memory; `size` is in bytes."""
-    free = _free_memory()
+    free = free_memory()
     if free is not None and size > free:
         raise ValueError(
             f"{what} need at least {size / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are "
@@ -182,9 +183,9 @@ def require_memory(size: float, what: str) -> None:
         )
 
 
-def _free_memory() -> int | None:
+def free_memory() -> int | None:
     """Bytes that the device can still give, or None if it does not say."""
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)

@@ -59,11 +59,11 @@ def run(options: Restore) -> int:
         report.paste_known(problem.operator, jnp.zeros((*problem.image_shape, 3)), problem.y)
     model = pretrained.load_pretrained(options.model, prompt=options.prompt)
     config = dataclasses.replace(config, image_shape=problem.image_shape)
-    _check_memory(config, model)
+    check_memory(config, model)
 
     notes: list[str] = []
-    distance = _load_distance(problem, config, notes)
-    config = _settle_perceptual(config, problem, distance, notes)
+    distance = load_distance(problem, config, notes)
+    config = settle_perceptual(config, problem, distance, notes)
     params = Params(
         prior=model.prior,
         codec=model.codec,
@@ -153,7 +153,8 @@ def _folder(out: Path) -> Iterator[None]:
         raise
 
 
-def _check_memory(config: APSConfig, model: pretrained.Model) -> None:
+def check_memory(config: APSConfig, model: pretrained.Model) -> None:
+    """ValueError if the logits of one image alone do not fit the free memory."""
     decoded = tuple(side * config.decode_scale for side in config.image_shape)
     rows, columns = field_shape(decoded, model.codec.stride)
     numbers = config.num_samples * rows * columns * model.codec.num_codes
@@ -164,7 +165,7 @@ def _check_memory(config: APSConfig, model: pretrained.Model) -> None:
     require_memory(size, what)
 
 
-def _load_distance(problem: Problem, config: APSConfig, notes: list[str]) -> Perceptual | None:
+def load_distance(problem: Problem, config: APSConfig, notes: list[str]) -> Perceptual | None:
     """LPIPS where something asks for it; a note says why not."""
     if problem.photo is None and config.perceptual_weight == 0:
         return None
@@ -178,7 +179,7 @@ def _load_distance(problem: Problem, config: APSConfig, notes: list[str]) -> Per
         return None
 
 
-def _settle_perceptual(
+def settle_perceptual(
     config: APSConfig, problem: Problem, distance: Perceptual | None, notes: list[str]
 ) -> APSConfig:
     """Drops the perceptual term where it cannot be computed, with a note."""
@@ -196,11 +197,8 @@ def _settle_perceptual(
     return dataclasses.replace(config, perceptual_weight=0.0)
 
 
-def _facts(options: Restore, config: APSConfig, problem: Problem) -> dict[str, Any]:
-    """Everything the samples depend on, as JSON values."""
-    operator = hashlib.sha256()
-    for leaf in jax.tree.leaves(problem.operator):
-        operator.update(np.asarray(leaf).tobytes())
+def run_facts(options: Restore, config: APSConfig) -> dict[str, Any]:
+    """What the samples of every image depend on, as JSON values."""
     folder = pretrained.model_folder(options.model)
     paths = (folder / CARD_NAME, *(weights_path(folder, name) for name in ("codec", "prior")))
     weights = {path.name: fingerprint(path) for path in paths}
@@ -208,23 +206,33 @@ def _facts(options: Restore, config: APSConfig, problem: Problem) -> dict[str, A
         tokenizer = (folder / TOKENIZER_NAME).read_bytes()
         weights[TOKENIZER_NAME] = hashlib.sha256(tokenizer).hexdigest()
     packages = ("jax", "jaxlib", "flax", "optax", "numpy")
-    device = jax.devices()[0]
+    image_shape = config.image_shape and list(config.image_shape)
     return {
         "task": {"name": options.task, "options": given_options(options)},
         "sigma": options.sigma,
         "seed": options.seed,
         "is_measured": options.measured,
-        "image": problem.source | {"shape": list(problem.image_shape)},
-        "measurement_sha256": hashlib.sha256(np.asarray(problem.y).tobytes()).hexdigest(),
-        "operator_sha256": operator.hexdigest(),
         "model": {"name": options.model, "sha256": weights},
         "prompt": options.prompt,
-        "config": dataclasses.asdict(config) | {"image_shape": list(config.image_shape)},
+        "config": dataclasses.asdict(config) | {"image_shape": image_shape},
         "versions": {
             "aps_jax": aps_jax.__version__,
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in packages},
         },
+    }
+
+
+def _facts(options: Restore, config: APSConfig, problem: Problem) -> dict[str, Any]:
+    """Everything the samples depend on, as JSON values."""
+    operator = hashlib.sha256()
+    for leaf in jax.tree.leaves(problem.operator):
+        operator.update(np.asarray(leaf).tobytes())
+    device = jax.local_devices()[0]
+    return run_facts(options, config) | {
+        "image": problem.source | {"shape": list(problem.image_shape)},
+        "measurement_sha256": hashlib.sha256(np.asarray(problem.y).tobytes()).hexdigest(),
+        "operator_sha256": operator.hexdigest(),
         "device": {"platform": device.platform, "kind": device.device_kind, "cpus": os.cpu_count()},
     }
 

@@ -175,7 +175,7 @@ def mixed_codes(problem: Problem, keys: Key, phi: Array, tokens: Array) -> Array
     assert isinstance(config, EntRGiConfig)
     is_masked = (tokens == problem.mask)[..., None]
     scaled = phi / config.temperature
-    codes = expected_code(scaled, problem.params.codec.codebook)
+    codes = expected_code(problem.params.codec, scaled)
     if config.mixing != "soft":
         hard = codes_of(problem, draw_tokens(keys, top_p(scaled, config.top_p)))
         weight = normalized_entropy(phi)[..., None] if config.mixing == "entropy" else 1.0

@@ -158,9 +158,7 @@ def _refine(
     is_weighed = (tokens == problem.mask) | config.kl_on_unmasked
 
     def total(phi: Array, gumbel: Array) -> tuple[Array, Array]:
-        soft = expected_code(
-            (phi + gumbel) / config.gumbel_temperature, problem.params.codec.codebook
-        )
+        soft = expected_code(problem.params.codec, (phi + gumbel) / config.gumbel_temperature)
         losses = measurement_term(problem, with_known_codes(problem, soft))
         kl = kl_term(phi, log_prior, is_exact=config.kl_exact)
         losses = losses + kl_weight * jnp.sum(jnp.where(is_weighed, kl, 0.0), axis=-1)

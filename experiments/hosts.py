@@ -1,0 +1,112 @@
+"""Which of several hosts this process is, by JAX's own runtime.
+
+The hosts meet once, learn their places and part again: work that exchanges nothing needs no
+connection, and JAX ends every connected process when one of them dies.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+
+
+class Place(NamedTuple):
+    """This process is number `index` of `count`."""
+
+    index: int
+    count: int
+
+
+def scheduled(environment: Mapping[str, str]) -> bool:
+    """True if a scheduler that JAX knows (Slurm, GKE, TPU pod) started several processes."""
+
+    def number(name: str) -> int:
+        value = environment.get(name, "")
+        return int(value) if value.isdigit() else 1
+
+    return (
+        number("SLURM_STEP_NUM_TASKS") > 1
+        or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+        or ("KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment)
+    )
+
+
+def join(
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    *,
+    seconds: float,
+    fail: Callable[[str], None],
+) -> Place:
+    """Meets the other processes; must come before anything else asks JAX for a device.
+
+    Args:
+      coordinator: HOST:PORT of process 0. None lets JAX ask the scheduler, where there is one that
+        started several processes; elsewhere this process is alone.
+      num_processes: how many there are, with `coordinator`.
+      process_id: which of them this is, with `coordinator`.
+      seconds: how long to wait for the others.
+      fail: told why, from another thread, if they do not come; must end the process.
+
+    Raises:
+      ValueError: if the three do not make sense together.
+    """
+    given = (coordinator, num_processes, process_id)
+    if any(value is not None for value in given):
+        if any(value is None for value in given):
+            raise ValueError(
+                "--coordinator, --num-processes and --process-id belong together; give all three"
+            )
+        if not 0 <= process_id < num_processes:
+            raise ValueError(
+                f"--process-id must be from 0 to {num_processes - 1}, got {process_id}"
+            )
+        if not coordinator.rpartition(":")[2].isdigit() or ":" not in coordinator:
+            raise ValueError(f"--coordinator must be HOST:PORT, got {coordinator!r}")
+        if num_processes == 1:
+            return Place(0, 1)
+    elif not scheduled(os.environ):
+        return Place(0, 1)
+    if not seconds > 0:
+        raise ValueError(f"--join-seconds must be positive, got {seconds}")
+
+    # JAX's own time limit aborts the process with a stack trace.
+    where = coordinator or "the scheduler's coordinator"
+    name = "" if process_id is None else f" (this is process {process_id} of {num_processes})"
+    timer = threading.Timer(
+        seconds,
+        fail,
+        [
+            f"not all processes met at {where} within {seconds:g} s{name}; check that every one "
+            "was started and reaches that address, or wait longer with --join-seconds"
+        ],
+    )
+    timer.daemon = True
+    timer.start()
+    try:
+        jax.distributed.initialize(*given, initialization_timeout=int(seconds) + 300)
+        jax.devices()  # Some devices are found by all processes together.
+        place = Place(jax.process_index(), jax.process_count())
+        jax.distributed.shutdown()
+    except RuntimeError as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(f"the processes could not meet at {where}: {first}") from None
+    finally:
+        timer.cancel()
+    return place
+
+
+def give_up(program: str) -> Callable[[str], None]:
+    """A `fail` for `join`: one line on stderr, then the end with exit code 2."""
+
+    def fail(message: str) -> None:
+        print(f"{program}: error: {message}", file=sys.stderr, flush=True)
+        os._exit(2)  # The main thread waits inside JAX and cannot be interrupted.
+
+    return fail

@@ -1,0 +1,253 @@
+"""How fast the sampler is, where its time goes and how that grows: a table and a JSON file.
+
+    python -m experiments.speed [--out experiments/results/speed] [--smoke]
+
+All rivals of a ratio run in turns in this process, and a ratio is the median over rounds.
+Wall-clock figures need a machine with nothing else to do; ratios of processor time (`cpu`) survive
+company.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+import aps_jax
+from aps_jax.files import write_atomically, write_json
+from aps_jax.types import Params
+from experiments import speed_parts, timing
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Command line.
+
+    Attributes:
+      model: embedded model or folder.
+      image_size: side of the images.
+      batch_size: images at once.
+      num_steps: timesteps of a whole run.
+      inner_steps: iterations per timed loop.
+      repeats: rounds.
+      matmul_side: side of the matrices of the matmul rate.
+      sections: what to measure; all by default.
+      out: folder of `speed.json` and `speed.md`; nothing is written if left out.
+      smoke: tiny counts that prove that everything works; the numbers mean nothing.
+    """
+
+    model: str = "photo64"
+    image_size: int = 64
+    batch_size: int = 4
+    num_steps: int = 4
+    inner_steps: int = 10
+    repeats: int = 9
+    matmul_side: int = 1024
+    sections: tuple[str, ...] = ("loop", "levers", "parts", "torch", "start", "growth")
+    out: Path | None = None
+    smoke: bool = False
+
+    def resolved(self) -> Arguments:
+        """With the counts of a smoke run, if it is one."""
+        if not self.smoke:
+            return self
+        small = {"image_size": 16, "batch_size": 1, "num_steps": 1, "inner_steps": 1, "repeats": 2}
+        return dataclasses.replace(self, **small, matmul_side=64)
+
+
+_sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
+
+
+def torch_section(params: Params, model: Any, arguments: Arguments) -> dict[str, Any]:
+    """The whole sampler against PyTorch with the same weights, or why not."""
+    if importlib.util.find_spec("torch") is None:
+        return {"skipped": "PyTorch is not installed: pip install '.[torch]'"}
+    import torch
+
+    from experiments.torch_sampler import TorchSampler
+
+    y = speed_parts.images(arguments.batch_size, arguments.image_size)
+    params = params.replace(operator=aps_jax.operators.denoising())
+    counts = {"num_steps": arguments.num_steps, "num_inner_steps": arguments.inner_steps}
+    config = aps_jax.APSConfig(**counts)
+    facts: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    runs: dict[str, Callable[[], Any]] = {
+        "jax": lambda: _sample(params, y, jax.random.key(0), config=config).images
+    }
+    for dtype in (torch.float32, torch.bfloat16):
+        for compiled in (False, True):
+            name = f"torch {str(dtype)[6:]} {'compiled' if compiled else 'eager'}"
+            sampler = TorchSampler(model, dtype=dtype, compiled=compiled)
+            try:
+                error = speed_parts.gradient_error(params, sampler, y, config)
+            except Exception as failure:  # torch.compile needs a C++ compiler that it can use.
+                facts[f"{name} skipped"] = str(failure).splitlines()[0]
+                continue
+            facts[f"{name} gradient error"] = error
+            runs[name] = lambda sampler=sampler: sampler.sample(y, **counts).numpy()
+    if not facts["torch float32 eager gradient error"] < 1e-3:
+        raise ArithmeticError("PyTorch and JAX disagree about a gradient; their times mean nothing")
+    seconds = timing.interleave(runs, arguments.repeats)
+    rows = {name: timing.spread(values) for name, values in seconds.items()}
+    for name, values in seconds.items():
+        rows[name]["over jax"] = timing.ratio(values, seconds["jax"])
+    return facts | {"seconds": rows}
+
+
+_START = """
+import json, os, resource, sys, time
+began = time.perf_counter()
+import aps_jax
+aps_jax.aps_sample, aps_jax.load_pretrained
+imported = time.perf_counter()
+import jax
+jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+model = aps_jax.load_pretrained(sys.argv[2])
+operator = aps_jax.operators.super_resolution(scale=4)
+params = aps_jax.Params(model.prior, model.codec, operator)
+side, batch = int(sys.argv[3]), int(sys.argv[4])
+y = jax.numpy.zeros((batch, side // 4, side // 4, 3))
+loaded = time.perf_counter()
+sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
+config = aps_jax.APSConfig(num_steps=1, num_inner_steps=1)
+lowered = sample.lower(params, y, jax.random.key(0), config=config)
+traced = time.perf_counter()
+compiled = lowered.compile()
+done = time.perf_counter()
+jax.block_until_ready(compiled(params, y, jax.random.key(0)))
+print(json.dumps({
+    "import": imported - began, "load": loaded - imported, "trace": traced - loaded,
+    "compile": done - traced, "first call": time.perf_counter() - done,
+    "peak memory, MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+}))
+"""
+
+
+def start_section(arguments: Arguments) -> dict[str, Any]:
+    """Import, compilation and memory in fresh processes, without and with a warm cache on disk."""
+    rounds = 1 if arguments.smoke else 3
+    values: dict[str, list[dict[str, float]]] = {"cold": [], "cached": []}
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as cache:
+            for found in values.values():
+                words = [cache, arguments.model, arguments.image_size, arguments.batch_size]
+                done = subprocess.run(
+                    [sys.executable, "-c", _START, *map(str, words)],
+                    capture_output=True, text=True, check=True,
+                )  # fmt: skip
+                found.append(json.loads(done.stdout.splitlines()[-1]))
+    return {
+        name: {key: float(np.median([row[key] for row in found])) for key in found[0]}
+        for name, found in values.items()
+    }
+
+
+def growth_section(params: Params, arguments: Arguments) -> dict[str, Any]:
+    """Seconds of a whole run as one size at a time doubles."""
+    base = {
+        "batch": arguments.batch_size,
+        "side": arguments.image_size,
+        "bits": params.codec.codebook.shape[1],
+        "T": arguments.num_steps,
+        "M": arguments.inner_steps,
+    }
+    doubled = {"batch": 2, "side": 2, "T": 2, "M": 2}
+    cases = {"base": base} | {
+        f"{name} x 2": base | {name: factor * base[name]} for name, factor in doubled.items()
+    }
+    cases["K / 2"] = base | {"bits": base["bits"] - 1}
+    runs = {name: speed_parts.whole_run(params, **sizes) for name, sizes in cases.items()}
+    seconds = timing.interleave(runs, max(2, arguments.repeats // 3))
+    rows = {name: timing.spread(values) for name, values in seconds.items()}
+    for name, values in seconds.items():
+        rows[name]["over base"] = timing.ratio(values, seconds["base"])
+    return {"sizes": base, "seconds": rows}
+
+
+def measure(arguments: Arguments) -> dict[str, Any]:
+    """All sections that were asked for."""
+    arguments = arguments.resolved()
+    model = aps_jax.load_pretrained(arguments.model)
+    operator = aps_jax.operators.super_resolution(scale=4)
+    params = Params(prior=model.prior, codec=model.codec, operator=operator)
+    sections: dict[str, Callable[[], Any]] = {
+        "loop": lambda: speed_parts.loop_section(params, arguments),
+        "levers": lambda: speed_parts.lever_section(params, arguments),
+        "parts": lambda: speed_parts.part_section(params, arguments),
+        "torch": lambda: torch_section(params, model, arguments),
+        "start": lambda: start_section(arguments),
+        "growth": lambda: growth_section(params, arguments),
+    }
+    unknown = set(arguments.sections) - set(sections)
+    if unknown:
+        raise SystemExit(f"speed: unknown sections {sorted(unknown)}; there are {list(sections)}")
+    result: dict[str, Any] = {
+        "device": jax.devices()[0].device_kind,
+        "cpus": os.cpu_count(),
+        "load average before": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "arguments": {k: v for k, v in dataclasses.asdict(arguments).items() if k != "out"},
+    }
+    for name in arguments.sections:
+        print(f"measuring {name}", file=sys.stderr, flush=True)
+        result[name] = sections[name]()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return result | {"load average after": os.getloadavg()[0], "peak memory, MiB": peak}
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown: a table per section, one line per leaf; ratios and seconds with quartiles."""
+    lines = [
+        f"{result['device']}, {result['cpus']} cores, JAX {result['jax']}; load average "
+        f"{result['load average before']:.1f} before and {result['load average after']:.1f} after",
+        "",
+    ]
+    for section in result["arguments"]["sections"]:
+        lines += [f"### {section}", "", "| what | median | quartiles | cpu |", "|---|---|---|---|"]
+        lines += _lines(result[section], "")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _lines(value: Any, name: str) -> list[str]:
+    if not isinstance(value, dict):
+        shown = f"{value:.4g}" if isinstance(value, float) else value
+        return [f"| {name} | {shown} | | |"]
+    own, rest = [], value
+    if "median" in value:
+        cpu = f"{value['cpu']:.4g}" if "cpu" in value else ""
+        quartiles = f"{value['low']:.4g} – {value['high']:.4g}"
+        own = [f"| {name} | {value['median']:.4g} | {quartiles} | {cpu} |"]
+        rest = {k: v for k, v in value.items() if k not in ("median", "low", "high", "cpu")}
+    for key, item in rest.items():
+        own += _lines(item, f"{name}: {key}" if name else str(key))
+    return own
+
+
+def main(arguments: Arguments) -> None:
+    """Measures, prints the table and writes both files."""
+    result = measure(arguments)
+    text = table(result)
+    print(text)
+    if arguments.out is not None:
+        write_json(arguments.out / "speed.json", result)
+        write_atomically(arguments.out / "speed.md", (text + "\n").encode())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

@@ -1,0 +1,322 @@
+"""What `experiments.speed` times inside JAX: the loop, its parts, and what was done about them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import aps_jax
+from aps_jax import convolution, likelihood, tokenizer
+from aps_jax.perceptual import MIN_SIDE, PerceptualUnavailable, load_lpips
+from aps_jax.prior import make_prior
+from aps_jax.tokenizer import init_codec_params, make_codec
+from aps_jax.transformer import init_transformer_params
+from aps_jax.types import Array, Params
+from experiments import timing
+
+
+def images(batch: int, side: int) -> Array:
+    """Noise in [-1, 1]: [B, side, side, 3]."""
+    return jax.random.uniform(jax.random.key(0), (batch, side, side, 3), minval=-1, maxval=1)
+
+
+class Step:
+    """One problem, all masked, and functions of its inner loop.
+
+    Attributes:
+      params: models and operator.
+      y: its measurement.
+      config: options.
+      tokens: [B, L], all masked.
+      log_prior: [B, L, K].
+    """
+
+    def __init__(self, params: Params, batch: int, side: int, config: aps_jax.APSConfig) -> None:
+        self.params, self.config, self.side = params, config, side
+        self.y = params.operator(images(batch, side))
+        self.grid = (side // params.codec.stride,) * 2
+        self.tokens = jnp.full((batch, self.grid[0] * self.grid[1]), params.codec.num_codes)
+        logits = jax.jit(params.prior.apply)(params.prior.params, self.tokens_grid())
+        self.log_prior = jax.nn.log_softmax(logits.reshape(*self.tokens.shape, -1))
+        self.optimizer = likelihood.make_optimizer(config)
+        self.opt_state = self.optimizer.init(self.log_prior)
+
+    def tokens_grid(self) -> Array:
+        """Tokens [B, h, w]."""
+        return self.tokens.reshape(-1, *self.grid)
+
+    def total(self, params: Params, y: Array, phi: Array, log_prior: Array, tokens: Array) -> Array:
+        """Sum of the objective over the batch."""
+        return jnp.sum(
+            likelihood.objective(
+                params, y, phi, log_prior, tokens, jnp.ones(()),
+                grid=self.grid, image_shape=(self.side, self.side), config=self.config,
+            )
+        )  # fmt: skip
+
+    def gradient(self) -> Callable[..., Array]:
+        """Jitted gradient of the logits, of (params, y, phi, log_prior, tokens)."""
+        return jax.jit(jax.grad(self.total, argnums=2))
+
+    def arguments(self) -> tuple[Any, ...]:
+        """What `gradient` takes."""
+        return self.params, self.y, self.log_prior, self.log_prior, self.tokens
+
+    def alone(self) -> Callable[[], Any]:
+        """One inner iteration as a jitted call."""
+
+        @jax.jit
+        def iterate(opt_state, params, y, phi, log_prior, tokens):
+            grads = jax.grad(self.total, argnums=2)(params, y, phi, log_prior, tokens)
+            updates, opt_state = self.optimizer.update(grads, opt_state)
+            return phi + updates, opt_state
+
+        return lambda: iterate(self.opt_state, *self.arguments())
+
+    def loop(self) -> Callable[[], Any]:
+        """The inner loop of `config.num_inner_steps` iterations, compiled."""
+
+        @jax.jit
+        def refine(opt_state, params, y, phi, log_prior, tokens):
+            return likelihood.refine(
+                params, y, phi, opt_state, log_prior, tokens, jnp.ones(()),
+                grid=self.grid, image_shape=(self.side, self.side), config=self.config,
+            ).logits  # fmt: skip
+
+        return lambda: refine(self.opt_state, *self.arguments())
+
+
+def gradient_error(params: Params, sampler: Any, y: Array, config: aps_jax.APSConfig) -> float:
+    """Largest difference of one PyTorch gradient to ours, over the largest entry."""
+    import torch
+
+    step = Step(params, len(y), y.shape[1], config)
+    ours = np.asarray(step.gradient()(*step.arguments()))
+    phi, tokens = torch.tensor(np.asarray(step.log_prior)), torch.tensor(np.asarray(step.tokens))
+    target = torch.tensor(np.asarray(step.y)).permute(0, 3, 1, 2)
+    theirs = sampler.gradient(phi, tokens.long(), target, step.grid[0]).numpy()
+    return float(np.abs(theirs - ours).max() / np.abs(ours).max())
+
+
+def loop_section(params: Params, arguments: Any) -> dict[str, Any]:
+    """One inner iteration inside the compiled sampler against the same one as a jitted call.
+
+    Inside: the difference between `aps_sample` with 1 + n and with 1 inner steps, over n, so that
+    the denoiser and the remasking cancel. XLA's CPU backend can compile the gradient of a
+    convolution far worse inside a loop; "stock gradient" is JAX's own.
+    """
+    result = {"library gradient": _inside_and_alone(params, arguments)}
+    with _replaced(convolution, "_unit_stride", convolution._unit_stride.fun):
+        result["stock gradient"] = _inside_and_alone(params, arguments)
+    return result
+
+
+def _inside_and_alone(params: Params, arguments: Any) -> dict[str, Any]:
+    count = arguments.inner_steps
+    long = aps_jax.APSConfig(num_steps=1, num_inner_steps=1 + count)
+    short = dataclasses.replace(long, num_inner_steps=1)
+    step = Step(params, arguments.batch_size, arguments.image_size, long)
+    sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
+    alone, key = step.alone(), jax.random.key(0)
+    seconds = timing.interleave(
+        {
+            "long": lambda: sample(params, step.y, key, config=long),
+            "short": lambda: sample(params, step.y, key, config=short),
+            "alone": lambda: [alone() for _ in range(count)],
+        },
+        arguments.repeats,
+    )
+    inside, outside = (seconds["long"] - seconds["short"]) / count, seconds["alone"] / count
+    return {
+        "inside": timing.spread(inside),
+        "alone": timing.spread(outside),
+        "inside over alone": timing.ratio(inside, outside),
+    }
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    """Another form of one function of the library; compiled code is forgotten before and after."""
+    ours = getattr(module, name)
+    setattr(module, name, value)
+    jax.clear_caches()
+    try:
+        yield
+    finally:
+        setattr(module, name, ours)
+        jax.clear_caches()
+
+
+def _doubled_first(x: Array, kernel: Array, strides: Any, padding: Any, **options: Any) -> Array:
+    batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
+    x = x.reshape(batch, 2 * height, 2 * width, channels)
+    return convolution.conv_general_dilated(x, kernel, strides, padding, **options)
+
+
+def _flax_norm(num_groups: int, epsilon: float, dtype: str, *, name: str) -> nn.Module:
+    return nn.GroupNorm(
+        num_groups=num_groups, epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name
+    )
+
+
+def lever_section(params: Params, arguments: Any) -> dict[str, Any]:
+    """The inner loop with one thing done the plain way, over the library's own."""
+    config = aps_jax.APSConfig(num_steps=1, num_inner_steps=arguments.inner_steps)
+    size = (arguments.batch_size, arguments.image_size)
+    plain_codec = params.codec.replace(mean_code=None)
+    runs = {
+        "library": Step(params, *size, config).loop(),
+        "mean code by product": Step(params.replace(codec=plain_codec), *size, config).loop(),
+    }
+    # Compiled while the replacement is in place; a compiled function is not traced again.
+    compiled = {name: _compiled(run) for name, run in runs.items()}
+    for name, attribute, value in (
+        ("doubling before the convolution", "upsampled_conv", _doubled_first),
+        ("group norm of Flax", "GroupNorm", _flax_norm),
+    ):
+        ours = getattr(tokenizer, attribute)
+        setattr(tokenizer, attribute, value)
+        try:
+            compiled[name] = _compiled(Step(params, *size, config).loop())
+        finally:
+            setattr(tokenizer, attribute, ours)
+    with_lpips = _with_lpips(params, arguments)
+    if with_lpips is not None:
+        perceptual = dataclasses.replace(config, perceptual_weight=1e-3)
+        whole = with_lpips.replace(
+            perceptual=with_lpips.perceptual.replace(describe=None, compare=None)
+        )
+        compiled["LPIPS library"] = _compiled(Step(with_lpips, *size, perceptual).loop())
+        compiled["LPIPS, features of y every time"] = _compiled(
+            Step(whole, *size, perceptual).loop()
+        )
+    seconds = timing.interleave(compiled, arguments.repeats)
+    rows: dict[str, Any] = {}
+    for name, values in seconds.items():
+        base = seconds["LPIPS library" if name.startswith("LPIPS") else "library"]
+        rows[name] = timing.spread(values / arguments.inner_steps) | {
+            "over library": timing.ratio(values, base),
+            "cpu over library": timing.ratio(values[:, 1], base[:, 1]),
+        }
+    return rows
+
+
+def _compiled(run: Callable[[], Any]) -> Callable[[], Any]:
+    jax.block_until_ready(run())
+    return run
+
+
+def _with_lpips(params: Params, arguments: Any) -> Params | None:
+    """Identity measurements with LPIPS, or None where it is not installed or the image small."""
+    if arguments.image_size < MIN_SIDE:
+        return None
+    try:
+        distance = load_lpips()
+    except PerceptualUnavailable:
+        return None
+    return params.replace(operator=aps_jax.operators.denoising(), perceptual=distance)
+
+
+def part_section(params: Params, arguments: Any) -> dict[str, Any]:
+    """Seconds of the parts of a timestep, each jitted alone, and the decoder's FLOP rate.
+
+    FLOP are XLA's count for the program before optimisation (`Lowered.cost_analysis`), and the rate
+    that they are compared with is that of a float32 matrix product in this process.
+    """
+    config = aps_jax.APSConfig(num_steps=1, num_inner_steps=1)
+    step = Step(params, arguments.batch_size, arguments.image_size, config)
+    codec, optimizer = params.codec, step.optimizer
+    shape = (*step.tokens_grid().shape, codec.codebook.shape[1])
+    codes = jnp.sign(jax.random.normal(jax.random.key(1), shape))
+    forward = jax.jit(codec.decode)
+    target = images(arguments.batch_size, arguments.image_size)
+    both = jax.jit(
+        jax.grad(lambda codes, params: jnp.sum((codec.decode(params, codes) - target) ** 2))
+    )
+    expectation = jax.jit(
+        jax.grad(lambda phi, codec: jnp.sum(likelihood.expected_code(codec, phi) ** 2))
+    )
+    prior_term = jax.jit(
+        jax.grad(lambda phi, p: jnp.sum(likelihood.prior_energy(phi, p, step.tokens >= 0)))
+    )
+
+    @jax.jit
+    def adam(grads, opt_state):
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return grads + updates, opt_state
+
+    denoiser = jax.jit(params.prior.apply)
+    runs: dict[str, Callable[[], Any]] = {
+        "whole iteration": step.alone(),
+        "decoder forward": lambda: forward(codec.params, codes),
+        "decoder forward and backward": lambda: both(codes, codec.params),
+        "expectation, both ways": lambda: expectation(step.log_prior, codec),
+        "prior term, both ways": lambda: prior_term(step.log_prior, step.log_prior),
+        "adam": lambda: adam(step.log_prior, step.opt_state),
+        "denoiser": lambda: denoiser(params.prior.params, step.tokens_grid()),
+    }
+    with_lpips = _with_lpips(params, arguments)
+    if with_lpips is not None:
+        distance = jax.jit(jax.grad(lambda a, b, lpips: jnp.sum(lpips.distance_to(a, b))))
+        reference = jax.jit(lambda b, lpips: lpips.reference(b))(target, with_lpips.perceptual)
+        runs["LPIPS, both ways"] = lambda: distance(0.5 * target, reference, with_lpips.perceptual)
+    seconds = timing.interleave(runs, arguments.repeats)
+    rows: dict[str, Any] = {name: timing.spread(values) for name, values in seconds.items()}
+    rate = timing.matmul_rate(arguments.matmul_side, arguments.repeats)
+    flops = {
+        "decoder forward": _flops(forward, codec.params, codes),
+        "decoder forward and backward": _flops(both, codes, codec.params),
+        "denoiser": _flops(denoiser, params.prior.params, step.tokens_grid()),
+    }
+    for name, count in flops.items():
+        rows[name]["FLOP"] = count
+        rows[name]["FLOP/s over matmul"] = count / rows[name]["median"] / rate["median"]
+    return {"seconds": rows, "matmul FLOP/s": rate}
+
+
+def _flops(function: Any, *args: Any) -> float:
+    return float(function.lower(*args).cost_analysis()["flops"])
+
+
+def whole_run(
+    params: Params, *, batch: int, side: int, bits: int, T: int, M: int
+) -> Callable[[], Any]:
+    """A whole sampler call of these sizes, on random weights if `bits` are not the model's."""
+    if bits != params.codec.codebook.shape[1]:
+        params = _random_model(params, bits)
+    config = aps_jax.APSConfig(num_steps=T, num_inner_steps=M)
+    sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
+    y = params.operator(images(batch, side))
+    return lambda: sample(params, y, jax.random.key(0), config=config).images
+
+
+def _random_model(params: Params, bits: int) -> Params:
+    """The same architecture with another codebook and random weights."""
+    codec = dataclasses.replace(dict(params.codec.decode.settings)["config"], num_bits=bits)
+    prior = dict(params.prior.apply.settings)["config"]
+    prior = dataclasses.replace(
+        prior,
+        vocab_size=2**bits + 1,
+        num_outputs=2**bits,
+        code_bits=None if prior.code_bits is None else bits,
+    )
+    rng = np.random.default_rng(0)
+
+    def draw(init: Callable[..., Any], config: Any) -> Any:
+        shapes = jax.eval_shape(lambda key: init(key, config), jax.random.key(0))
+        return jax.tree.map(
+            lambda leaf: jnp.asarray(0.05 * rng.normal(size=leaf.shape), leaf.dtype), shapes
+        )
+
+    return params.replace(
+        codec=make_codec(codec, draw(init_codec_params, codec)),
+        prior=make_prior(prior, draw(init_transformer_params, prior), window=params.prior.window),
+    )

@@ -1,0 +1,357 @@
+"""Restores a folder of images on as many devices and hosts as there are.
+
+    python -m experiments.sweep PHOTOS --size 64 --task super_resolution --out runs/sweep
+    python -m experiments.sweep experiments/configs/sweep.json --out runs/sweep
+
+Every host takes each n-th image of the sorted list, spreads its batches over its own devices and
+writes an image and a row at a time. Batches never cross hosts: a host that dies stops nobody, and
+the same command, on any number of hosts, does only what is missing. An image's noise and samples
+depend on the seed and its name alone, not on hosts, devices, batches or their order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import aps_jax
+from aps_jax import cli, images, pretrained, report, sharding, tasks
+from aps_jax.commands import inputs
+from aps_jax.commands import restore as command
+from aps_jax.config import APSConfig
+from aps_jax.types import Key, Params, Perceptual
+from experiments import hosts, memory, photos, rows
+
+PROGRAM = "sweep"
+MANIFEST = "sweep.json"
+_Hidden = tyro.conf.Suppress[bool]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep(cli.Restore):
+    """Restores many images; the options of one restoration are those of `aps-jax restore`.
+
+    Attributes:
+      image: folder of images, text file with one path per line, or JSON file of options.
+      batch_size: images at once on this host; 4 per group of devices if left out.
+      num_data: groups of this host's devices that images are spread over; all if left out.
+      num_model: devices that share one copy of the prior.
+      coordinator: HOST:PORT of process 0; Slurm, GKE and TPU pods need none.
+      num_processes: number of processes, with --coordinator.
+      process_id: which one this is, with --coordinator.
+      join_seconds: how long to wait for the other processes.
+    """
+
+    image: Annotated[Path | None, tyro.conf.Positional] = None
+    out: Path = Path("runs/sweep")
+    batch_size: int | None = None
+    num_data: int | None = None
+    num_model: int = 1
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    join_seconds: float = 300.0
+    resume: _Hidden = False
+    overwrite: _Hidden = False
+    paste_known: _Hidden = False
+    save_steps: _Hidden = False
+
+
+class Job(NamedTuple):
+    """One image to restore, measured."""
+
+    name: str
+    problem: inputs.Problem
+    key: Key
+
+
+def image_key(seed: int, name: str) -> Key:
+    """The key of everything random about one image."""
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+    return jax.random.fold_in(jax.random.key(seed), number)
+
+
+def measure_image(options: Sweep, name: str, path: Path) -> Job:
+    """Loads one image and measures it; the operator's random state is the same for all images."""
+    key_noise, key_sample = jax.random.split(image_key(options.seed, name))
+    one = dataclasses.replace(options, image=path)
+    if options.measured:
+        return Job(name, inputs.load_measured(one), key_sample)
+    key_operator = jax.random.fold_in(jax.random.key(options.seed), 0)
+    return Job(name, inputs.degrade_photo(one, key_operator, key_noise), key_sample)
+
+
+def _kind(problem: inputs.Problem) -> tuple:
+    """Images of one kind share a batch: sizes and operators are equal."""
+    leaves, structure = jax.tree.flatten(problem.operator)
+    arrays = tuple(hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest() for leaf in leaves)
+    return problem.image_shape, jax.tree.map(jnp.shape, problem.y), structure, arrays
+
+
+class Host:
+    """One host's share of a sweep.
+
+    Attributes:
+      options: command line.
+      config: sampler options, of images of any size.
+      place: which host this is.
+      mesh: this host's devices.
+      batch_size: images at once.
+      model: prior and codec.
+    """
+
+    def __init__(self, options: Sweep, place: hosts.Place) -> None:
+        self.options, self.place = options, place
+        self.config = cli.config_of(options)
+        self.mesh = sharding.make_mesh(
+            options.num_data, options.num_model, devices=jax.local_devices()
+        )
+        groups = self.mesh.shape[sharding.DATA]
+        self.batch_size = 4 * groups if options.batch_size is None else options.batch_size
+        if self.batch_size < 1 or self.batch_size % groups:
+            raise ValueError(
+                f"--batch-size must be a positive multiple of the {groups} groups of devices that "
+                f"share it, got {self.batch_size}"
+            )
+        self.model = pretrained.load_pretrained(options.model)
+        _require_whole_heads(self.model.card, options.num_model)
+        self.log = options.out / f"rows-{place.index:04}.jsonl"
+        self._compiled: dict[Any, Any] = {}
+        self._distance: Perceptual | None = None
+        self._tried_distance = False
+
+    def pending(self, found: dict[str, Path]) -> dict[str, Path]:
+        """This host's images that have no result yet."""
+        share = dict(list(found.items())[self.place.index :: self.place.count])
+        finished = {
+            row["name"]
+            for row in rows.read(sorted(self.options.out.glob("rows-*.jsonl")))
+            if row["status"] == "restored"
+        }
+        return {
+            name: path
+            for name, path in share.items()
+            if not (name in finished and self.target(name).is_file())
+        }
+
+    def target(self, name: str) -> Path:
+        """File of a restored image."""
+        return self.options.out / "images" / f"{name}.png"
+
+    def run(self, found: dict[str, Path]) -> int:
+        """Restores what is missing of this host's share; returns how many images failed."""
+        pending = self.pending(found)
+        count, failed, done = len(pending), 0, 0
+        for batch in self._batches(pending):
+            results = self._restore(batch) if isinstance(batch, list) else [batch]
+            rows.append(self.log, results)
+            done += len(results)
+            bad = [row for row in results if row["status"] != "restored"]
+            failed += len(bad)
+            for row in bad:
+                _say(f"{row['name']} was left out: {row['reason']}")
+            _say(f"host {self.place.index} of {self.place.count}: {done} of {count} images")
+        return failed
+
+    def _batches(self, pending: dict[str, Path]) -> Iterator[list[Job] | dict[str, Any]]:
+        """Full batches of one kind, then the rest; a row instead for what cannot be read."""
+        waiting: dict[tuple, list[Job]] = {}
+        for name, path in pending.items():
+            try:
+                job = measure_image(self.options, name, path)
+            except (OSError, ValueError) as error:
+                yield {"name": name, "status": "unreadable", "reason": str(error)}
+                continue
+            kind = _kind(job.problem)
+            waiting.setdefault(kind, []).append(job)
+            if len(waiting[kind]) == self.batch_size:
+                yield waiting.pop(kind)
+        yield from waiting.values()
+
+    def _restore(self, jobs: list[Job]) -> list[dict[str, Any]]:
+        """Restores jobs of one kind, writes their images and returns their rows."""
+        problem = jobs[0].problem
+        distance = self._lpips(problem)
+        notes: list[str] = []
+        config = dataclasses.replace(self.config, image_shape=problem.image_shape)
+        config = command.settle_perceptual(config, problem, distance, notes)
+        params = Params(
+            prior=self.model.prior,
+            codec=self.model.codec,
+            operator=problem.operator,
+            perceptual=distance if config.perceptual_weight > 0 else None,
+        )
+        # Filled up with the last image, so that every batch has one shape.
+        filled = jobs + jobs[-1:] * (self.batch_size - len(jobs))
+        y = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(j.problem.y for j in filled))
+        keys = jnp.stack([job.key for job in filled])
+        began = time.perf_counter()
+        result = self._sample(params, y, keys, config)
+        seconds = (time.perf_counter() - began) / len(jobs)
+
+        table = []
+        is_finite = np.all(result.info.is_finite, axis=(0, 1))
+        for index, job in enumerate(jobs):
+            row = {"name": job.name, "status": "restored", "sha256": job.problem.source["sha256"]}
+            if not is_finite[index]:
+                reason = "the objective is not finite; lower learning_rate or prior_weight"
+                table.append(row | {"status": "diverged", "reason": reason})
+                continue
+            image = jnp.asarray(result.images[index])
+            images.save_image(self.target(job.name), image)
+            residual = report.data_residual(job.problem.operator, image, job.problem.y)
+            row |= {"residual": residual["root_mean_square"], "seconds": round(seconds, 3)}
+            if job.problem.photo is not None:
+                row |= report.scores({"restored": image}, job.problem.photo[0], distance)[
+                    "restored"
+                ]
+            table.append(row | ({"notes": notes} if notes else {}))
+        return table
+
+    def _lpips(self, problem: inputs.Problem) -> Perceptual | None:
+        if not self._tried_distance:
+            notes: list[str] = []
+            self._distance = command.load_distance(problem, self.config, notes)
+            self._tried_distance = True
+            for note in notes:
+                if self.config.perceptual_weight > 0 and self._distance is None:
+                    raise ValueError(
+                        f"--preset {self.options.preset} needs LPIPS on every host; {note}"
+                    )
+                _say(f"note: {note}")
+        return self._distance
+
+    def _sample(self, params: Params, y: Any, keys: Key, config: APSConfig) -> aps_jax.SampleResult:
+        """One batch over this host's devices, back as NumPy arrays."""
+        params = sharding.shard_params(params, self.mesh)
+        y, keys = sharding.shard_batch((y, keys), self.mesh)
+        kind = (jax.tree.structure((params, y)), jax.tree.map(jnp.shape, y), config)
+        try:
+            if kind not in self._compiled:
+                compiled = _sample.lower(params, y, keys, config=config).compile()
+                memory.require_fitting(compiled, self.batch_size, self.mesh)
+                self._compiled[kind] = compiled
+            return jax.device_get(self._compiled[kind](params, y, keys))
+        except Exception as error:
+            if not cli.is_out_of_memory(error):
+                raise
+            compiled = self._compiled.get(kind)
+            raise memory.MemoryShortage(
+                memory.advice(compiled, self.batch_size, self.mesh)
+            ) from error
+
+
+_sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
+
+
+def _require_whole_heads(card: dict[str, Any], num_model: int) -> None:
+    """ValueError if the devices that share a prior cannot share its attention heads."""
+    for name in ("num_heads", "num_kv_heads"):
+        heads = card["prior"].get(name)
+        if heads and num_model > 0 and heads % num_model:
+            raise ValueError(
+                f"--num-model {num_model} does not divide the prior's {name} = {heads}; choose a "
+                f"divisor of {heads}"
+            )
+
+
+def _check_task(options: Sweep) -> None:
+    """ValueError if the task or its options are wrong whatever the image."""
+    given = inputs.task_options(options)
+    side = options.size or 256
+    if options.task != "inpainting_mask":  # Its mask decides the size.
+        tasks.make_operator(options.task, (side, side), **given)
+    elif not options.measured and "mask" not in given:
+        raise ValueError("--task inpainting_mask needs --mask FILE")
+
+
+def _say(text: str) -> None:
+    print(f"{PROGRAM}: {text}", file=sys.stderr, flush=True)
+
+
+def read_options(argv: Sequence[str]) -> Sweep:
+    """Options of the command line, over those of a JSON file if the first argument is one.
+
+    Raises:
+      ValueError: if the file is no mapping of options.
+      SystemExit: as tyro does, for help and for what cannot be understood.
+    """
+    argv, default = list(argv), Sweep()
+    if argv and argv[0].endswith(".json"):
+        path = Path(argv.pop(0))
+        if not path.is_file():
+            raise ValueError(f"there is no file {path}")
+        kinds = {field.name: field.type for field in dataclasses.fields(Sweep)}
+        try:
+            values = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is not a JSON object of options ({error})") from None
+        for name in values:
+            if name not in kinds:
+                raise ValueError(f"{path} has an unknown option {name!r}; see --help")
+        for name in ("image", "out", "kernel", "mask"):
+            if values.get(name) is not None:
+                values[name] = Path(values[name])
+        default = Sweep(**values)
+    return tyro.cli(Sweep, args=argv, prog=PROGRAM, default=default)
+
+
+def run(options: Sweep) -> int:
+    """Does this host's share; 0 if every image of it has a result, 1 if some could not be used."""
+    if options.image is None:
+        raise ValueError("name a folder of images, a list of paths or a JSON file of options")
+    cli.check(options)
+    _check_task(options)
+    if options.num_samples != 1:
+        raise ValueError(
+            "--num-samples must be 1 here; for more samples of an image, sweep again with another "
+            "--seed and --out"
+        )
+    place = hosts.join(
+        options.coordinator,
+        options.num_processes,
+        options.process_id,
+        seconds=options.join_seconds,
+        fail=hosts.give_up(PROGRAM),
+    )
+    found = photos.named_images(options.image)
+    host = Host(options, place)
+    rows.claim(options.out / MANIFEST, _identity(options, host.config))
+    try:
+        failed = host.run(found)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command does what is missing") from None
+    if failed:
+        _say(f"{failed} images have no result; {host.log} says why")
+    return 1 if failed else 0
+
+
+def _identity(options: Sweep, config: APSConfig) -> dict[str, Any]:
+    """What every result of one folder has in common."""
+    facts = command.run_facts(options, config)
+    for name in ("kernel", "mask"):
+        path = getattr(options, name)
+        if path is not None:
+            facts["task"]["options"][name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return facts | {"model": facts["model"]["sha256"], "size": options.size}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    return cli.guarded(lambda: run(read_options(argv)), PROGRAM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Times of several functions taken in turns, so that all of them see the same machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def interleave(
+    runs: Mapping[str, Callable[[], Any]], repeats: int, *, warm: bool = True
+) -> dict[str, np.ndarray]:
+    """Seconds of every function, in turns.
+
+    Args:
+      runs: functions by name; JAX results are waited for.
+      repeats: rounds.
+      warm: call every function once before, untimed.
+
+    Returns:
+      By name, [repeats, 2]: wall-clock seconds, and processor seconds of all threads, which other
+      programs on the machine disturb less.
+    """
+    for function in runs.values() if warm else ():
+        jax.block_until_ready(function())
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, function in runs.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            jax.block_until_ready(function())
+            seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def spread(values: np.ndarray) -> dict[str, float]:
+    """Median and quartiles of the first axis: of [n], or of the columns (wall, cpu) of [n, 2]."""
+    if values.ndim == 2:
+        return spread(values[:, 0]) | {"cpu": float(np.median(values[:, 1]))}
+    low, median, high = np.percentile(values, [25, 50, 75])
+    return {"median": float(median), "low": float(low), "high": float(high)}
+
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> dict[str, float]:
+    """Spread of the ratio round by round, which cancels what changes slowly on the machine."""
+    return spread(numerator / denominator)
+
+
+def matmul_rate(side: int, repeats: int) -> dict[str, float]:
+    """Floating-point operations per second of a float32 product of two square matrices."""
+    a = jax.random.normal(jax.random.key(0), (side, side))
+    product = jax.jit(lambda a: a @ a)
+    seconds = interleave({"matmul": lambda: product(a)}, repeats)["matmul"]
+    return spread(2 * side**3 / seconds[:, 0]) | {"side": side}

@@ -1,0 +1,85 @@
+"""The speed study runs through on a tiny model; its arithmetic is checked on known times."""
+
+import dataclasses
+import json
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import CODEC_CONFIG, PRIOR_CONFIG, random_params
+
+from aps_jax import checkpoint
+from aps_jax.tokenizer import init_codec_params
+from aps_jax.transformer import init_transformer_params
+from experiments import speed, timing
+
+
+def test_ratios_are_taken_round_by_round():
+    """A machine that turns twice as slow in the middle changes neither ratio nor its quartiles."""
+    slow = np.array([1.0, 1.0, 2.0, 2.0])
+    a, b = np.stack([3 * slow, slow], axis=1), np.stack([2 * slow, slow], axis=1)
+    assert timing.ratio(a, b) == {"median": 1.5, "low": 1.5, "high": 1.5, "cpu": 1.0}
+    assert timing.spread(np.array([1.0, 2.0, 3.0, 4.0, 9.0]))["median"] == 3.0
+
+
+def test_functions_are_timed_in_turns():
+    order = []
+
+    def run(name, seconds):
+        order.append(name)
+        time.sleep(seconds)
+
+    found = timing.interleave({"a": lambda: run("a", 0.0), "b": lambda: run("b", 0.02)}, 3)
+    assert order == ["a", "b"] * 4  # The first of each is not counted.
+    assert found["b"].shape == (3, 2) and (found["b"][:, 0] >= 0.02).all()
+    assert (found["b"][:, 1] < 0.02).all()  # Sleeping takes no processor time.
+
+
+def test_matmul_rate_counts_multiplications_and_additions(monkeypatch):
+    monkeypatch.setattr(
+        timing, "interleave", lambda runs, repeats: {"matmul": np.full((repeats, 2), 0.5)}
+    )
+    assert timing.matmul_rate(10, 3)["median"] == 4000
+
+
+def test_table_has_a_line_per_figure():
+    result = {
+        "device": "cpu", "cpus": 2, "jax": "1", "load average before": 0.0,
+        "load average after": 0.0, "arguments": {"sections": ("a",)},
+        "a": {"x": {"median": 2.0, "low": 1.0, "high": 3.0, "cpu": 4.0, "over": {"median": 1.5,
+              "low": 1.0, "high": 2.0}}, "skipped": "why"},
+    }  # fmt: skip
+    lines = speed.table(result).splitlines()
+    assert "| x | 2 | 1 – 3 | 4 |" in lines
+    assert "| x: over | 1.5 | 1 – 2 |  |" in lines
+    assert "| skipped | why | | |" in lines
+
+
+@pytest.mark.slow
+def test_smoke_run_measures_everything(tmp_path):
+    folder = tmp_path / "model"
+    checkpoint.save_params(
+        folder / "codec.safetensors", random_params(init_codec_params, CODEC_CONFIG)
+    )
+    prior = dataclasses.replace(PRIOR_CONFIG, code_bits=4, code_rank=2)
+    checkpoint.save_params(
+        folder / "prior.safetensors", random_params(init_transformer_params, prior)
+    )
+    checkpoint.update_card(
+        folder, codec=dataclasses.asdict(CODEC_CONFIG), prior=dataclasses.asdict(prior)
+    )
+    speed.main(speed.Arguments(model=str(folder), out=tmp_path / "out", smoke=True))
+    result = json.loads((tmp_path / "out" / "speed.json").read_text())
+    assert set(result["arguments"]["sections"]) <= set(result)
+    for kind in ("library gradient", "stock gradient"):
+        assert result["loop"][kind]["alone"]["median"] > 0
+    assert set(result["levers"]) >= {"library", "mean code by product", "group norm of Flax"}
+    rows = result["parts"]["seconds"]
+    assert rows["decoder forward and backward"]["FLOP"] > 1.5 * rows["decoder forward"]["FLOP"] > 0
+    assert result["start"]["cold"]["import"] > 0
+    assert result["growth"]["seconds"]["base"]["over base"]["median"] == 1
+    torch = result["torch"]
+    assert "skipped" in torch or torch["torch float32 eager gradient error"] < 1e-4
+    assert "### growth" in (tmp_path / "out" / "speed.md").read_text()
+    assert jax.jit(lambda: 1)() == 1  # Nothing that was replaced for a measurement stays so.

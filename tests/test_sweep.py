@@ -1,0 +1,322 @@
+"""The sweep on tiny models: what is written, what is refused, and hosts that die."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from conftest import CODEC_CONFIG, PRIOR_CONFIG, mixing_prior, patch_codec, random_params
+from PIL import Image
+
+from aps_jax import checkpoint, pretrained, sharding
+from aps_jax.tokenizer import init_codec_params
+from aps_jax.transformer import init_transformer_params
+from experiments import hosts, memory, rows, sweep
+
+ROOT = Path(__file__).parents[1]
+NAMES = [f"{letter}/{index}.png" for letter in "ab" for index in range(4)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model folder with random weights."""
+    folder = tmp_path_factory.mktemp("model")
+    checkpoint.save_params(
+        folder / "codec.safetensors", random_params(init_codec_params, CODEC_CONFIG)
+    )
+    checkpoint.save_params(
+        folder / "prior.safetensors", random_params(init_transformer_params, PRIOR_CONFIG)
+    )
+    checkpoint.update_card(
+        folder,
+        codec=dataclasses.asdict(CODEC_CONFIG),
+        prior=dataclasses.asdict(PRIOR_CONFIG),
+        prior_window=4,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photo_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for name in NAMES:
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def toy(model, monkeypatch):
+    """The folder loads as a model without convolutions, which compiles at once."""
+    loaded = pretrained.Model(mixing_prior(window=4), patch_codec(), checkpoint.read_card(model))
+    monkeypatch.setattr(pretrained, "load_pretrained", lambda name: loaded)
+    monkeypatch.setattr(sweep.command, "load_distance", lambda *_: None)
+    return model
+
+
+def arguments(photos, model, out, *more):
+    return [
+        str(photos), "--model", str(model), "--out", str(out), "--size", "16", "--task",
+        "inpainting_random", "--num-steps", "2", "--num-inner-steps", "2", "--batch-size", "2",
+        "--draw", "categorical", *more,
+    ]  # fmt: skip
+
+
+def pixels(out):
+    return {
+        name: np.asarray(Image.open(out / "images" / f"{name}.png"), np.int32) for name in NAMES
+    }
+
+
+def table(out):
+    return rows.read(sorted(out.glob("rows-*.jsonl")))
+
+
+def test_results_do_not_depend_on_batches_hosts_or_lists(photo_folder, toy, tmp_path, monkeypatch):
+    """Two hosts, one after the other and with other batches, do what one host does alone."""
+    assert sweep.main(arguments(photo_folder, toy, tmp_path / "one")) == 0
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(str(photo_folder / name) for name in reversed(NAMES)) + "\n")
+    for index in (1, 0):
+        monkeypatch.setattr(hosts, "join", lambda *_, index=index, **__: hosts.Place(index, 2))
+        more = ("--batch-size", "3")
+        assert sweep.main(arguments(listed, toy, tmp_path / "two", *more)) == 0
+        assert len(rows.read([tmp_path / "two" / f"rows-{index:04}.jsonl"])) == 4
+    one, two = pixels(tmp_path / "one"), pixels(tmp_path / "two")
+    for name in NAMES:
+        np.testing.assert_allclose(one[name], two[name], atol=1, err_msg=name)
+    assert len({image.tobytes() for image in one.values()}) == len(NAMES)
+    for row in table(tmp_path / "one"):
+        assert row["status"] == "restored" and np.isfinite([row["psnr"], row["residual"]]).all()
+
+
+def test_a_rerun_does_what_is_missing_and_no_more(photo_folder, toy, tmp_path, capsys):
+    """A damaged image is skipped and recorded; once repaired, only it is restored."""
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    shutil.copytree(photo_folder, folder)
+    (folder / "a/2.png").write_bytes(b"no image")
+    assert sweep.main(arguments(folder, toy, out)) == 1
+    assert "a/2.png was left out" in capsys.readouterr().err
+    statuses = {row["name"]: row["status"] for row in table(out)}
+    assert statuses.pop("a/2.png") == "unreadable"
+    assert set(statuses.values()) == {"restored"} and len(statuses) == 7
+    shutil.copy(photo_folder / "a/2.png", folder / "a/2.png")
+    (out / "images/b/0.png.png").unlink()
+    log = out / "rows-0000.jsonl"
+    log.write_text(log.read_text() + '{"name": "b/3.png", "status": "rest')  # killed while writing
+    assert sweep.main(arguments(folder, toy, out)) == 0
+    assert sorted(row["name"] for row in table(out)[8:]) == ["a/2.png", "b/0.png"]
+    before = log.read_bytes()
+    assert sweep.main(arguments(folder, toy, out)) == 0
+    assert log.read_bytes() == before
+
+
+def test_results_of_another_run_are_refused(photo_folder, toy, tmp_path, capsys):
+    out = tmp_path / "out"
+    identity = sweep._identity(
+        sweep.read_options(arguments(photo_folder, toy, out)),
+        sweep.cli.config_of(sweep.read_options(arguments(photo_folder, toy, out))),
+    )
+    rows.claim(out / sweep.MANIFEST, identity)
+    rows.claim(out / sweep.MANIFEST, identity)
+    assert sweep.main(arguments(photo_folder, toy, out, "--sigma", "0.1")) == 2
+    assert "sigma was 0.05, now 0.1; use the same settings" in capsys.readouterr().err
+    older = identity | {"versions": identity["versions"] | {"jax": "0.1"}}
+    (out / sweep.MANIFEST).write_text(json.dumps(older))
+    assert sweep.main(arguments(photo_folder, toy, out)) == 2
+    assert "versions.jax was '0.1'" in capsys.readouterr().err
+    (out / "rows-0000.jsonl").write_text("[1]\n")
+    with pytest.raises(ValueError, match="line 1 is not a row"):
+        table(out)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--num-data", "99"], "99 x 1 devices does not fit the"),
+        (["--batch-size", "0"], "--batch-size must be a positive multiple"),
+        (["--coordinator", "here:1"], "belong together"),
+        (
+            ["--coordinator", "here", "--num-processes", "2", "--process-id", "0"],
+            "must be HOST:PORT",
+        ),
+        (
+            ["--coordinator", "here:1", "--num-processes", "2", "--process-id", "2"],
+            "--process-id must be from 0 to 1",
+        ),
+        (["--task", "inpainting_rando"], "did you mean 'inpainting_random'"),
+        (["--fraction", "2"], "fraction"),
+        (["--scale", "4"], "no option 'scale'"),
+        (["--num-samples", "2"], "--num-samples must be 1 here"),
+    ],
+)
+def test_bad_options_are_one_line_and_write_nothing(
+    photo_folder, toy, tmp_path, capsys, more, message
+):
+    out = tmp_path / "out"
+    assert sweep.main(arguments(photo_folder, toy, out, *more)) == 2
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1
+    assert not out.exists()
+
+
+def test_bad_sources_and_configurations(photo_folder, toy, tmp_path, capsys):
+    listed = tmp_path / "list.txt"
+    listed.write_text("x.png\nx.png\n")
+    config = tmp_path / "sweep.json"
+    config.write_text('{"image": "nowhere", "sigmo": 1}')
+    for source, message in [
+        ("nowhere", "neither a folder of images nor a list"),
+        (listed, "names .*x.png twice"),
+        (config, "unknown option 'sigmo'"),
+        (tmp_path / "no.json", "there is no file"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            sweep.run(sweep.read_options(arguments(source, toy, tmp_path / "out")))
+    config.write_text(json.dumps({"image": str(photo_folder), "sigma": 0.2, "size": 16}))
+    options = sweep.read_options([str(config), "--seed", "3"])
+    assert (options.image, options.sigma, options.seed) == (photo_folder, 0.2, 3)
+
+
+def test_devices_must_divide_heads_and_batches():
+    with pytest.raises(ValueError, match="does not divide the prior's num_heads = 2"):
+        sweep._require_whole_heads({"prior": {"num_heads": 2, "num_kv_heads": None}}, 4)
+    sweep._require_whole_heads({"prior": {"num_heads": 8, "num_kv_heads": 4}}, 4)
+    with pytest.raises(ValueError, match="num_kv_heads = 2"):
+        sweep._require_whole_heads({"prior": {"num_heads": 8, "num_kv_heads": 2}}, 4)
+
+
+def test_out_of_memory_names_the_batch_that_fits(photo_folder, toy, tmp_path, capsys, monkeypatch):
+    """Of 8 GiB, 2 are taken whatever the batch and 1 per image: 5 images leave a tenth free."""
+    gib = 2**30
+    analysis = SimpleNamespace(
+        argument_size_in_bytes=2 * gib,
+        temp_size_in_bytes=11 * gib,
+        output_size_in_bytes=gib,
+    )
+    compiled = SimpleNamespace(memory_analysis=lambda: analysis)
+    mesh = sharding.make_mesh(1, devices=jax.devices()[:1])
+    monkeypatch.setattr(memory, "free_memory", lambda: 8 * gib)
+    with pytest.raises(memory.MemoryShortage, match=r"14\.00 GiB.*8\.00.*set --batch-size 5"):
+        memory.require_fitting(compiled, 12, mesh)
+    monkeypatch.setattr(memory, "free_memory", lambda: 3 * gib)
+    with pytest.raises(memory.MemoryShortage, match="not even one image"):
+        memory.require_fitting(compiled, 12, mesh)
+    monkeypatch.setattr(memory, "free_memory", lambda: 14 * gib)
+    memory.require_fitting(compiled, 12, mesh)
+
+    class Exhausted:
+        def lower(self, *_, **__):
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes")
+
+    monkeypatch.setattr(sweep, "_sample", Exhausted())
+    assert sweep.main(arguments(photo_folder, toy, tmp_path / "out")) == 2
+    assert "out of memory with a batch of 2; set --batch-size 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, True),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, True),
+    ],
+)
+def test_schedulers_are_recognised(environment, expected):
+    assert hosts.scheduled(environment) is expected
+
+
+def start(*words, num_devices=1):
+    flags = f"--xla_force_host_platform_device_count={num_devices}"
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.sweep", *map(str, words)],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def free_address():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.mark.slow
+def test_a_host_dies_and_a_rerun_finishes(photo_folder, model, tmp_path):
+    """Two processes meet through JAX's runtime; one is killed, the other finishes all the same."""
+    out, address = tmp_path / "out", free_address()
+    words = arguments(photo_folder, model, out, "--batch-size", "1")
+    # Long enough for a kill in the middle: the next image takes far longer than the poll below.
+    words[words.index("--num-inner-steps") + 1] = "400"
+    both = [
+        start(*words, "--coordinator", address, "--num-processes", 2, "--process-id", index)
+        for index in range(2)
+    ]
+    log, deadline = out / "rows-0001.jsonl", time.monotonic() + 300
+    while not (log.exists() and log.read_text().count("\n") >= 1):
+        assert both[1].poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    both[1].send_signal(signal.SIGKILL)
+    messages = [process.communicate(timeout=400)[1] for process in both]
+    assert [process.returncode for process in both] == [0, -signal.SIGKILL], messages
+    survivor = rows.read([out / "rows-0000.jsonl"])
+    assert [row["name"] for row in survivor] == NAMES[0::2]
+    finished = len(rows.read([log]))
+    assert 1 <= finished < 4
+    before = {path: path.stat().st_mtime_ns for path in (out / "images").rglob("*.png")}
+
+    assert start(*words).wait(timeout=400) == 0
+    names = [row["name"] for row in table(out)]
+    assert sorted(names) == NAMES  # Each once: nothing was done twice.
+    recomputed = [path for path, mtime in before.items() if path.stat().st_mtime_ns != mtime]
+    assert len(recomputed) <= 1  # An image that was killed between itself and its row.
+
+    alone = tmp_path / "alone"
+    words[words.index("--out") + 1] = str(alone)
+    assert start(*words).wait(timeout=400) == 0
+    one, two = pixels(alone), pixels(out)
+    for name in NAMES:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_results_do_not_depend_on_devices(photo_folder, model, tmp_path):
+    """One device, two that share the images, and two that share the prior."""
+    for name, more in {"1": (), "2x1": (), "1x2": ("--num-model", "2")}.items():
+        words = arguments(photo_folder, model, tmp_path / name, *more)
+        process = start(*words, num_devices=1 if name == "1" else 2)
+        assert process.wait(timeout=400) == 0, process.stderr.read()
+    one = pixels(tmp_path / "1")
+    for name in ("2x1", "1x2"):
+        for image, found in pixels(tmp_path / name).items():
+            np.testing.assert_allclose(found, one[image], atol=1, err_msg=f"{name} {image}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_host_that_never_joins_is_an_error(photo_folder, model, tmp_path, index):
+    words = arguments(photo_folder, model, tmp_path / "out", "--join-seconds", "3")
+    words += ["--coordinator", free_address(), "--num-processes", "2", "--process-id", str(index)]
+    process = start(*words)
+    message = process.communicate(timeout=120)[1]
+    assert process.returncode == 2
+    assert "not all processes met at 127.0.0.1" in message.splitlines()[-1]
+    assert "--join-seconds" in message and "Traceback" not in message
+    assert not (tmp_path / "out").exists()
