@@ -50,8 +50,12 @@ Restorer = Callable[[Params, Array, PyTree, Key], Restored]
 
 def keys_of(seed: int, positions: np.ndarray) -> tuple[Key, Key, Key]:
     """Keys of the operator, of the noise [B] and of sampling [B] for photos at these positions."""
-    key = jax.random.key(seed)
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(positions) + 2)
+    return _keys_of(jax.random.key(seed), jnp.asarray(positions))
+
+
+@jax.jit
+def _keys_of(key: Key, positions: Array) -> tuple[Key, Key, Key]:
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(positions + 2)
     keys = jax.vmap(jax.random.split)(keys)
     return jax.random.fold_in(key, 1), keys[:, 0], keys[:, 1]
 
@@ -89,16 +93,20 @@ def compile_method(
         return lambda params, x, y, keys: _plain(jnp.clip(_reconstruct(params.codec, x), -1, 1))
     if method.kind == "measurement":
         return _baseline
-    sample = SAMPLERS["aps" if config_class(method.sampler) is APSConfig else method.sampler].sample
+    name = "aps" if config_class(method.sampler) is APSConfig else method.sampler
+    needed = _needed(params, method, config)
+    lowered = _run.lower(needed, y, keys, sample=SAMPLERS[name].sample, config=config)
+    return functools.partial(_sampled, lowered.compile(), method, config)
 
-    def run(params: Params, y: PyTree, keys: Key) -> tuple[Array, Array, Array]:
-        result = sample(params, y, keys, config=config)
-        images = _best(params.operator, result.samples, y)
-        is_finite = jnp.all(result.info.is_finite, axis=(0, 1))
-        return images, is_finite, jnp.sum(result.info.num_inner_steps, axis=(0, 1))
 
-    compiled = jax.jit(run).lower(_needed(params, method, config), y, keys).compile()
-    return functools.partial(_sampled, compiled, method, config)
+@functools.partial(jax.jit, static_argnames=("sample", "config"))
+def _run(
+    params: Params, y: PyTree, keys: Key, *, sample: Callable[..., Any], config: Any
+) -> tuple[Array, Array, Array]:
+    result = sample(params, y, keys, config=config)
+    images = _best(params.operator, result.samples, y)
+    is_finite = jnp.all(result.info.is_finite, axis=(0, 1))
+    return images, is_finite, jnp.sum(result.info.num_inner_steps, axis=(0, 1))
 
 
 def _needed(params: Params, method: Method, config: Any) -> Params:
