@@ -169,24 +169,24 @@ def test_full_disk_leaves_the_last_snapshot(tmp_path, monkeypatch):
 
 def test_other_samplers_run_in_one_piece(tmp_path):
     params, y = problem()
-    config = presets.make_config(sampler="svdd_pm", num_steps=2, num_samples=2)
+    config = presets.make_config(sampler="maskgit", num_steps=2, num_samples=2)
     reports = []
     restored = restore.restore(
-        params, y, KEY, config=config, sampler="svdd_pm", on_step=reports.append
+        params, y, KEY, config=config, sampler="maskgit", on_step=reports.append
     )
-    expected = jax.jit(samplers.svdd_sample, static_argnames="config")(
+    expected = jax.jit(samplers.maskgit_sample, static_argnames="config")(
         params, y, KEY, config=config
     )
     assert_same(restored.result, expected)
     assert [(report.num_done, report.num_masked) for report in reports] == [(0, 16), (1, 0)]
-    assert restored.calls == {"denoiser": 84, "decoder": 84, "decoder_gradient": 0}
-    with pytest.raises(ValueError, match="takes a G2D2Config, got a SVDDConfig"):
+    assert restored.calls == {"denoiser": 8, "decoder": 4, "decoder_gradient": 0}
+    with pytest.raises(ValueError, match="takes a G2D2Config, got a MaskGITConfig"):
         restore.restore(params, y, KEY, config=config, sampler="g2d2")
     with pytest.raises(ValueError, match="did you mean 'svdd_pm'"):
         restore.restore(params, y, KEY, config=config, sampler="svdd-pm")
     snapshot = restore.Snapshot(tmp_path / "state", {}, is_resuming=True)
     with pytest.raises(restore.SnapshotError, match="one piece"):
-        restore.restore(params, y, KEY, config=config, sampler="svdd_pm", snapshot=snapshot)
+        restore.restore(params, y, KEY, config=config, sampler="maskgit", snapshot=snapshot)
 
 
 def test_divergence_is_an_error():
