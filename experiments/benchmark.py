@@ -69,11 +69,12 @@ def smoked(study: Study) -> Study:
     samplers = [label for label, method in study.methods.items() if method.kind == "sampler"]
     everywhere = next((b.like for b in study.budgets if b and b.like), (samplers or [None])[0])
     for label, method in study.methods.items():
-        options = method.options | {"num_steps": 2} * ("num_steps" in method.options)
-        for name in ("num_inner_steps", "num_likelihood_steps", "num_candidates"):
-            if name in options:
-                options = options | {name: min(2, options[name])}
-        options = options | ({"perceptual_weight": 0.0} if "perceptual_weight" in options else {})
+        knobs = ("num_steps", "num_inner_steps", "num_likelihood_steps", "num_candidates")
+        options = method.options | {
+            name: min(2, value) for name, value in method.options.items() if name in knobs
+        }
+        if "perceptual_weight" in options:  # Works without LPIPS weights.
+            options["perceptual_weight"] = 0.0
         tasks = tuple(study.tasks) if label == everywhere else (first,)
         methods[label] = dataclasses.replace(
             method, options=options, tasks=tasks, count=None,

@@ -27,11 +27,11 @@ def cell_of(row: Row) -> Cell:
     return Cell(*(row[name] for name in Cell._fields))
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_lines(path: Path, needed: Iterable[str] = ("fingerprint", "version")) -> list[Row]:
     """All whole rows of a log, none if there is no file; a last line cut off by a kill is left out.
 
     Raises:
-      ValueError: if a line is not a row.
+      ValueError: if a line is not a row with the `needed` entries.
     """
     if not path.exists():
         return []
@@ -40,14 +40,20 @@ def read_rows(path: Path) -> list[Row]:
     for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), start=1):
         try:
             row = json.loads(line)
-            cell_of(row), row["image"], row["fingerprint"], row["version"]
+            for name in needed:
+                row[name]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path}, line {number} is not a row of a benchmark ({error}); choose another "
+                f"{path}, line {number} is not a row of this experiment ({error}); choose another "
                 "folder or remove that line"
             ) from None
         rows.append(row)
     return rows
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a benchmark, as `read_lines` reads them."""
+    return read_lines(path, (*Cell._fields, "image", "fingerprint", "version"))
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:

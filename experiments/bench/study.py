@@ -103,7 +103,7 @@ class Tuning:
     """How options are chosen: by random search on photos of their own.
 
     Attributes:
-      images: changes to the study's images.
+      images: `count` of the photos, spread evenly over those that the study does not use.
       trials: configurations tried per method, the one given included.
       metric: one of `METRICS`, its mean over tasks and photos decides.
       tasks: labels of the tasks it is measured on; None for all.
@@ -300,7 +300,7 @@ def _budget(label: str, raw: Any, methods: Mapping[str, Method]) -> Budget:
 
 def _tuning(raw: Any, tasks: Mapping[str, Task]) -> Tuning:
     _check(raw, "tuning", ("images", "trials", "metric", "tasks", "seed"), ("images",))
-    _check(raw["images"], "tuning.images", ("size", "shrink", "count", "offset"))
+    _check(raw["images"], "tuning.images", ("count",), ("count",))
     for task in raw.get("tasks", ()):
         choose("task (of tuning)", task, tasks)
     choose("metric", raw.get("metric", "psnr"), METRICS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from aps_jax.files import write_atomically
 from experiments.bench.rows import Row
 from experiments.bench.study import METRICS, Study
 
-Scores = dict[str, dict[str, float]]
 #: Photo -> metric -> mean over seeds.
+Scores = dict[str, dict[str, float]]
 
 _UNITS = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS", "residual": "residual"}
 _DIGITS = {"psnr": 2, "ssim": 3, "lpips": 3, "residual": 4}
@@ -133,7 +135,8 @@ def plot(study: Study, rows: Sequence[Row], folder: Path) -> list[Path]:
     return [path for path in paths if path is not None]
 
 
-def _figure(num_rows: int, num_columns: int, size: tuple[float, float]) -> Any:
+def figure(num_rows: int, num_columns: int, size: tuple[float, float]) -> Any:
+    """A figure and its axes [rows, columns], each of `size` in inches."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -145,12 +148,9 @@ def _figure(num_rows: int, num_columns: int, size: tuple[float, float]) -> Any:
     )
 
 
-def _save(figure: Any, path: Path) -> Path:
-    import io
-
+def save_figure(figure: Any, path: Path) -> Path:
+    """Writes a figure as PNG, whole or not at all, and closes it."""
     import matplotlib.pyplot as plt
-
-    from aps_jax.files import write_atomically
 
     figure.tight_layout()
     buffer = io.BytesIO()
@@ -174,7 +174,7 @@ def _plot_gains(study: Study, rows: Sequence[Row], budget: str | None, path: Pat
     if not found:
         return None
     height = 1 + 0.25 * len(study.methods)
-    figure, axes = _figure(len(study.tasks), 2, (5.5, height))
+    picture, axes = figure(len(study.tasks), 2, (5.5, height))
     for row, task in zip(axes, study.tasks, strict=True):
         for axis, metric in zip(row, ("psnr", "lpips"), strict=True):
             methods = [m for m in study.methods if (task, metric, m) in found]
@@ -188,7 +188,7 @@ def _plot_gains(study: Study, rows: Sequence[Row], budget: str | None, path: Pat
             axis.axvline(0, color="grey", linewidth=1)
             axis.set_title(f"{task}: {_UNITS[metric]}, gain over {study.compare_to}", fontsize=9)
             axis.grid(alpha=0.3)
-    return _save(figure, path)
+    return save_figure(picture, path)
 
 
 def _plot_sweep(study: Study, rows: Sequence[Row], budget: str | None, path: Path) -> Path | None:
@@ -197,7 +197,7 @@ def _plot_sweep(study: Study, rows: Sequence[Row], budget: str | None, path: Pat
     for method in study.methods.values():
         if method.x is not None:
             lines.setdefault(method.series or "", []).append((method.x, method.label))
-    figure, axes = _figure(len(study.tasks), 2, (4.5, 3.2))
+    picture, axes = figure(len(study.tasks), 2, (4.5, 3.2))
     is_empty = True
     values = [x for line in lines.values() for x, _ in line]
     for row, task in zip(axes, study.tasks, strict=True):
@@ -221,4 +221,4 @@ def _plot_sweep(study: Study, rows: Sequence[Row], budget: str | None, path: Pat
             axis.grid(alpha=0.3)
             if any(lines):
                 axis.legend(fontsize=8)
-    return None if is_empty else _save(figure, path)
+    return None if is_empty else save_figure(picture, path)

@@ -58,7 +58,7 @@ def tuning_study(study: Study) -> Study:
     labels = tuning.tasks or tuple(study.tasks)
     return dataclasses.replace(
         study,
-        images=study.images | tuning.images,
+        images=study.images | tuning.images | {"offset": 0, "without": _places(study.images)},
         seeds=(tuning.seed,),
         tasks={label: study.tasks[label] for label in labels},
         methods=methods,
@@ -66,6 +66,11 @@ def tuning_study(study: Study) -> Study:
         budgets=tuple(b for b in study.budgets if b is None or b.like is None)[:1],
         tuning=None,
     )
+
+
+def _places(images: dict[str, Any]) -> dict[str, Any]:
+    """What says which photos of a folder are used."""
+    return {name: images[name] for name in ("count", "offset") if name in images}
 
 
 def _label(method: Method, index: int) -> str:
