@@ -27,11 +27,10 @@ import aps_jax
 from aps_jax.files import write_atomically, write_json
 from aps_jax.perceptual import PerceptualUnavailable
 from experiments import photos
-from experiments.bench import study as studies
-from experiments.bench import summary, tuning
+from experiments.bench import parsing, summary, tuning
 from experiments.bench.calibration import Calibration
 from experiments.bench.session import OutOfTime, Plan, Session, without_weights
-from experiments.bench.study import Study
+from experiments.bench.study import Study, digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,12 +178,12 @@ def tuning_identity(study: Study, arguments: Arguments) -> str:
         derived, arguments.out / "tuning.jsonl", Calibration(arguments.out / "calibration.json"),
         arguments.blur_weights,
     )  # fmt: skip
-    return studies.digest([plan.digest(), study.tuning.metric])
+    return digest([plan.digest(), study.tuning.metric])
 
 
 def benchmark(arguments: Arguments) -> int:
     """Does what the command line says; returns the exit code."""
-    study = studies.load(arguments.config)
+    study = parsing.load(arguments.config)
     study, left_out = without_weights(study, arguments.blur_weights)
     for label in left_out:
         print(f"note: task {label} is left out: it needs --blur-weights", file=sys.stderr)

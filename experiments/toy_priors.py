@@ -171,6 +171,11 @@ def patch_joint(photo: np.ndarray) -> np.ndarray:
     return counts / counts.sum()
 
 
+def length_of(name: str) -> int:
+    """Tokens of a toy by name."""
+    return 9 if name == "patches" else int(name.split("x")[1])
+
+
 def make_toy(name: str, *, is_amplitude: bool, num_measured: int = 4) -> Toy:
     """A toy by name: "KxL" with random correlations, or "patches" of the bundled photo.
 
@@ -181,11 +186,11 @@ def make_toy(name: str, *, is_amplitude: bool, num_measured: int = 4) -> Toy:
     """
     rng = np.random.default_rng(5)
     if name == "patches":
-        num_codes, length, stride = 2, 9, 1
+        num_codes, length, stride = 2, length_of(name), 1
         joint = patch_joint(sample_photo())
         weights = np.kron(2 * np.eye(9), np.ones((1, 3)))  # a token is a grey pixel
     else:
-        num_codes, length = map(int, name.split("x"))
+        num_codes, length = int(name.split("x")[0]), length_of(name)
         stride, num_bits = 2, num_codes.bit_length() - 1
         joint = skewed_joint(num_codes**length)
         weights = rng.normal(size=(length * num_bits, 3 * length * stride**2)) / 3

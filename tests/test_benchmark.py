@@ -18,8 +18,8 @@ from aps_jax.sampler import SampleResult, StepInfo
 from aps_jax.samplers import SAMPLERS
 from aps_jax.samplers.budget import decoder_evaluations
 from experiments import benchmark, photos
+from experiments.bench import parsing, session, study, summary, tuning
 from experiments.bench import rows as rows_of
-from experiments.bench import session, study, summary, tuning
 from experiments.bench.calibration import Calibration
 
 STUDY = {
@@ -317,6 +317,14 @@ ERRORS = {
     "method's task": ({"methods": {"no prior": {"tasks": ["hdr"]}}}, "unknown task"),
     "no tasks": ({"tasks": {}}, "at least one task"),
     "seeds": ({"seeds": [-1]}, "seeds must be"),
+    "size": ({"images": {"size": "16"}}, "images.size must be a whole number"),
+    "label": ({"tasks": {"a|b": {"task": "hdr"}}}, "without | or #"),
+    "list": ({"methods": ["aps"]}, "methods must be an object"),
+    "count": ({"methods": {"no prior": {"count": 0}}}, "count must be a whole number"),
+    "space": ({"methods": {"no prior": {"tune": {"num_steps": 3}}}}, "must be a list of values"),
+    "photos for tuning": (
+        {"images": {"size": 16}, "tuning": {"images": {"count": 2}}}, "no photos are left"
+    ),
     "best of": ({"tasks": {"hdr": {"best_of": 0}}}, "best_of must be"),
     "weights": ({"tasks": {"nonlinear_blur": {}}}, "--blur-weights"),
     "large": ({"images": {"size": 64}}, "at least 64 pixels"),
@@ -417,7 +425,7 @@ def test_tuning_is_recorded_and_used(bench, tmp_path, monkeypatch):
 def test_failed_trials_cannot_win(model):
     raw = STUDY | {"tuning": {"images": {"count": 2}, "trials": 2, "metric": "lpips"}}
     raw = raw | {"methods": {"no prior": {"tune": {"learning_rate": [0.1]}}}, "budgets": {}}
-    parsed = study.parse(raw)
+    parsed = parsing.parse(raw)
     rows = [
         {"task": task, "method": f"no prior #{trial}", "lpips": value}
         for task in parsed.tasks
@@ -506,7 +514,7 @@ def test_aggregation_against_numpy(rng):
     assert found.mean == pytest.approx(difference.mean())
     assert found.half_width == pytest.approx(1.96 * difference.std(ddof=1) / 2)
     assert summary.gain({"0": one["0"]}, two, "psnr") is None
-    parsed = study.parse(
+    parsed = parsing.parse(
         STUDY | {"tasks": {"hdr": {}}, "methods": {"a": {}, "b": {}}, "compare_to": "b",
                  "budgets": {}}
     )  # fmt: skip
@@ -521,7 +529,7 @@ CONFIGS = sorted((photos.Path(benchmark.__file__).parent / "configs").glob("*.js
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
 def test_committed_configurations_are_valid(path):
-    parsed = study.load(path)
+    parsed = parsing.load(path)
     smoke = benchmark.smoked(parsed)
     assert smoke.methods.keys() == parsed.methods.keys()
     for form in (parsed, smoke):
@@ -535,7 +543,7 @@ def test_committed_configurations_are_valid(path):
 
 
 def test_the_perceptual_term_needs_an_image():
-    method = study.parse(
+    method = parsing.parse(
         STUDY | {"methods": {"no prior": {"config": {"perceptual_weight": 0.1}}}, "budgets": {}}
     ).methods["no prior"]
     task = study.Task(label="t", name="super_resolution", options={}, sigma=0.05)
