@@ -65,7 +65,11 @@ def without_weights(study: Study, weights: Path | None) -> tuple[Study, list[str
     tasks = {label: task for label, task in study.tasks.items() if label not in left_out}
     if not tasks:
         raise ValueError("all tasks are nonlinear_blur, which needs --blur-weights FILE")
-    return dataclasses.replace(study, tasks=tasks), left_out
+    tuning = study.tuning
+    if tuning is not None and tuning.tasks is not None:
+        kept = tuple(label for label in tuning.tasks if label in tasks)
+        tuning = dataclasses.replace(tuning, tasks=kept or None)
+    return dataclasses.replace(study, tasks=tasks, tuning=tuning), left_out
 
 
 class Plan:
