@@ -132,7 +132,9 @@ def interrupt_after(monkeypatch, count):
 def test_real_samplers_restore_and_are_plotted(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(session.restoring, "SAMPLERS", SAMPLERS)
     monkeypatch.setattr(summary, "plot", plot)
-    code, err = bench(STUDY | {"seeds": [0]})
+    methods = {name: STUDY["methods"][name] for name in ("bicubic", "no prior")}
+    tasks = {"super_resolution": {"scale": 2}}
+    code, err = bench(STUDY | {"seeds": [0], "methods": methods, "tasks": tasks})
     assert code == 0, err
     table = summary.scores_of(read(tmp_path), "super_resolution", "bicubic", "4 decodes")
     prior = summary.scores_of(read(tmp_path), "super_resolution", "no prior", "4 decodes")
