@@ -242,7 +242,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set_xlabel("decoder evaluations")
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("total variation to the exact posterior")
-    axes[0][-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    lines = {line.get_label(): line for axis in axes[0] for line in axis.get_lines()}
+    axes[0][-1].legend(
+        lines.values(), lines.keys(), fontsize=7, loc="upper left", bbox_to_anchor=(1, 1)
+    )
     save_figure(picture, path)
 
 
