@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import tyro
 
 from aps_jax import names, presets
+from aps_jax.config import VARIANTS
 
 _MAX_SEED = 2**32
 
@@ -38,7 +39,7 @@ _Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Restore:
-    """Restores a photo by Anchored Posterior Sampling.
+    """Restores a photo by Anchored Posterior Sampling, or by another sampler.
 
     Without --measured, IMAGE is a clean photo: it is degraded, restored and scored. With
     --measured, IMAGE is the degraded image itself. Results go to the folder --out.
@@ -49,10 +50,14 @@ class Restore:
       measured: IMAGE is the measurement itself, not a clean photo.
       model: photo64, or a model folder.
       prompt: what the image shows, for models that read text; see --guidance-scale.
-      sampler: aps, aps-i, aps-l or aps-ii.
-      preset: draft, balanced or paper.
-      num_steps: timesteps, instead of the preset's.
-      num_inner_steps: optimiser steps per timestep, instead of the preset's.
+      sampler: aps, aps-i, aps-l, aps-ii or another; `aps-jax samplers` lists them with their
+        options.
+      preset: draft, balanced (default) or paper; of aps and its variants only.
+      budget: decoder evaluations; decides the number of inner steps, candidates or particles, and
+        for most samplers that of timesteps unless --num-steps is given.
+      num_steps: timesteps, instead of the preset's or the sampler's own.
+      num_inner_steps: optimiser steps per timestep, likewise.
+      option: any other option of the sampler as NAME=VALUE; may be repeated.
       num_samples: posterior samples; more than one adds their mean and standard deviation.
       draw: proposal per token: quantized, categorical (default of several samples) or argmax.
       guidance_scale: how much more the prompt counts than no prompt at all; 0 is off.
@@ -89,9 +94,13 @@ class Restore:
     model: Annotated[str, _named("photo64|DIR")] = "photo64"
     prompt: Annotated[str | None, _optional("TEXT")] = None
     sampler: Annotated[str, _named("NAME")] = "aps"
-    preset: Annotated[str, _named("NAME")] = "balanced"
+    preset: Annotated[str | None, _optional("NAME")] = None
+    budget: Annotated[int | None, _optional("N")] = None
     num_steps: Annotated[int | None, _optional("N")] = None
     num_inner_steps: Annotated[int | None, _optional("M")] = None
+    option: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=VALUE")
+    ] = ()
     num_samples: Annotated[int, _named("S")] = 1
     draw: Annotated[str | None, _named("NAME")] = None
     guidance_scale: Annotated[float, _named("G")] = 0.0
@@ -135,6 +144,11 @@ class Tasks:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Samplers:
+    """Lists the samplers, their papers, and where the default of each option comes from."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Models:
     """Lists the models in this package, and describes model folders.
 
@@ -156,7 +170,13 @@ class Doctor:
     model: Annotated[str, _named("photo64|DIR")] = "photo64"
 
 
-_COMMANDS = {"restore": Restore, "tasks": Tasks, "models": Models, "doctor": Doctor}
+_COMMANDS = {
+    "restore": Restore,
+    "tasks": Tasks,
+    "samplers": Samplers,
+    "models": Models,
+    "doctor": Doctor,
+}
 
 
 class UsageError(ValueError):
@@ -213,12 +233,14 @@ def _run(argv: list[str]) -> int:
 
     if isinstance(options, Tasks):
         return doctor.list_tasks()
+    if isinstance(options, Samplers):
+        return doctor.list_samplers()
     if isinstance(options, Models):
         return doctor.list_models(options.folders)
     return doctor.diagnose(options.model)
 
 
-def _parse(argv: list[str]) -> Restore | Tasks | Models | Doctor | None:
+def _parse(argv: list[str]) -> Restore | Tasks | Samplers | Models | Doctor | None:
     """The options, or None if help was asked for and printed."""
     if not argv[0].startswith("-") and argv[0] not in _COMMANDS:
         names.choose("command", argv[0], _COMMANDS)
@@ -276,17 +298,27 @@ def check(options: Restore) -> None:
 
 
 def config_of(options: Restore) -> Any:
-    """`APSConfig` of the options; ValueError if one is unknown or out of range."""
+    """Options of the sampler; ValueError if one is unknown, not its own or out of range."""
+    if options.budget is not None and options.budget < 1:
+        raise ValueError(f"--budget must be at least 1, got {options.budget}")
+    flags = {
+        "num_steps": options.num_steps,
+        "num_inner_steps": options.num_inner_steps,
+        "num_samples": options.num_samples,
+        "draw": options.draw,
+        "guidance_scale": options.guidance_scale or None,
+        "sigma": options.sigma or None,
+    }
+    chosen = presets.parse_options(options.sampler, options.option)
+    for name in chosen.keys() & flags.keys():
+        flag = "--" + name.replace("_", "-")
+        raise ValueError(f"--option {name} has a flag of its own; use {flag}")
+    if options.save_steps:
+        if options.sampler not in VARIANTS:
+            raise ValueError(f"--save-steps is of {', '.join(VARIANTS)}; leave it out")
+        flags["trace"] = True
     return presets.make_config(
-        preset=options.preset,
-        sampler=options.sampler,
-        num_steps=options.num_steps,
-        num_inner_steps=options.num_inner_steps,
-        num_samples=options.num_samples,
-        draw=options.draw,
-        guidance_scale=options.guidance_scale or None,
-        sigma=options.sigma or None,
-        trace=options.save_steps,
+        preset=options.preset, sampler=options.sampler, budget=options.budget, **flags, **chosen
     )
 
 
@@ -299,10 +331,11 @@ def command_of(options: Restore, **changes: Any) -> str:
     for field in dataclasses.fields(Restore):
         value = getattr(options, field.name)
         flag = "--" + field.name.replace("_", "-")
-        is_shown = field.name in ("task", "sampler", "preset", "sigma", "seed", "out")
+        is_shown = field.name in ("task", "sampler", "sigma", "seed", "out")
         if field.name == "image" or (value == field.default and not is_shown):
             continue
-        words += [flag] if value is True else [flag, str(value)]
+        for item in value if isinstance(value, tuple) else (value,):
+            words += [flag] if item is True else [flag, str(item)]
     return shlex.join(words)
 
 

@@ -1,11 +1,13 @@
-"""Presets of the command line: how much work to spend on an image."""
+"""Options of a run by name: sampler, preset or budget, single options."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from aps_jax.config import VARIANTS, APSConfig
-from aps_jax.names import choose
+from aps_jax.names import choose, suggestion
 
 #: Options of `APSConfig` by preset. "paper" is the published setting; the others are ours.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -29,22 +31,101 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_config(*, preset: str = "balanced", sampler: str = "aps", **overrides: Any) -> APSConfig:
-    """Options of a run: the preset, changed by the sampler's variant, changed by `overrides`.
+def make_config(
+    *,
+    preset: str | None = None,
+    sampler: str = "aps",
+    budget: int | None = None,
+    **overrides: Any,
+) -> Any:
+    """Options of a run, of `APSConfig` or of another sampler's class.
 
-    More than one sample turns to categorical draws unless a `draw` is given.
+    A variant of APS starts from the preset, changed by the variant, changed by `overrides`; more
+    than one sample turns to categorical draws unless a `draw` is given. Other samplers start from
+    their own defaults and take no preset.
 
     Args:
-      preset: key of `PRESETS`.
-      sampler: key of `VARIANTS`.
-      **overrides: options of `APSConfig`; None leaves an option as it is.
+      preset: key of `PRESETS`, for variants of APS; "balanced" if left out.
+      sampler: key of `VARIANTS` or of `aps_jax.samplers.SAMPLERS`.
+      budget: decoder evaluations that the run may make (`aps_jax.samplers.budget.with_budget`).
+      **overrides: options of the sampler; None leaves an option as it is.
 
     Raises:
       ValueError: for an unknown name or an option out of range.
     """
-    options = choose("preset", preset, PRESETS) | choose("sampler", sampler, VARIANTS)
-    options |= {name: value for name, value in overrides.items() if value is not None}
-    if options.get("num_samples", 1) > 1:
-        # The presets' own draw is deterministic: all samples would be equal.
-        options.setdefault("draw", "categorical")
-    return APSConfig(**options)
+    given = {name: value for name, value in overrides.items() if value is not None}
+    if sampler in VARIANTS:
+        options = choose("preset", preset or "balanced", PRESETS) | VARIANTS[sampler]
+        if given.get("num_samples", 1) > 1:
+            # The presets' own draw is deterministic: all samples would be equal.
+            options.setdefault("draw", "categorical")
+        kind: type[Any] = APSConfig
+    else:
+        kind, options = config_class(sampler), {}
+        if preset is not None:
+            raise ValueError(
+                f"presets are of aps and its variants, sampler {sampler!r} has none; leave the "
+                "preset out, or size the sampler by a budget"
+            )
+    known = [field.name for field in dataclasses.fields(kind)]
+    for name in given:
+        if name not in known:
+            raise ValueError(
+                f"sampler {sampler!r} has no option {name!r}{suggestion(name, known)}; options: "
+                f"{', '.join(option_types(kind))}"
+            )
+    config = kind(**options | given)
+    if budget is None:
+        return config
+    from aps_jax.samplers.budget import with_budget
+
+    return with_budget(config, budget, fixed=given)
+
+
+def config_class(sampler: str) -> type[Any]:
+    """Class of options of a sampler or variant by name; ValueError if there is no such name."""
+    if sampler in VARIANTS:
+        return APSConfig
+    # Imported late: these need jax, which the help of the command line does not.
+    from aps_jax.samplers import SAMPLERS
+
+    known = dict.fromkeys(VARIANTS, APSConfig)
+    known |= {name: entry.config for name, entry in SAMPLERS.items()}
+    return choose("sampler", sampler, known)
+
+
+#: Options that a run sets by itself.
+_FIXED = ("image_shape", "trace")
+
+
+def option_types(kind: type[Any]) -> dict[str, type[Any]]:
+    """Name and type (bool, int, float or str) of every option that a user may choose."""
+    fields = dataclasses.fields(kind)
+    return {field.name: type(field.default) for field in fields if field.name not in _FIXED}
+
+
+def parse_options(sampler: str, pairs: Sequence[str]) -> dict[str, Any]:
+    """Values of options given as words NAME=VALUE, in the types of the sampler's options.
+
+    Raises:
+      ValueError: for a word of another form, an unknown option or a value of another type.
+    """
+    types = option_types(config_class(sampler))
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals:
+            raise ValueError(f"--option {pair} must have the form NAME=VALUE")
+        kind = choose(f"option of sampler {sampler!r},", name, types)
+        if name in values:
+            raise ValueError(f"--option {name} is given twice")
+        try:
+            values[name] = _BOOLS[text.lower()] if kind is bool else kind(text)
+        except (KeyError, ValueError):
+            raise ValueError(f"--option {name} cannot be {text!r}; it is {_KINDS[kind]}") from None
+    return values
+
+
+_BOOLS = {"true": True, "false": False}
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}

@@ -1,7 +1,7 @@
-"""Runs the sampler from the host, one timestep at a time: progress, snapshots and resume.
+"""Runs a sampler from the host: progress, snapshots and resume.
 
-`restore` calls the same `aps_step` as `aps_sample` does, compiled once, so the samples are the
-same; whatever needs the host happens between timesteps.
+For APS `restore` calls the same `aps_step` as `aps_sample` does, compiled once, so the samples are
+the same; whatever needs the host happens between timesteps. The other samplers run in one piece.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from safetensors.numpy import save as save_tensors
 
 from aps_jax.config import APSConfig
 from aps_jax.files import write_atomically
+from aps_jax.presets import config_class
 from aps_jax.sampler import (
     SampleResult,
     SamplerState,
@@ -31,6 +32,7 @@ from aps_jax.sampler import (
     aps_init,
     aps_step,
 )
+from aps_jax.samplers import SAMPLERS
 from aps_jax.types import Array, Key, Params, PyTree
 
 _step = jax.jit(aps_step, static_argnames="config")
@@ -156,21 +158,24 @@ def restore(
     y: PyTree,
     key: Key,
     *,
-    config: APSConfig,
+    config: Any,
+    sampler: str = "aps",
     known_tokens: Array | None = None,
     on_step: Callable[[StepReport], None] | None = None,
     snapshot: Snapshot | None = None,
 ) -> Restored:
-    """Samples like `aps_sample`, from a host loop over one compiled timestep.
+    """Samples like `aps_sample`, from a host loop over one compiled timestep, or like another.
 
-    Ctrl-C gets through at any moment except while the timestep compiles; the snapshot is then that
-    of the last finished timestep.
+    Ctrl-C gets through at any moment except while something compiles; the snapshot is then that of
+    the last finished timestep. Samplers other than APS run in one piece: they write no snapshot,
+    and `on_step` hears of their beginning and end.
 
     Args:
       params: as for `aps_sample`.
       y: as for `aps_sample`; also NumPy arrays.
       key: as for `aps_sample`.
-      config: as for `aps_sample`.
+      config: options of the sampler, such as `presets.make_config` gives.
+      sampler: key of `VARIANTS` or of `aps_jax.samplers.SAMPLERS`.
       known_tokens: as for `aps_sample`.
       on_step: called with a `StepReport` before the first and after each timestep.
       snapshot: written after each timestep, and read first if it `is_resuming`. The caller removes
@@ -180,11 +185,22 @@ def restore(
       The samples and what they cost. The same arguments give the same samples, resumed or not.
 
     Raises:
-      ValueError: as `aps_sample`.
+      ValueError: as `aps_sample`; or for an unknown sampler or another sampler's options.
       SnapshotError: if the snapshot cannot be resumed from.
       DivergedError: as soon as the objective is not finite.
     """
     y = jax.tree.map(jnp.asarray, y)
+    kind = config_class(sampler)
+    if type(config) is not kind:
+        raise ValueError(
+            f"sampler {sampler!r} takes a {kind.__name__}, got a {type(config).__name__}; "
+            "presets.make_config makes the right one"
+        )
+    if kind is not APSConfig:
+        return _restore_at_once(
+            params, y, key, config, sampler, known_tokens=known_tokens, on_step=on_step,
+            snapshot=snapshot,
+        )  # fmt: skip
     state = aps_init(params, y, config=config, known_tokens=known_tokens)
     infos: list[StepInfo] = []
     seconds = {"compile": 0.0, "sample": 0.0, "decode": 0.0}
@@ -226,6 +242,43 @@ def restore(
         "decoder_gradient": int(sum(np.sum(info.num_inner_steps) for info in infos)),
         "decoder": rows * (1 + (config.num_steps if config.trace else 0)),
     }
+    return Restored(result, seconds, calls)
+
+
+def _restore_at_once(
+    params: Params,
+    y: PyTree,
+    key: Key,
+    config: Any,
+    sampler: str,
+    *,
+    known_tokens: Array | None,
+    on_step: Callable[[StepReport], None] | None,
+    snapshot: Snapshot | None,
+) -> Restored:
+    if snapshot is not None and snapshot.is_resuming:
+        raise SnapshotError(f"sampler {sampler!r} runs in one piece; there is nothing to resume")
+    clock = time.perf_counter()
+    sample = jax.jit(SAMPLERS[sampler].sample, static_argnames="config")
+    run = sample.lower(params, y, key, config=config, known_tokens=known_tokens).compile()
+    seconds = {"compile": time.perf_counter() - clock, "sample": 0.0, "decode": 0.0}
+    grid = run.out_info.tokens.shape
+    if on_step is not None:
+        on_step(StepReport(0, 1, math.nan, float(grid[1])))
+    clock = time.perf_counter()
+    result = run(params, y, key, known_tokens=known_tokens)
+    _wait(result)
+    seconds["sample"] = time.perf_counter() - clock
+    info = jax.device_get(result.info)
+    if not np.all(info.is_finite):
+        raise DivergedError(
+            f"the objective of {sampler} is not finite; check the measurement, or lower the "
+            "sampler's learning_rate if it has one"
+        )
+    if on_step is not None:
+        on_step(StepReport(1, 1, float(np.mean(info.loss[-1])), 0.0))
+    rows = grid[0] * config.num_samples
+    calls = {name: rows * count for name, count in config.evaluations()._asdict().items()}
     return Restored(result, seconds, calls)
 
 

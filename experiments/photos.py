@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -53,7 +54,7 @@ def named_images(source: Path) -> dict[str, Path]:
 
 def spread(paths: Sequence[Path], count: int, offset: int = 0) -> list[Path]:
     """`count` entries spread evenly over `paths`, moved on by `offset` (none beyond the last)."""
-    index = np.linspace(0, len(paths) - 1, min(count, len(paths))).astype(int) + offset
+    index = np.linspace(0, max(len(paths), 1) - 1, min(count, len(paths))).astype(int) + offset
     return [paths[i] for i in index if i < len(paths)]
 
 
@@ -123,35 +124,82 @@ def prefetched_batches(
             yield step, batch
 
 
-def center_crops(
-    folder: Path, *, size: int, shrink: int = 1, count: int | None = None, offset: int = 0
-) -> tuple[list[str], np.ndarray]:
-    """Fixed evaluation images: the centre `size * shrink` square of each photo, shrunk to `size`.
+def _chosen(paths: Sequence[Path], count: int | None = None, offset: int = 0) -> list[Path]:
+    return list(paths) if count is None else spread(paths, count, offset)
+
+
+class Crops(NamedTuple):
+    """Fixed evaluation images.
+
+    Attributes:
+      names: files, relative to their folder.
+      positions: places of the photos among all that were asked for; unreadable ones keep theirs.
+      images: float32 [B, size, size, 3] in [-1, 1].
+      unreadable: what is wrong with a file, by name.
+    """
+
+    names: list[str]
+    positions: np.ndarray
+    images: np.ndarray
+    unreadable: dict[str, str]
+
+
+def evaluation_crops(
+    folder: Path,
+    *,
+    size: int,
+    shrink: int = 1,
+    count: int | None = None,
+    offset: int = 0,
+    without: Mapping[str, Any] | None = None,
+) -> Crops:
+    """The centre `size * shrink` square of each photo, shrunk to `size`.
 
     Args:
-      folder: folder of photos; those too small are skipped.
+      folder: folder of photos; those too small are left out.
       size: side of the result in pixels.
       shrink: integer factor of the antialiased (box) reduction.
       count: number of photos, spread evenly over the sorted folder; all of them if None.
       offset: takes the photos so many places further on (none beyond the last), so that settings
         are not tuned on the photos of a table.
+      without: `count` and `offset` of another call, whose photos are left out first.
 
-    Returns:
-      File names, and images float32 [B, size, size, 3] in [-1, 1].
+    Raises:
+      ValueError: if the folder has no photo that can be read and is large enough.
     """
     side = size * shrink
-    names, crops = [], []
+    crops, unreadable, positions = {}, {}, []
     paths = list_images([folder])
-    if count is not None:
-        paths = spread(paths, count, offset)
-    for path in paths:
-        photo = load_rgb(path)
+    if without is not None:
+        others = _chosen(paths, **without)
+        paths = [path for path in paths if path not in others]
+    for path in _chosen(paths, count, offset):
+        name = path.relative_to(folder).as_posix()
+        try:
+            photo = load_rgb(path)
+        # Pillow's readers fail with any of these on damaged files.
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            unreadable[name] = " ".join(str(error).split()) or type(error).__name__
+            continue
         if min(photo.size) < side:
             continue
         left, top = (photo.width - side) // 2, (photo.height - side) // 2
         crop = photo.crop((left, top, left + side, top + side)).reduce(shrink)
-        names.append(path.name)
-        crops.append(crop)
+        positions.append(len(crops) + len(unreadable))
+        crops[name] = crop
     if not crops:
-        raise ValueError(f"no photo in {folder} is at least {side} pixels on a side")
-    return names, to_float(crops)
+        reason = f"; {len(unreadable)} cannot be read" if unreadable else ""
+        raise ValueError(f"no photo in {folder} is at least {side} pixels on a side{reason}")
+    return Crops(list(crops), np.array(positions), to_float(list(crops.values())), unreadable)
+
+
+def center_crops(folder: Path, **options: int | None) -> tuple[list[str], np.ndarray]:
+    """Names and images of `evaluation_crops`.
+
+    Raises:
+      ValueError: as `evaluation_crops`, and if a photo cannot be read.
+    """
+    crops = evaluation_crops(folder, **options)
+    for name, reason in crops.unreadable.items():
+        raise ValueError(f"{name} in {folder} cannot be read: {reason}")
+    return crops.names, crops.images

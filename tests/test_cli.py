@@ -26,6 +26,8 @@ from aps_jax.commands import restore as command
 from aps_jax.perceptual import PerceptualUnavailable
 from aps_jax.prompts import PromptConfig
 from aps_jax.restore import DivergedError
+from aps_jax.samplers import SAMPLERS
+from aps_jax.samplers.budget import decoder_evaluations
 from aps_jax.tasks import TASKS
 from aps_jax.tokenizer import CodecConfig, init_codec_params
 from aps_jax.transformer import TransformerConfig, init_transformer_params
@@ -203,12 +205,52 @@ def test_the_perceptual_term_is_used_or_its_loss_is_noted(restore, photo, monkey
     paper = (photo, "--task", "denoising", "--preset", "paper")
     code, out, _ = restore(*paper)
     assert code == 0 and read(out)["config"]["perceptual_weight"] == 0
-    assert read(out)["notes"][-1] == "the preset's perceptual term was left out: it needs LPIPS"
+    assert read(out)["notes"][-1] == "the perceptual term was left out: it needs LPIPS"
     distance = Perceptual(params=None, apply=bind(mean_square))
     monkeypatch.setattr(command, "load_lpips", lambda: distance)
     code, out, _ = restore(*paper, "--overwrite")
     assert code == 0 and read(out)["config"]["perceptual_weight"] == 1e-3
     assert read(out)["notes"] == [] and read(out)["metrics"]["restored"]["lpips"] > 0
+
+
+OTHER_SAMPLERS = {
+    "maskgit": "--num-steps 2",
+    "best_of_n": "--num-steps 2 --budget 3",
+    "straight_through": "--budget 3 --option variables=tokens",
+    "svdd_pm": "--num-steps 2 --budget 4",
+    "g2d2": "--budget 4 --option transition=markov",
+    "sgdd": "--num-steps 2 --budget 6 --option num_denoise_steps=2",
+    "smc": "--budget 4 --option num_fills=1 --option fill=mode",
+    "entrgi": "--budget 4 --option num_trajectories=1",
+    "redge": "--num-steps 2 --num-inner-steps 1",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_SAMPLERS)
+def test_every_other_sampler_by_name(name, restore, photo):
+    options = OTHER_SAMPLERS[name].split()
+    code, out, err = restore(photo, "--sampler", name, *options, steps=[])
+    assert code == 0, err
+    result = read(out)
+    kind = SAMPLERS[name].config
+    config = kind(**result["config"])
+    assert result["sampler"] == name and result["preset"] is None
+    assert result["model_calls"] == config.evaluations()._asdict()
+    if "--budget" in options:
+        assert (
+            decoder_evaluations(config)
+            <= result["budget"]
+            == int(options[1 + options.index("--budget")])
+        )
+    for pair in [word for word in options if "=" in word]:
+        option, value = pair.split("=")
+        assert str(result["config"][option]) == value and pair in result["command"]
+    assert err.startswith("sampling ") and "evaluations per sample" in err
+    assert not (out / ".state").exists()
+
+
+def test_every_sampler_is_tried_here():
+    assert {"aps", *OTHER_SAMPLERS} == set(SAMPLERS)
 
 
 def mean_square(params, a, b):
@@ -371,6 +413,23 @@ ERRORS = {
     "NaN": ("{bad}/nan.npy", "NaN"),
     "task": ("{photo} --task super_resolutoin", "did you mean 'super_resolution'?"),
     "sampler": ("{photo} --sampler asp", "unknown sampler 'asp', did you mean 'aps'?"),
+    "preset of another sampler": ("{photo} --sampler g2d2 --preset draft", "presets are of aps"),
+    "foreign sampler option": (
+        "{photo} --sampler maskgit --num-inner-steps 2",
+        "sampler 'maskgit' has no option 'num_inner_steps'",
+    ),
+    "unknown sampler option": ("{photo} --option num_fils=2", "unknown option of sampler 'aps'"),
+    "sampler option's value": ("{photo} --option prior_weight=big", "it is a number"),
+    "sampler option's form": ("{photo} --option prior_weight", "NAME=VALUE"),
+    "sampler option with a flag": ("{photo} --option sigma=2", "use --sigma"),
+    "sampler option twice": (
+        "{photo} --option prior_weight=1 --option prior_weight=2",
+        "given twice",
+    ),
+    "steps of another sampler": ("{photo} --sampler smc --save-steps", "--save-steps is of aps"),
+    "budget": ("{photo} --budget 0", "--budget must be at least 1"),
+    "small budget": ("{photo} --num-steps 15 --budget 3", "too small"),
+    "budget without use": ("{photo} --sampler maskgit --budget 3", "has no budget"),
     "preset": ("{photo} --preset drat", "did you mean 'draft'?"),
     "model": ("{photo} --model photo46", "did you mean 'photo64'?"),
     "model without card": ("{photo} --model {bad}/nocard", "no card.json"),
@@ -431,7 +490,8 @@ def test_tyro_boxes_become_one_line(rule):
 def test_errors_are_one_line(case, restore, photo, bad, tmp_path):
     argv, *parts = ERRORS[case]
     words = argv.format(bad=bad, photo=photo).split()
-    code, out, err = restore(*words, steps=[] if "steps" in argv else STEPS)
+    has_own = any(word in argv for word in ("steps", "--budget", "--sampler "))
+    code, out, err = restore(*words, steps=[] if has_own else STEPS)
     assert code == 2
     assert_one_line(err, *parts)
     assert not out.exists() and not list(tmp_path.iterdir())
@@ -624,6 +684,10 @@ def test_lists(capsys, model, tmp_path):
     assert cli.main(["tasks"]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in TASKS)
+    assert cli.main(["samplers"]) == 0
+    text = capsys.readouterr().out
+    for name, sampler in SAMPLERS.items():
+        assert name in text and sampler.paper in text and all(s in text for s in sampler.defaults)
     assert cli.main(["models", str(model)]) == 0
     assert "4 bits per 2x2 pixels" in capsys.readouterr().out
     assert cli.main(["models", str(tmp_path)]) == 2

@@ -12,7 +12,7 @@ import pytest
 from conftest import mixing_prior, patch_codec
 
 import aps_jax
-from aps_jax import APSConfig, Params, operators, restore
+from aps_jax import APSConfig, Params, operators, presets, restore, samplers
 
 CONFIG = APSConfig(
     num_steps=4, num_inner_steps=3, learning_rate=0.5, warm_start="logits", num_samples=2
@@ -167,7 +167,32 @@ def test_full_disk_leaves_the_last_snapshot(tmp_path, monkeypatch):
     assert_same(restore.restore(params, y, KEY, config=CONFIG, snapshot=again).result, expected)
 
 
+def test_other_samplers_run_in_one_piece(tmp_path):
+    params, y = problem()
+    config = presets.make_config(sampler="maskgit", num_steps=2, num_samples=2)
+    reports = []
+    restored = restore.restore(
+        params, y, KEY, config=config, sampler="maskgit", on_step=reports.append
+    )
+    expected = jax.jit(samplers.maskgit_sample, static_argnames="config")(
+        params, y, KEY, config=config
+    )
+    assert_same(restored.result, expected)
+    assert [(report.num_done, report.num_masked) for report in reports] == [(0, 16), (1, 0)]
+    assert restored.calls == {"denoiser": 8, "decoder": 4, "decoder_gradient": 0}
+    with pytest.raises(ValueError, match="takes a G2D2Config, got a MaskGITConfig"):
+        restore.restore(params, y, KEY, config=config, sampler="g2d2")
+    with pytest.raises(ValueError, match="did you mean 'svdd_pm'"):
+        restore.restore(params, y, KEY, config=config, sampler="svdd-pm")
+    snapshot = restore.Snapshot(tmp_path / "state", {}, is_resuming=True)
+    with pytest.raises(restore.SnapshotError, match="one piece"):
+        restore.restore(params, y, KEY, config=config, sampler="maskgit", snapshot=snapshot)
+
+
 def test_divergence_is_an_error():
     params, y = problem()
     with pytest.raises(restore.DivergedError, match="timestep 1 of 4"):
         restore.restore(params, y * jnp.nan, KEY, config=CONFIG)
+    config = presets.make_config(sampler="straight_through", num_inner_steps=1)
+    with pytest.raises(restore.DivergedError, match="of straight_through is not finite"):
+        restore.restore(params, y * jnp.nan, KEY, config=config, sampler="straight_through")

@@ -1,5 +1,6 @@
 """Laws that hold for every sampler of the registry, on models too small to draw anything."""
 
+import dataclasses
 import functools
 import re
 
@@ -10,7 +11,7 @@ import pytest
 from conftest import NUM_CODES, mixing_prior, patch_codec
 
 from aps_jax import Params, operators
-from aps_jax.samplers import SAMPLERS
+from aps_jax.samplers import SAMPLERS, budget
 from aps_jax.types import Perceptual
 
 LENGTH, BATCH, SIDE = 16, 2, 16
@@ -95,11 +96,47 @@ def make_params():
     )
 
 
-def test_every_sampler_is_tested_and_has_a_source():
+def test_every_sampler_is_tested_and_every_default_has_a_source():
     assert set(CASES) == set(SAMPLERS)
     for sampler in SAMPLERS.values():
         assert sampler.sample.__doc__ and sampler.config.__doc__
-        assert re.search(r"arXiv:\d{4}\.\d{4,5}|no paper", sampler.source)
+        assert re.search(r"arXiv:\d{4}\.\d{4,5}|no paper", sampler.paper)
+        options = [option for group in sampler.defaults.values() for option in group]
+        assert sorted(options) == sorted(f.name for f in dataclasses.fields(sampler.config))
+
+
+@pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"maskgit"}))
+@pytest.mark.parametrize("evaluations", [16, 40, 120, 1000])
+def test_budgets_are_used_up_and_never_exceeded(name, evaluations):
+    start = SAMPLERS[name].config()
+    config = budget.with_budget(start, evaluations, fixed=())
+    cost = budget.decoder_evaluations(config)
+    knob = budget.KNOBS[type(config)]
+    assert evaluations / 2 <= cost <= evaluations
+    # One more would be too many.
+    more = dataclasses.replace(config, **{knob.name: getattr(config, knob.name) + 1})
+    assert budget.decoder_evaluations(more) > evaluations
+    changed = {knob.name, "num_steps"} if knob.scales_steps else {knob.name}
+    for field in dataclasses.fields(config):
+        if field.name not in changed:
+            assert getattr(config, field.name) == getattr(start, field.name)
+    if knob.scales_steps:
+        fixed = budget.with_budget(
+            dataclasses.replace(start, num_steps=2), evaluations, fixed=["num_steps"]
+        )
+        assert fixed.num_steps == 2
+        assert budget.decoder_evaluations(fixed) <= evaluations
+
+
+def test_impossible_budgets():
+    with pytest.raises(ValueError, match="of 14 decoder evaluations is too small.*needs 15"):
+        budget.with_budget(SAMPLERS["aps"].config(), 14)
+    with pytest.raises(ValueError, match="too small for SMCConfig"):
+        budget.with_budget(SAMPLERS["smc"].config(), 7)
+    with pytest.raises(ValueError, match="decides num_candidates"):
+        budget.with_budget(SAMPLERS["svdd_pm"].config(), 99, fixed=["num_candidates"])
+    with pytest.raises(ValueError, match="it has no budget"):
+        budget.with_budget(SAMPLERS["maskgit"].config(), 99)
 
 
 @pytest.mark.parametrize(("name", "options"), PAIRS)

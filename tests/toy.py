@@ -3,66 +3,40 @@
 import functools
 import itertools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from aps_jax import Params, lfq, operators
-from aps_jax.types import Codec, Prior, bind
+from aps_jax import Params, operators
+from experiments import toy_priors
+from experiments.toy_priors import (
+    energies,
+    exact_posterior,
+    mixing_codec,
+    mixing_decode,
+    skewed_joint,
+    table_prior,
+    total_variation,
+)
+
+__all__ = ["energies", "exact_posterior", "mixing_decode", "skewed_joint", "total_variation"]
 
 BITS, CODES, LENGTH, STRIDE = 2, 4, 3, 2
-FIELDS = np.array(list(itertools.product(range(CODES), repeat=LENGTH)))  # [64, 3]
+FIELDS = toy_priors.fields(CODES, LENGTH)  # [64, 3]
 HEIGHT, WIDTH = STRIDE, STRIDE * LENGTH
-
-
-def table_logits(log_joint, tokens):
-    """log p(x_l = k | the unmasked tokens), exact, for a grid [B, 1, 3]."""
-    field = tokens[:, 0]
-    agrees = (field[:, None] == CODES) | (field[:, None] == FIELDS[None])  # [B, 64, 3]
-    log_weights = jnp.where(agrees.all(axis=-1), log_joint, -jnp.inf)  # [B, 64]
-    is_code = jnp.asarray(FIELDS[:, :, None] == np.arange(CODES))  # [64, 3, K]
-    terms = jnp.where(is_code, log_weights[:, :, None, None], -jnp.inf)
-    # Impossible codes (at clean positions) get a finite logit, as any network's would be.
-    return jnp.maximum(jax.nn.logsumexp(terms, axis=1), -60.0)[:, None]
-
-
-def nonlinear_decode(weights, codes):
-    """Every token touches every pixel."""
-    x = jnp.tanh(codes.reshape(codes.shape[0], -1) @ weights)
-    return x.reshape(-1, HEIGHT, WIDTH, 3)
-
-
-def no_encode(params, x):
-    raise AssertionError
-
-
-def skewed_joint():
-    """Correlated: a few images hold most of the mass, no image is impossible."""
-    rng = np.random.default_rng(11)
-    return 0.9 * rng.dirichlet(np.full(64, 0.3)) + 0.1 / 64
 
 
 @functools.cache
 def toy_codec():
     """One object, so that all tests share what is compiled for it."""
     weights = np.random.default_rng(5).normal(size=(LENGTH * BITS, HEIGHT * WIDTH * 3)) / 3
-    return Codec(
-        params=jnp.asarray(weights, jnp.float32),
-        codebook=lfq.codebook(BITS),
-        encode=no_encode,
-        decode=nonlinear_decode,
-        quantize=lfq.quantize,
-        stride=STRIDE,
-    )
+    return mixing_codec(weights, BITS, STRIDE)
 
 
 def make_params(joint):
     """The toy with the prior p(x_1, x_2, x_3) = `joint` [64]."""
-    prior = Prior(
-        params=jnp.asarray(np.log(joint), jnp.float32), apply=bind(table_logits), num_codes=CODES
+    return Params(
+        prior=table_prior(joint, CODES, LENGTH), codec=toy_codec(), operator=operators.denoising()
     )
-    return Params(prior=prior, codec=toy_codec(), operator=operators.denoising())
 
 
 @functools.cache
@@ -73,25 +47,12 @@ def decoded_images():
     return np.float64(codec.decode(codec.params, codes))
 
 
-def energies(decoded, y, sigma):
-    return np.sum((decoded - y) ** 2, axis=(1, 2, 3)) / (2 * sigma**2)
-
-
-def exact_posterior(joint, decoded, y, sigma):
-    weights = joint * np.exp(-energies(decoded, y, sigma) + energies(decoded, y, sigma).min())
-    return weights / weights.sum()
-
-
 def index_of(tokens):
-    return np.asarray(tokens) @ np.array([16, 4, 1])
+    return toy_priors.index_of(tokens, CODES)
 
 
 def frequencies(tokens):
-    return np.bincount(index_of(tokens), minlength=64) / len(tokens)
-
-
-def total_variation(p, q):
-    return 0.5 * np.abs(p - q).sum()
+    return toy_priors.frequencies(tokens, CODES)
 
 
 def chi_square_p(tokens, expected):

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,10 @@ from aps_jax import checkpoint, pretrained
 from aps_jax.config import APSConfig
 from aps_jax.files import disk_size
 from aps_jax.perceptual import PerceptualUnavailable, load_lpips
+from aps_jax.presets import option_types
 from aps_jax.restore import restore
+from aps_jax.samplers import SAMPLERS
+from aps_jax.samplers.budget import KNOBS
 from aps_jax.tasks import TASKS
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow", "safetensors")
@@ -34,6 +38,23 @@ def list_tasks() -> int:
             default = "required" if option.is_required else option.default
             shown = "" if default is None else f" [{default}]"
             print(f"    {flag:16}{option.summary}{shown}")
+    return 0
+
+
+def list_samplers() -> int:
+    """Prints every sampler with its paper, and its options' defaults by where they come from."""
+    for name, sampler in SAMPLERS.items():
+        config = sampler.config()
+        print(f"{name:20}{sampler.summary}; {sampler.paper}")
+        knob = KNOBS.get(sampler.config)
+        if knob is not None:
+            print(f"    --budget sets {knob.name}{' and num_steps' * knob.scales_steps}")
+        shown = option_types(sampler.config)
+        for source, options in sampler.defaults.items():
+            values = [f"{option}={getattr(config, option)}" for option in options]
+            values = [value for value in values if value.partition("=")[0] in shown]
+            text = f"{source}: {', '.join(values)}"
+            print(textwrap.fill(text, 100, initial_indent="    ", subsequent_indent="        "))
     return 0
 
 

@@ -34,13 +34,14 @@ class Outputs:
     def __init__(
         self,
         options: Restore,
-        config: APSConfig,
+        config: Any,
         problem: Problem,
         restored: Restored,
         model: Model,
         distance: Perceptual | None,
     ) -> None:
         self.options, self.config, self.problem, self.restored = options, config, problem, restored
+        self.is_aps = isinstance(config, APSConfig)
         self.result = jax.device_get(restored.result)
         self.image = restored.result.images[0]
         self.pasted = None
@@ -80,8 +81,8 @@ class Outputs:
             result = {
                 "command": command_of(self.options, resume=False, overwrite=False),
                 **facts,
-                "sampler": self.options.sampler,
-                "preset": self.options.preset,
+                "preset": self.options.preset or ("balanced" if self.is_aps else None),
+                "budget": self.options.budget,
                 "metrics": self.scores or None,
                 "residual": self.residual,
                 "history": {
@@ -153,11 +154,11 @@ class Outputs:
 
     def summarise(self, notes: list[str], seconds: float) -> None:
         """Prints what a person wants to know."""
-        options, config = self.options, self.config
+        options = self.options
         height, width = self.problem.image_shape
         print(
-            f"{options.task} {width}x{height}, {options.sampler}, {config.num_steps} x "
-            f"{config.num_inner_steps} steps, seed {options.seed}"
+            f"{options.task} {width}x{height}, {options.sampler}, {work_of(self.config)}, seed "
+            f"{options.seed}"
         )
         if self.scores:
             print(f"{'':22}{'PSNR':>8}{'SSIM':>8}{'LPIPS':>8}")
@@ -176,6 +177,17 @@ class Outputs:
             f"{options.out / 'comparison.png'} and more, after {seconds:.1f} s (compiling "
             f"{spent['compile']:.1f}, sampling {spent['sample']:.1f})"
         )
+
+
+def work_of(config: Any) -> str:
+    """How much a sampler does, for people."""
+    if isinstance(config, APSConfig):
+        return f"{config.num_steps} timesteps of {config.num_inner_steps} inner steps"
+    calls = config.evaluations()
+    return (
+        f"{calls.denoiser} denoiser and {calls.decoder + calls.decoder_gradient} decoder "
+        "evaluations per sample"
+    )
 
 
 def _figure(value: float | None, digits: str) -> str:

@@ -30,12 +30,12 @@ from aps_jax.commands.inputs import (
     load_measured,
     require_memory,
 )
-from aps_jax.commands.outputs import SINGLE_FILES, Outputs
-from aps_jax.config import APSConfig
+from aps_jax.commands.outputs import SINGLE_FILES, Outputs, work_of
 from aps_jax.field import field_shape
 from aps_jax.perceptual import MIN_SIDE as LPIPS_SIDE
 from aps_jax.perceptual import PerceptualUnavailable, load_lpips
 from aps_jax.restore import DivergedError, Restored, Snapshot, StepReport, restore
+from aps_jax.samplers import SVDDConfig
 from aps_jax.text import TOKENIZER_NAME, load_tokenizer
 from aps_jax.types import Key, Params, Perceptual
 
@@ -68,13 +68,13 @@ def run(options: Restore) -> int:
         prior=model.prior,
         codec=model.codec,
         operator=problem.operator,
-        perceptual=distance if config.perceptual_weight > 0 else None,
+        perceptual=distance if perceptual_weight(config) > 0 else None,
     )
     facts = _facts(options, config, problem)
     snapshot = Snapshot(options.out / STATE_NAME, _identity(facts), options.resume)
     try:
         with _folder(options.out):
-            restored = _sample(params, problem, key_sample, config, snapshot)
+            restored = _sample(params, problem, key_sample, config, options.sampler, snapshot)
             outputs = Outputs(options, config, problem, restored, model, distance)
             outputs.write(facts | {"notes": notes}, began)
             snapshot.remove()
@@ -88,13 +88,14 @@ def run(options: Restore) -> int:
 
 
 def _sample(
-    params: Params, problem: Problem, key: Key, config: APSConfig, snapshot: Snapshot
+    params: Params, problem: Problem, key: Key, config: Any, sampler: str, snapshot: Snapshot
 ) -> Restored:
     try:
         with _progress(config) as on_step:
             return restore(
-                params, problem.y, key, config=config, on_step=on_step, snapshot=snapshot
-            )
+                params, problem.y, key,
+                config=config, sampler=sampler, on_step=on_step, snapshot=snapshot,
+            )  # fmt: skip
     except DivergedError:
         snapshot.remove()  # Resuming would only fail again.
         raise
@@ -153,11 +154,14 @@ def _folder(out: Path) -> Iterator[None]:
         raise
 
 
-def check_memory(config: APSConfig, model: pretrained.Model) -> None:
+def check_memory(config: Any, model: pretrained.Model) -> None:
     """ValueError if the logits of one image alone do not fit the free memory."""
     decoded = tuple(side * config.decode_scale for side in config.image_shape)
     rows, columns = field_shape(decoded, model.codec.stride)
-    numbers = config.num_samples * rows * columns * model.codec.num_codes
+    # Only these two samplers work on all their candidates at once.
+    parallel = getattr(config, "num_particles", 1)
+    parallel *= config.num_candidates if isinstance(config, SVDDConfig) else 1
+    numbers = parallel * config.num_samples * rows * columns * model.codec.num_codes
     size = 4 * _LOGIT_COPIES * numbers
     what = (
         f"{config.num_samples} sample(s) of {config.image_shape[1]}x{config.image_shape[0]} pixels"
@@ -165,9 +169,14 @@ def check_memory(config: APSConfig, model: pretrained.Model) -> None:
     require_memory(size, what)
 
 
-def load_distance(problem: Problem, config: APSConfig, notes: list[str]) -> Perceptual | None:
+def perceptual_weight(config: Any) -> float:
+    """Weight of LPIPS in the sampler's objective, 0 for those without it."""
+    return getattr(config, "perceptual_weight", 0.0)
+
+
+def load_distance(problem: Problem, config: Any, notes: list[str]) -> Perceptual | None:
     """LPIPS where something asks for it; a note says why not."""
-    if problem.photo is None and config.perceptual_weight == 0:
+    if problem.photo is None and perceptual_weight(config) == 0:
         return None
     if min(problem.image_shape) < LPIPS_SIDE:
         notes.append(f"LPIPS was left out: the image is smaller than {LPIPS_SIDE} pixels")
@@ -180,10 +189,10 @@ def load_distance(problem: Problem, config: APSConfig, notes: list[str]) -> Perc
 
 
 def settle_perceptual(
-    config: APSConfig, problem: Problem, distance: Perceptual | None, notes: list[str]
-) -> APSConfig:
+    config: Any, problem: Problem, distance: Perceptual | None, notes: list[str]
+) -> Any:
     """Drops the perceptual term where it cannot be computed, with a note."""
-    if config.perceptual_weight == 0:
+    if perceptual_weight(config) == 0:
         return config
     if not problem.operator.is_image:
         reason = "the measurement is not an image"
@@ -193,11 +202,11 @@ def settle_perceptual(
         reason = "it needs LPIPS"
     else:
         return config
-    notes.append(f"the preset's perceptual term was left out: {reason}")
+    notes.append(f"the perceptual term was left out: {reason}")
     return dataclasses.replace(config, perceptual_weight=0.0)
 
 
-def run_facts(options: Restore, config: APSConfig) -> dict[str, Any]:
+def run_facts(options: Restore, config: Any) -> dict[str, Any]:
     """What the samples of every image depend on, as JSON values."""
     folder = pretrained.model_folder(options.model)
     paths = (folder / CARD_NAME, *(weights_path(folder, name) for name in ("codec", "prior")))
@@ -214,6 +223,7 @@ def run_facts(options: Restore, config: APSConfig) -> dict[str, Any]:
         "is_measured": options.measured,
         "model": {"name": options.model, "sha256": weights},
         "prompt": options.prompt,
+        "sampler": options.sampler,
         "config": dataclasses.asdict(config) | {"image_shape": image_shape},
         "versions": {
             "aps_jax": aps_jax.__version__,
@@ -223,7 +233,7 @@ def run_facts(options: Restore, config: APSConfig) -> dict[str, Any]:
     }
 
 
-def _facts(options: Restore, config: APSConfig, problem: Problem) -> dict[str, Any]:
+def _facts(options: Restore, config: Any, problem: Problem) -> dict[str, Any]:
     """Everything the samples depend on, as JSON values."""
     operator = hashlib.sha256()
     for leaf in jax.tree.leaves(problem.operator):
@@ -255,13 +265,10 @@ def _identity(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _progress(config: APSConfig) -> Iterator[Callable[[StepReport], None] | None]:
+def _progress(config: Any) -> Iterator[Callable[[StepReport], None] | None]:
     """A bar on a terminal; elsewhere one plain line."""
     if not sys.stderr.isatty():
-        print(
-            f"sampling {config.num_steps} timesteps of {config.num_inner_steps} inner steps",
-            file=sys.stderr,
-        )
+        print(f"sampling {work_of(config)}", file=sys.stderr)
         yield None
         return
     from rich.console import Console
@@ -278,12 +285,15 @@ def _progress(config: APSConfig) -> Iterator[Callable[[StepReport], None] | None
         TextColumn("{task.fields[figures]}"), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        job = bar.add_task("compiling", total=config.num_steps, figures="")
+        job = bar.add_task("compiling", total=None, figures="")
 
         def on_step(step: StepReport) -> None:
             figures = f"{step.num_masked:.0f} tokens masked"
             if step.num_done:
                 figures = f"loss {step.loss:.4f}, {figures}"
-            bar.update(job, description="sampling", completed=step.num_done, figures=figures)
+            bar.update(
+                job, description="sampling", completed=step.num_done, total=step.num_steps,
+                figures=figures,
+            )  # fmt: skip
 
         yield on_step

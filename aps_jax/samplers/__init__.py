@@ -6,7 +6,7 @@ Each has the signature of `aps_sample`, returns a `SampleResult`, and says with
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from aps_jax.config import APSConfig
@@ -28,47 +28,167 @@ class Sampler(NamedTuple):
     Attributes:
       sample: `(params, y, key, *, config, known_tokens=None) -> SampleResult`.
       config: class of its options; `config(...).evaluations()` counts model calls.
-      source: where the method and its defaults come from, one line.
+      summary: what it does, one line.
+      paper: arXiv number of the method, or why there is none.
+      defaults: names of options by where their defaults come from; every option is in one group.
     """
 
     sample: Callable[..., SampleResult]
     config: type[Any]
-    source: str
+    summary: str
+    paper: str
+    defaults: Mapping[str, tuple[str, ...]]
 
+
+_SHAPE = ("decode_scale", "num_samples", "image_shape")
+_COMMON = {"paper of APS": ("sigma",), "neutral": _SHAPE}
+_CALLS = {"paper of APS": ("sigma",), "neutral": (*_SHAPE, "guidance_scale", "prior_temperature")}
+_NO_LPIPS = {**_COMMON, "neutral": (*_SHAPE, "perceptual_weight")}
+_GUIDED = {**_CALLS, "neutral": (*_CALLS["neutral"], "perceptual_weight")}
+_MASKGIT_CODE = {
+    "code of MaskGIT": ("schedule", "reveal", "gumbel_temperature"),
+    "paper of ReMDM": ("remask_strength",),
+}
+_UNUSED_REVEALS = {
+    "code of MaskGIT": ("gumbel_temperature",),
+    "paper of ReMDM": ("remask_strength",),
+}
 
 #: Samplers by name.
 SAMPLERS: dict[str, Sampler] = {
-    "aps": Sampler(aps_sample, APSConfig, "Anchored Posterior Sampling, arXiv:2510.02291"),
+    "aps": Sampler(
+        aps_sample,
+        APSConfig,
+        "Anchored Posterior Sampling; also aps-i, aps-ii, aps-l and the presets",
+        "arXiv:2510.02291",
+        {
+            "its paper": (
+                "num_steps", "num_inner_steps", "learning_rate", "measurement_term", "sigma",
+                "prior_weight", "remasking", "draw",
+            ),
+            "code of MMaDA": ("rule", "schedule"),
+            "Adam": ("adam_eps",),
+            "neutral": (
+                "perceptual_weight", "prior_temperature", "warm_start", "warm_moments",
+                "evidence_floor", "early_stop", "gumbel_temperature", "guidance_scale", "trace",
+                *_SHAPE,
+            ),
+            "ours": ("prior_weighting", "threshold", "threshold_schedule"),
+        },
+    ),
     "maskgit": Sampler(
-        maskgit_sample, MaskGITConfig, "MaskGIT, arXiv:2202.04200; the prior, no measurement"
+        maskgit_sample,
+        MaskGITConfig,
+        "samples of the prior, no measurement",
+        "arXiv:2202.04200",
+        {**_CALLS, **_MASKGIT_CODE, "ours": ("num_steps",)},
     ),
     "best_of_n": Sampler(
-        best_of_n_sample, BestOfNConfig, "best of n MaskGIT samples (no paper; n ours)"
+        best_of_n_sample,
+        BestOfNConfig,
+        "n samples of the prior, the one that fits best",
+        "no paper",
+        {**_CALLS, **_MASKGIT_CODE, "ours": ("num_steps", "num_candidates")},
     ),
     "straight_through": Sampler(
         straight_through_sample,
         StraightThroughConfig,
-        "straight-through estimator, arXiv:1308.3432, on the codec alone (defaults ours)",
+        "the codec alone: optimise codes by the straight-through estimator, no prior",
+        "arXiv:1308.3432",
+        {
+            **_NO_LPIPS,
+            "ours": (
+                "measurement_term", "learning_rate", "num_inner_steps", "variables", "estimator",
+                "temperature", "init_noise",
+            ),
+        },
     ),
-    "svdd_pm": Sampler(svdd_sample, SVDDConfig, "SVDD-PM, arXiv:2408.08252; defaults of its code"),
+    "svdd_pm": Sampler(
+        svdd_sample,
+        SVDDConfig,
+        "SVDD-PM: the best of several next states, at every step",
+        "arXiv:2408.08252",
+        {
+            **_CALLS,
+            **_UNUSED_REVEALS,
+            "its code": ("num_steps", "schedule", "reveal", "num_candidates", "selection"),
+            "its paper": ("selection_temperature",),
+        },
+    ),
     "g2d2": Sampler(
-        g2d2_sample, G2D2Config, "G2D2, arXiv:2410.14710; defaults of its code's SR preset, star"
+        g2d2_sample,
+        G2D2Config,
+        "G2D2: variational logits by Gumbel-softmax, star-shaped or Markov",
+        "arXiv:2410.14710",
+        {
+            **_GUIDED,
+            "its code, preset for super-resolution": (
+                "num_steps", "num_inner_steps", "schedule", "measurement_term", "learning_rate",
+                "learning_rate_span", "kl_weight", "kl_span", "kl_exact", "kl_on_unmasked",
+                "forget", "gumbel_temperature", "top_p", "uniform_mass",
+            ),
+            "its paper": ("transition",),
+        },
     ),
     "sgdd": Sampler(
-        sgdd_sample, SGDDConfig, "SGDD, arXiv:2503.01161, adapted to masked priors (defaults ours)"
+        sgdd_sample,
+        SGDDConfig,
+        "SGDD: split Gibbs with Metropolis-Hastings, adapted to masked priors (ours)",
+        "arXiv:2503.01161",
+        {
+            **_CALLS,
+            "its code": ("looseness", "proposal"),
+            "ours": (
+                "num_steps", "num_likelihood_steps", "num_denoise_steps", "method", "coupling",
+                "first_noise", "last_noise",
+            ),
+        },
     ),
     "smc": Sampler(
         smc_sample,
         SMCConfig,
-        "Feynman-Kac steering, arXiv:2501.06848, and SMC-DDM, arXiv:2505.22524; base proposals",
+        "weighted, resampled particles: Feynman-Kac steering and SMC-DDM, base proposals",
+        "arXiv:2501.06848, arXiv:2505.22524",
+        {
+            **_CALLS,
+            **_UNUSED_REVEALS,
+            "code of Feynman-Kac steering": ("num_particles", "num_fills", "fill", "reveal"),
+            "code of SMC-DDM": ("num_steps", "ramp", "ess_threshold"),
+            "abstract of GRAS (2026)": ("weights",),
+            "ours": (
+                "schedule", "reward_weight", "temperature", "resample_interval", "output",
+            ),
+        },
     ),
     "entrgi": Sampler(
-        entrgi_sample, EntRGiConfig, "EntRGi, arXiv:2602.05000; defaults of its experiments"
+        entrgi_sample,
+        EntRGiConfig,
+        "EntRGi: gradients at an entropy-aware mix of hard and soft codes",
+        "arXiv:2602.05000",
+        {
+            **_GUIDED,
+            "its code": (
+                "num_steps", "num_inner_steps", "learning_rate", "num_trajectories", "mixing",
+                "temperature", "top_p", "order", "schedule",
+            ),
+            "ours": ("measurement_term",),
+        },
     ),
     "redge": Sampler(
-        redge_sample, ReDGEConfig, "ReDGE, arXiv:2601.00781; defaults of its MaskGIT demo"
+        redge_sample,
+        ReDGEConfig,
+        "ReDGE: gradients through a reparameterised diffusion",
+        "arXiv:2601.00781",
+        {
+            **_GUIDED,
+            "its code, MaskGIT demo": (
+                "num_steps", "num_inner_steps", "learning_rate", "kl_weight", "estimator",
+                "gumbel_temperature", "num_diffusion_steps", "first_noise",
+            ),
+            "ours": ("measurement_term", "measurement_weight", "schedule"),
+        },
     ),
-}
+}  # fmt: skip
 
 __all__ = [
     "SAMPLERS",

@@ -1,0 +1,101 @@
+"""Sizes a sampler to a number of decoder evaluations, so that methods compare at equal cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+from aps_jax.config import APSConfig
+from aps_jax.samplers.best_of_n import BestOfNConfig
+from aps_jax.samplers.entrgi import EntRGiConfig
+from aps_jax.samplers.g2d2 import G2D2Config
+from aps_jax.samplers.redge import ReDGEConfig
+from aps_jax.samplers.sgdd import SGDDConfig
+from aps_jax.samplers.smc import SMCConfig
+from aps_jax.samplers.straight_through import StraightThroughConfig
+from aps_jax.samplers.svdd import SVDDConfig
+
+
+class Knob(NamedTuple):
+    """What a budget changes.
+
+    Attributes:
+      name: option that takes up the budget.
+      least: its least useful value.
+      scales_steps: `num_steps` shrinks and grows with it, each by the square root of the change,
+        unless it is fixed.
+    """
+
+    name: str
+    least: int
+    scales_steps: bool
+
+
+#: By class of options; a class that is missing calls no decoder on its way.
+KNOBS: dict[type[Any], Knob] = {
+    APSConfig: Knob("num_inner_steps", 1, False),
+    StraightThroughConfig: Knob("num_inner_steps", 1, False),
+    BestOfNConfig: Knob("num_candidates", 1, False),
+    SVDDConfig: Knob("num_candidates", 2, True),
+    SMCConfig: Knob("num_particles", 2, True),
+    SGDDConfig: Knob("num_likelihood_steps", 1, True),
+    G2D2Config: Knob("num_inner_steps", 1, True),
+    EntRGiConfig: Knob("num_inner_steps", 1, True),
+    ReDGEConfig: Knob("num_inner_steps", 1, True),
+}
+
+
+def decoder_evaluations(config: Any) -> int:
+    """Runs of decoder and operator per sample, with or without gradient, but the final picture."""
+    calls = config.evaluations()
+    return calls.decoder + calls.decoder_gradient - 1
+
+
+def with_budget(config: Any, evaluations: int, *, fixed: Collection[str] = ()) -> Any:
+    """`config` with as much work as `evaluations` runs of the decoder allow, never more.
+
+    Args:
+      config: options of any sampler that has a `Knob`.
+      evaluations: limit of `decoder_evaluations`; a run with gradient counts as one, too, though it
+        takes about three times as long.
+      fixed: names of options that must stay.
+
+    Raises:
+      ValueError: the sampler has no such knob, the knob is fixed, or the budget is too small.
+    """
+    knob = KNOBS.get(type(config))
+    name = type(config).__name__
+    if knob is None:
+        raise ValueError(f"{name} evaluates no decoder before its last picture; it has no budget")
+    if knob.name in fixed:
+        raise ValueError(f"a budget decides {knob.name}; give one of the two")
+    is_free = knob.scales_steps and "num_steps" not in fixed
+    if is_free:
+        change = math.sqrt(evaluations / decoder_evaluations(config))
+        config = dataclasses.replace(config, num_steps=max(1, round(config.num_steps * change)))
+    value = _largest(config, knob.name, knob.least, evaluations)
+    if value is None and is_free:
+        value = knob.least
+    if value is not None:
+        config = dataclasses.replace(config, **{knob.name: value})
+    if is_free:  # What the knob's rounding left over.
+        num_steps = _largest(config, "num_steps", 1, evaluations)
+        config = dataclasses.replace(config, num_steps=num_steps or 1)
+    if value is None or decoder_evaluations(config) > evaluations:
+        least = decoder_evaluations(dataclasses.replace(config, **{knob.name: knob.least}))
+        raise ValueError(
+            f"a budget of {evaluations} decoder evaluations is too small for {name}: with its "
+            f"other options it needs {least}; raise the budget or lower num_steps"
+        )
+    return config
+
+
+def _largest(config: Any, name: str, least: int, limit: int) -> int | None:
+    """Largest value of an option, in which the cost is linear, within the limit."""
+    base, step = (
+        decoder_evaluations(dataclasses.replace(config, **{name: value}))
+        for value in (least, least + 1)
+    )
+    return None if base > limit else least + (limit - base) // (step - base)

@@ -1,0 +1,202 @@
+"""Restores and scores one batch of photos."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aps_jax import metrics, report
+from aps_jax.config import APSConfig
+from aps_jax.likelihood import absolute_error
+from aps_jax.operators import measure
+from aps_jax.presets import config_class
+from aps_jax.samplers import SAMPLERS
+from aps_jax.samplers.budget import decoder_evaluations
+from aps_jax.tokenizer import reconstruct
+from aps_jax.types import Array, Key, Operator, Params, Perceptual, Prior, PyTree, bind
+from experiments.bench.study import Method
+
+#: Measures a batch: `(operator, keys, x) -> y`.
+_measure = jax.jit(
+    lambda operator, keys, x, sigma: measure(keys, x, operator=operator, sigma=sigma),
+    static_argnames="sigma",
+)
+
+
+class Restored(NamedTuple):
+    """What a method makes of a batch.
+
+    Attributes:
+      images: [B, H, W, 3].
+      is_finite: bool [B], False where its objective was not.
+      cost: model calls per photo by name, each [B]; none for yardsticks.
+    """
+
+    images: Array
+    is_finite: np.ndarray
+    cost: dict[str, np.ndarray]
+
+
+#: `(params, x, y, keys) -> Restored`, compiled.
+Restorer = Callable[[Params, Array, PyTree, Key], Restored]
+
+
+def keys_of(seed: int, positions: np.ndarray) -> tuple[Key, Key, Key]:
+    """Keys of the operator, of the noise [B] and of sampling [B] for photos at these positions."""
+    return _keys_of(jax.random.key(seed), jnp.asarray(positions))
+
+
+@jax.jit
+def _keys_of(key: Key, positions: Array) -> tuple[Key, Key, Key]:
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(positions + 2)
+    keys = jax.vmap(jax.random.split)(keys)
+    return jax.random.fold_in(key, 1), keys[:, 0], keys[:, 1]
+
+
+def measured(operator: Operator, keys: Key, x: Array, sigma: float) -> PyTree:
+    """The noisy measurement of a batch."""
+    return _measure(operator, keys, x, sigma)
+
+
+def uniform_prior(prior: Prior) -> Prior:
+    """A prior without an opinion, for the same optimisation without a prior."""
+    # The zeros are an argument: as a constant, XLA would spend a minute folding what follows.
+    zeros = jnp.zeros(prior.num_codes)
+    return Prior(params=zeros, apply=bind(_uniform), num_codes=prior.num_codes)
+
+
+def _uniform(params: Array, tokens: Array) -> Array:
+    return jnp.broadcast_to(params, (*tokens.shape, params.shape[0]))
+
+
+def compile_method(
+    method: Method, config: Any, params: Params, x: Array, y: PyTree, keys: Key
+) -> Restorer:
+    """Compiles a method for batches like `x`, so that its runs can be timed alone.
+
+    Args:
+      method: as parsed.
+      config: configuration of its sampler, None for yardsticks.
+      params: models and operator; LPIPS only if it is scored or part of the objective.
+      x: photos [B, H, W, 3].
+      y: their measurement.
+      keys: one per photo.
+    """
+    if method.kind == "codec":
+        return lambda params, x, y, keys: _plain(jnp.clip(_reconstruct(params.codec, x), -1, 1))
+    if method.kind == "measurement":
+        return _baseline
+    name = "aps" if config_class(method.sampler) is APSConfig else method.sampler
+    needed = _needed(params, method, config)
+    lowered = _run.lower(needed, y, keys, sample=SAMPLERS[name].sample, config=config)
+    return functools.partial(_sampled, lowered.compile(), method, config)
+
+
+@functools.partial(jax.jit, static_argnames=("sample", "config"))
+def _run(
+    params: Params, y: PyTree, keys: Key, *, sample: Callable[..., Any], config: Any
+) -> tuple[Array, Array, Array]:
+    result = sample(params, y, keys, config=config)
+    images = _best(params.operator, result.samples, y)
+    is_finite = jnp.all(result.info.is_finite, axis=(0, 1))
+    return images, is_finite, jnp.sum(result.info.num_inner_steps, axis=(0, 1))
+
+
+def _needed(params: Params, method: Method, config: Any) -> Params:
+    """Only what the method reads, so that nothing else is passed to the device."""
+    if method.prior == "none":
+        params = params.replace(prior=uniform_prior(params.prior))
+    if getattr(config, "perceptual_weight", 0) == 0:
+        params = params.replace(perceptual=None)
+    return params
+
+
+def _sampled(
+    compiled: Any, method: Method, config: Any, params: Params, x: Array, y: PyTree, keys: Key
+) -> Restored:
+    images, is_finite, inner_steps = compiled(_needed(params, method, config), y, keys)
+    calls, batch = config.evaluations(), x.shape[0]
+    gradients = np.full(batch, config.num_samples * calls.decoder_gradient)
+    if isinstance(config, APSConfig):  # Early stop may have made fewer than planned.
+        gradients = np.asarray(inner_steps)
+    forward = config.num_samples * (decoder_evaluations(config) - calls.decoder_gradient)
+    cost = {
+        "denoiser_evaluations": np.full(batch, config.num_samples * calls.denoiser),
+        "decoder_evaluations": forward + gradients,
+        "gradient_evaluations": gradients,
+    }
+    return Restored(images, np.asarray(is_finite), cost)
+
+
+def _best(operator: Operator, samples: Array, y: PyTree) -> Array:
+    """Of samples [B, S, H, W, 3] those of least residual [B, H, W, 3]."""
+    if samples.shape[1] == 1:
+        return samples[:, 0]
+    residual = jnp.stack(
+        [absolute_error(operator, operator(samples[:, s]), y) for s in range(samples.shape[1])]
+    )
+    best = jnp.argmin(jnp.where(jnp.isnan(residual), jnp.inf, residual), axis=0)
+    return samples[jnp.arange(samples.shape[0]), best]
+
+
+_reconstruct = jax.jit(reconstruct)
+
+
+def _plain(images: Array) -> Restored:
+    return Restored(images, np.ones(images.shape[0], bool), {})
+
+
+def _baseline(params: Params, x: Array, y: PyTree, keys: Key) -> Restored:
+    del keys
+    shown = [report.baseline(one[None], params.operator, x.shape[1:3]) for one in y]
+    return _plain(jnp.stack([image for _, image in shown]))
+
+
+def has_baseline(operator: Operator, image_shape: tuple[int, int]) -> bool:
+    """Whether a measurement of this operator can stand for a restoration."""
+    shape = operator.output_shape((1, *image_shape, 3))
+    if not isinstance(shape, tuple) or not isinstance(shape[0], int):
+        return False
+    return report.baseline(jnp.zeros(shape), operator, image_shape) is not None
+
+
+def timed(run: Restorer, params: Params, x: Array, y: PyTree, keys: Key) -> tuple[Restored, float]:
+    """A batch restored, and the seconds it took per photo."""
+    began = time.perf_counter()
+    restored = jax.block_until_ready(run(params, x, y, keys))
+    return restored, (time.perf_counter() - began) / x.shape[0]
+
+
+@jax.jit
+def _scores(
+    operator: Operator, perceptual: Perceptual | None, images: Array, x: Array, y: PyTree
+) -> dict[str, Array]:
+    scores = {
+        "psnr": metrics.psnr(images, x),
+        "ssim": metrics.ssim(images, x),
+        "residual": absolute_error(operator, operator(images), y),
+    }
+    if perceptual is not None:
+        scores["lpips"] = perceptual(jnp.clip(images, -1, 1), x)
+    return scores
+
+
+def scored(
+    operator: Operator, perceptual: Perceptual | None, images: Array, x: Array, y: PyTree
+) -> list[dict[str, float]]:
+    """PSNR, SSIM, residual and, if there is a distance, LPIPS of each photo; none if not finite."""
+    table = jax.device_get(_scores(operator, perceptual, images, x, y))
+    rows = [{name: float(values[i]) for name, values in table.items()} for i in range(len(x))]
+    return [
+        {name: round(value, 5) for name, value in row.items()}
+        if all(map(math.isfinite, row.values()))
+        else {}
+        for row in rows
+    ]

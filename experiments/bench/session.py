@@ -1,0 +1,324 @@
+"""Runs a benchmark: computes the rows that are missing, one batch after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import aps_jax
+from aps_jax import checkpoint, images
+from aps_jax.operators.kernel_wizard import KernelWizardConfig, param_shapes
+from aps_jax.pretrained import Model, model_folder
+from aps_jax.tasks import make_operator
+from aps_jax.types import Array, Operator, Params
+from experiments.bench import restoring
+from experiments.bench.calibration import Calibration
+from experiments.bench.rows import (
+    Cell,
+    Row,
+    append_rows,
+    cell_of,
+    read_rows,
+    require_own,
+    require_version,
+)
+from experiments.bench.study import (
+    Budget,
+    Method,
+    Study,
+    Task,
+    config_of,
+    digest,
+    fingerprint,
+    model_facts,
+)
+from experiments.photos import Crops
+
+
+class OutOfTime(Exception):
+    """The minutes are over; what is done is safe."""
+
+
+def operator_of(task: Task, image_shape: tuple[int, int], weights: Path | None) -> Operator:
+    """The operator of a task, random state not drawn yet; `weights` are those of nonlinear blur."""
+    options = dict(task.options)
+    if task.name == "nonlinear_blur":
+        shapes = param_shapes(KernelWizardConfig())
+        options["params"] = checkpoint.load_params(weights, shapes)
+    return make_operator(task.name, image_shape, **options)
+
+
+def without_weights(study: Study, weights: Path | None) -> tuple[Study, list[str]]:
+    """The study without the tasks whose network weights are not given, and their labels."""
+    if weights is not None:
+        return study, []
+    left_out = [label for label, task in study.tasks.items() if task.name == "nonlinear_blur"]
+    tasks = {label: task for label, task in study.tasks.items() if label not in left_out}
+    if not tasks:
+        raise ValueError("all tasks are nonlinear_blur, which needs --blur-weights FILE")
+    tuning = study.tuning
+    if tuning is not None and tuning.tasks is not None:
+        kept = tuple(label for label in tuning.tasks if label in tasks)
+        tuning = dataclasses.replace(tuning, tasks=kept or None)
+    return dataclasses.replace(study, tasks=tasks, tuning=tuning), left_out
+
+
+class Plan:
+    """What belongs to a study: its cells, their configurations and fingerprints.
+
+    Attributes:
+      study: tuned, and without tasks that cannot be run.
+      log: file of the rows.
+      calibration: what budgets in seconds come to.
+    """
+
+    def __init__(
+        self, study: Study, log: Path, calibration: Calibration, weights: Path | None
+    ) -> None:
+        self.study, self.log, self.calibration = study, log, calibration
+        size = study.images["size"]
+        self.image_shape = (size, size)
+        self.operators = {
+            label: operator_of(task, self.image_shape, weights)
+            for label, task in study.tasks.items()
+        }
+        self.model = model_facts(model_folder(study.model))
+        key = jax.random.key(0)
+        # Some random state or other, for the shapes of the measurements.
+        self.drawn = {
+            label: operator.init(key, self.image_shape)
+            for label, operator in self.operators.items()
+        }
+
+    def methods(self, task: Task) -> list[Method]:
+        """Methods that are run on a task."""
+        chosen = [
+            m for m in self.study.methods.values() if m.tasks is None or task.label in m.tasks
+        ]
+        operator = self.drawn[task.label]
+        return [
+            m for m in chosen
+            if m.kind != "measurement" or restoring.has_baseline(operator, self.image_shape)
+        ]  # fmt: skip
+
+    def config(self, task: Task, method: Method, budget: Budget | None) -> Any:
+        """Configuration of a sampler, or None where it is not known before the run."""
+        evaluations = None if budget is None else budget.evaluations
+        if budget is not None and budget.like is not None and method.is_budgeted:
+            evaluations = self.calibration.evaluations(
+                task.label, method.label, budget.label, self.source(task, method, budget)
+            )
+            if evaluations is None:
+                return None
+        return config_of(method, task, evaluations, self.drawn[task.label], self.image_shape)
+
+    @property
+    def in_evaluations(self) -> Budget:
+        """The budget whose rows say what the others in seconds come to."""
+        return next(budget for budget in self.study.budgets if budget.like is None)
+
+    def source(self, task: Task, method: Method, budget: Budget) -> str:
+        """Fingerprints of the rows that a budget in seconds is found from."""
+        methods = (method, self.study.methods[budget.like])
+        return digest([self.fingerprint(task, m, self.in_evaluations) for m in methods])
+
+    def fingerprint(self, task: Task, method: Method, budget: Budget | None) -> str | None:
+        """Fingerprint of the rows of a cell, or None where it is not known before the run."""
+        config = None
+        if method.kind == "sampler":
+            config = self.config(task, method, budget)
+            if config is None:
+                return None
+        return fingerprint(self.study, self.model, task, method, config)
+
+    def expected(self) -> dict[Cell, str | None]:
+        """Fingerprint of every cell."""
+        return {
+            Cell(task.label, method.label, budget and budget.label, seed): found
+            for task in self.study.tasks.values()
+            for method in self.methods(task)
+            for budget in self.study.budgets
+            for found in [self.fingerprint(task, method, budget)]
+            for seed in self.study.seeds
+        }
+
+    def rows(self, *, version: str | None, ignored: Sequence[str] = ()) -> list[Row]:
+        """The rows there are; ValueError if some are not this study's.
+
+        Args:
+          version: the only version of this package that may have written them; None for any one.
+          ignored: labels of tasks whose rows are left alone.
+        """
+        rows = [row for row in read_rows(self.log) if row.get("task") not in ignored]
+        require_version(self.log, rows, only=version)
+        require_own(self.log, rows, self.expected())
+        return rows
+
+    def digest(self) -> str:
+        """Stands for all cells together."""
+        cells = [[*cell, found] for cell, found in self.expected().items()]
+        return digest(cells)
+
+
+class Session:
+    """Computes the missing rows of a plan.
+
+    Attributes:
+      plan: what is to be done.
+      rows: what is done, the new rows included.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        crops: Crops,
+        model: Model,
+        perceptual: Any,
+        *,
+        on_progress: Callable[[int, int, str], None],
+        deadline: float | None = None,
+        ignored: Sequence[str] = (),
+    ) -> None:
+        self.plan, self.crops, self.model, self.perceptual = plan, crops, model, perceptual
+        self.on_progress, self.deadline = on_progress, deadline
+        self.rows = plan.rows(version=aps_jax.__version__, ignored=ignored)
+        self.done: dict[Cell, set[str]] = {}
+        for row in self.rows:
+            self.done.setdefault(cell_of(row), set()).add(row["image"])
+        self.num_done = 0
+
+    def run(self) -> None:
+        """Computes what is missing; raises OutOfTime between two batches."""
+        study = self.plan.study
+        self.num_all = sum(
+            len(self._missing(method, Cell(task.label, method.label, b and b.label, seed)))
+            for task in study.tasks.values()
+            for method in self.plan.methods(task)
+            for b in study.budgets
+            for seed in study.seeds
+        )
+        for task in study.tasks.values():
+            for budget in study.budgets:
+                for method in self.plan.methods(task):
+                    self._run_method(task, method, budget)
+
+    def _missing(self, method: Method, cell: Cell) -> list[int]:
+        """Indices of the photos that a cell lacks."""
+        done = self.done.get(cell, set())
+        chosen = range(len(self.crops.names))[: method.count]
+        return [i for i in chosen if self.crops.names[i] not in done]
+
+    def _run_method(self, task: Task, method: Method, budget: Budget | None) -> None:
+        cells = [
+            Cell(task.label, method.label, budget and budget.label, seed)
+            for seed in self.plan.study.seeds
+        ]
+        if not any(self._missing(method, cell) for cell in cells):
+            return
+        self._check_time()
+        name = f"{task.label}, {method.label}" + (f", {budget.label}" if budget else "")
+        self.on_progress(self.num_done, self.num_all, name)
+        is_sampler = method.kind == "sampler"
+        if budget is not None and budget.like and method.is_budgeted and is_sampler:
+            self._calibrate(task, method, budget)
+        config = self.plan.config(task, method, budget) if is_sampler else None
+        found = self.plan.fingerprint(task, method, budget)
+        run = None
+        for cell in cells:
+            for index in self._batches(self._missing(method, cell)):
+                x, y, params, keys = self._batch(task, cell.seed, index)
+                if run is None:
+                    run = restoring.compile_method(method, config, params, x, y, keys)
+                restored, seconds = restoring.timed(run, params, x, y, keys)
+                rows = self._score(cell, found, index, restored, seconds, x, y, params)
+                append_rows(self.plan.log, rows)
+                self.rows += rows
+                self.done.setdefault(cell, set()).update(row["image"] for row in rows)
+                self.num_done += len(rows)
+                if index[0] == 0 and cell.seed == self.plan.study.seeds[0]:
+                    self._save_pictures(name, restored.images, x)
+                self.on_progress(self.num_done, self.num_all, name)
+                self._check_time()
+
+    def _check_time(self) -> None:
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise OutOfTime
+
+    def _batches(self, missing: list[int]) -> Iterator[list[int]]:
+        for start in range(0, len(missing), self.plan.study.batch_size):
+            yield missing[start : start + self.plan.study.batch_size]
+
+    def _batch(self, task: Task, seed: int, index: list[int]) -> tuple[Array, Any, Params, Array]:
+        # The last batch is filled up, so that every batch has one shape.
+        padded = np.resize(index, self.plan.study.batch_size)
+        x = jnp.asarray(self.crops.images[padded])
+        key, noise, keys = restoring.keys_of(seed, self.crops.positions[padded])
+        operator = self.plan.operators[task.label].init(key, self.plan.image_shape)
+        y = restoring.measured(operator, noise, x, float(task.sigma))
+        params = Params(self.model.prior, self.model.codec, operator, self.perceptual)
+        return x, y, params, keys
+
+    def _score(
+        self,
+        cell: Cell,
+        found: str,
+        index: list[int],
+        restored: restoring.Restored,
+        seconds: float,
+        x: Array,
+        y: Any,
+        params: Params,
+    ) -> list[Row]:
+        perceptual = self.perceptual if self.plan.study.lpips else None
+        table = restoring.scored(params.operator, perceptual, restored.images, x, y)
+        rows = []
+        for place, i in enumerate(index):
+            row = cell._asdict() | {
+                "image": self.crops.names[i],
+                "fingerprint": found,
+                "version": aps_jax.__version__,
+            }
+            if restored.is_finite[place] and table[place]:
+                row |= table[place]
+            else:
+                row["error"] = "the objective or the restored image is not finite"
+            row |= {name: int(values[place]) for name, values in restored.cost.items()}
+            rows.append(row | {"seconds": round(seconds, 4)})
+        return rows
+
+    def _calibrate(self, task: Task, method: Method, budget: Budget) -> None:
+        """Finds the decoder evaluations that take as long as those of the reference method."""
+
+        def try_out(config: Any) -> float:
+            index = list(range(min(len(self.crops.names), self.plan.study.batch_size)))
+            x, y, params, keys = self._batch(task, self.plan.study.seeds[0], index)
+            run = restoring.compile_method(method, config, params, x, y, keys)
+            return restoring.timed(run, params, x, y, keys)[1]
+
+        self.plan.calibration.settle(
+            task.label, method.label, budget,
+            source=self.plan.source(task, method, budget),
+            under=self.plan.in_evaluations,
+            rows=self.rows,
+            make=lambda evaluations: config_of(
+                method, task, evaluations, self.plan.drawn[task.label], self.plan.image_shape
+            ),
+            try_out=try_out,
+        )  # fmt: skip
+
+    def _save_pictures(self, name: str, restored: Array, x: Array) -> None:
+        """The first batch as a picture: photos above, restored below."""
+        rows = [np.concatenate(list(np.clip(batch, -1, 1)), axis=1) for batch in (x, restored)]
+        slug = re.sub(r"[^\w.-]+", "_", name).strip("_")
+        with contextlib.suppress(OSError):  # A missing picture must not end a sweep.
+            path = self.plan.log.parent / "pictures" / f"{slug}.png"
+            images.save_image(path, np.concatenate(rows))

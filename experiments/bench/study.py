@@ -1,0 +1,214 @@
+"""The configuration of a benchmark: what is compared, on what, and what it costs.
+
+A configuration is one JSON object. Every number of the results is decided by it, the model's
+weights and the version of this package; `fingerprint` names all of that for one row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aps_jax.config import VARIANTS, APSConfig
+from aps_jax.names import choose
+from aps_jax.perceptual import MIN_SIDE as LPIPS_SIDE
+from aps_jax.presets import PRESETS, config_class
+from aps_jax.samplers.budget import KNOBS, with_budget
+from aps_jax.types import Operator
+
+#: What a method may be: a sampler, or a yardstick that needs none.
+KINDS = ("sampler", "codec", "measurement")
+METRICS = {"psnr": 1, "ssim": 1, "lpips": -1, "residual": -1}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """A measurement task.
+
+    Attributes:
+      label: its name in rows and tables.
+      name: key of `aps_jax.tasks.TASKS`.
+      options: options of that task.
+      sigma: noise standard deviation.
+      best_of: samples per photo, of which the one of least residual counts.
+    """
+
+    label: str
+    name: str
+    options: dict[str, Any]
+    sigma: float
+    best_of: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """What restores the measurements.
+
+    Attributes:
+      label: its name in rows and tables.
+      kind: one of `KINDS`.
+      sampler: key of `aps_jax.samplers.SAMPLERS` or of `VARIANTS`.
+      preset: preset that `options` change, of aps and its variants.
+      prior: "model", or "none" for a uniform prior.
+      options: options of the sampler's configuration.
+      tasks: labels of the tasks that it is for; None for all.
+      count: the first so many photos only.
+      is_budgeted: sized by the study's budgets; otherwise it runs as it is.
+      space: values that tuning may choose from, by option.
+      series: line of the sweep plot that it belongs to.
+      x: its place on that line.
+    """
+
+    label: str
+    kind: str = "sampler"
+    sampler: str = "aps"
+    preset: str | None = None
+    prior: str = "model"
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    tasks: tuple[str, ...] | None = None
+    count: int | None = None
+    is_budgeted: bool = True
+    space: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+    series: str | None = None
+    x: float | None = None
+
+    def changed(self, options: Mapping[str, Any]) -> Method:
+        """The method with some of its options replaced."""
+        return dataclasses.replace(self, options=self.options | dict(options))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much work a method may do per sample.
+
+    Attributes:
+      label: its name in rows and tables.
+      evaluations: runs of the decoder.
+      like: instead of a number of its own, everyone gets the seconds per photo that this method
+        takes for `evaluations`.
+    """
+
+    label: str
+    evaluations: int
+    like: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How options are chosen: by random search on photos of their own.
+
+    Attributes:
+      images: `count` of the photos, spread evenly over those that the study does not use.
+      trials: configurations tried per method, the one given included.
+      metric: one of `METRICS`, its mean over tasks and photos decides.
+      tasks: labels of the tasks it is measured on; None for all.
+      seed: of the search and of the noise.
+    """
+
+    images: dict[str, Any]
+    trials: int = 8
+    metric: str = "psnr"
+    tasks: tuple[str, ...] | None = None
+    seed: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+    """A whole benchmark; `parsing.parse` makes one.
+
+    Attributes:
+      model: embedded model or folder.
+      images: arguments of `photos.evaluation_crops` but the folder.
+      lpips: whether LPIPS is scored.
+      seeds: of operators, noise and sampling; each photo is restored once per seed.
+      batch_size: photos at once.
+      compare_to: label of the method that the others are compared with, photo by photo.
+      tasks: by label.
+      methods: by label.
+      budgets: in the order in which they run; None: every method runs as it is.
+      tuning: how options are tuned, if they are.
+      x_label: what `Method.x` is.
+    """
+
+    model: str
+    images: dict[str, Any]
+    lpips: bool
+    seeds: tuple[int, ...]
+    batch_size: int
+    compare_to: str
+    tasks: dict[str, Task]
+    methods: dict[str, Method]
+    budgets: tuple[Budget | None, ...]
+    tuning: Tuning | None = None
+    x_label: str = ""
+
+
+def config_of(
+    method: Method, task: Task, evaluations: int | None, operator: Operator | None = None,
+    image_shape: tuple[int, int] | None = None,
+) -> Any:  # fmt: skip
+    """Configuration of a sampler for a task, sized to a number of decoder evaluations.
+
+    The task decides sigma (0 leaves the sampler's own) and the number of samples. With the operator
+    known, the perceptual weight falls to 0 where the measurement is no image or below 16 pixels.
+
+    Raises:
+      ValueError: an option is out of range, or the budget too small.
+    """
+    kind = config_class(method.sampler)
+    options: dict[str, Any] = {}
+    if kind is APSConfig:
+        options |= choose("preset", method.preset, PRESETS) if method.preset else {}
+        options |= VARIANTS[method.sampler]
+        options |= {"draw": "categorical"} if task.best_of > 1 else {}
+    options |= {"sigma": float(task.sigma)} if task.sigma else {}
+    options |= {"num_samples": task.best_of} | method.options
+    if operator is not None:
+        y_shape = operator.output_shape((1, *image_shape, 3))
+        is_small = not operator.is_image or min(y_shape[1:3]) < LPIPS_SIDE
+        if options.get("perceptual_weight", 0) > 0 and is_small:
+            options["perceptual_weight"] = 0.0
+    try:
+        config = kind(**options)
+        if evaluations is None or not method.is_budgeted or kind not in KNOBS:
+            return config
+        return with_budget(config, evaluations, fixed=method.options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"method {method.label!r}: {error}") from None
+
+
+def model_facts(folder: Path) -> dict[str, str]:
+    """Hashes of a model's weights."""
+    return {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in ("codec.safetensors", "prior.safetensors")
+    }
+
+
+def digest(facts: Any) -> str:
+    """Twelve characters that stand for JSON values."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def fingerprint(
+    study: Study, model: dict[str, str], task: Task, method: Method, config: Any
+) -> str:
+    """Names everything that decides a row, but the seed and the version of this package.
+
+    Args:
+      study: gives the images.
+      model: from `model_facts`.
+      task: as parsed.
+      method: as parsed.
+      config: configuration of its sampler, None for yardsticks.
+    """
+    options = None if config is None else dataclasses.asdict(config)
+    facts = [
+        study.images, model, [task.name, task.options, task.sigma, task.best_of],
+        [method.kind, method.prior, None if config is None else method.sampler, options],
+    ]  # fmt: skip
+    return digest(facts)

@@ -1,0 +1,140 @@
+"""Tunes every method alike: as many configurations each, on photos of their own.
+
+Trial 0 is the configuration as given; the others are drawn without replacement from the method's
+search space. The best mean score wins, and the main run uses it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aps_jax.files import write_json
+from experiments.bench.rows import Row
+from experiments.bench.study import METRICS, Method, Study
+
+
+def trials_of(method: Method, count: int, seed: int) -> list[dict[str, Any]]:
+    """Changes to a method's options by trial; the first are none.
+
+    Raises:
+      ValueError: if the search space has too few points, so that methods would not be tuned alike.
+    """
+    names = sorted(method.space)
+    points = [
+        dict(zip(names, values, strict=True))
+        for values in itertools.product(*(method.space[name] for name in names))
+    ]
+    points = [point for point in points if method.options | point != method.options]
+    if len(points) < count - 1:
+        raise ValueError(
+            f"method {method.label!r} has {len(points)} points to try, tuning needs {count - 1}; "
+            "widen its search space or lower tuning.trials"
+        )
+    rng = np.random.default_rng([seed, zlib.crc32(method.label.encode())])
+    chosen = rng.choice(len(points), count - 1, replace=False) if points else []
+    return [{}, *(points[i] for i in chosen)]
+
+
+def tuning_study(study: Study) -> Study:
+    """The study whose methods are the trials, on the photos for tuning."""
+    tuning = study.tuning
+    methods = {}
+    for method in study.methods.values():
+        if method.space:
+            for index, options in enumerate(trials_of(method, tuning.trials, tuning.seed)):
+                label = _label(method, index)
+                trial = dataclasses.replace(method.changed(options), label=label, space={})
+                methods[label] = dataclasses.replace(trial, count=None)
+    if not methods:
+        raise ValueError("no method has a search space; add `tune` to some")
+    labels = tuning.tasks or tuple(study.tasks)
+    return dataclasses.replace(
+        study,
+        images=study.images | tuning.images | {"offset": 0, "without": _places(study.images)},
+        seeds=(tuning.seed,),
+        tasks={label: study.tasks[label] for label in labels},
+        methods=methods,
+        compare_to=next(iter(methods)),
+        budgets=tuple(b for b in study.budgets if b is None or b.like is None)[:1],
+        tuning=None,
+    )
+
+
+def _places(images: dict[str, Any]) -> dict[str, Any]:
+    """What says which photos of a folder are used."""
+    return {name: images[name] for name in ("count", "offset") if name in images}
+
+
+def _label(method: Method, index: int) -> str:
+    return f"{method.label} #{index}"
+
+
+def record(study: Study, rows: Sequence[Row], identity: str) -> dict[str, Any]:
+    """What tuning found: the options of the best trial of each method, and all scores.
+
+    A trial with a failed photo cannot win.
+
+    Raises:
+      ValueError: if every trial of a method failed.
+    """
+    tuning, found = study.tuning, {}
+    labels = tuning.tasks or tuple(study.tasks)
+    for method in study.methods.values():
+        if not method.space:
+            continue
+        trials = []
+        for index, options in enumerate(trials_of(method, tuning.trials, tuning.seed)):
+            own = [row for row in rows if row["method"] == _label(method, index)]
+            values = [
+                [row.get(tuning.metric, np.nan) for row in own if row["task"] == label]
+                for label in labels
+            ]
+            means = [float(np.mean(v)) for v in values if v]
+            score = float(np.mean(means)) if means else float("nan")
+            trials.append({"options": options, "score": score})
+        scores = METRICS[tuning.metric] * np.array([trial["score"] for trial in trials])
+        if np.isnan(scores).all():
+            raise ValueError(f"every trial of {method.label!r} failed; widen its search space")
+        best = int(np.nanargmax(scores))
+        found[method.label] = {"best": best, "options": trials[best]["options"], "trials": trials}
+    return {"identity": identity, "metric": tuning.metric, "methods": found}
+
+
+def write(path: Path, found: dict[str, Any]) -> None:
+    """Stores what tuning found."""
+    write_json(path, found)
+
+
+def tuned(study: Study, path: Path, identity: str) -> Study:
+    """The study with the options that tuning found.
+
+    Raises:
+      ValueError: if there is no record, or if it is of another configuration.
+    """
+    try:
+        stored = json.loads(path.read_text())
+        options = {name: entry["options"] for name, entry in stored["methods"].items()}
+        found = stored["identity"]
+    except FileNotFoundError:
+        raise ValueError(
+            f"the configuration asks for tuned methods, but there is no {path}; run the same "
+            "command with --tune first, or add --untuned"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is damaged; remove it and run with --tune again") from None
+    if found != identity:
+        raise ValueError(
+            f"{path} is of another configuration or model; run with --tune and another --out"
+        )
+    methods = {
+        label: method.changed(options.get(label, {})) for label, method in study.methods.items()
+    }
+    return dataclasses.replace(study, methods=methods)

@@ -1,0 +1,246 @@
+"""Restores held-out photos with many samplers and compares them at equal cost.
+
+    python -m experiments.benchmark CONFIG --data PHOTOS --out RUN [--tune]
+
+Tasks x methods x budgets x seeds x photos, as the configuration says; where it asks for tuning,
+`--tune` comes first. A run may be killed at any point: finished batches are rows in
+`RUN/rows.jsonl`, and the same command does only what is missing. `--minutes` stops it by itself;
+`--table` rewrites table and plots from the rows alone.
+
+A photo that cannot be read and a restoration that is not finite are recorded and left out; the
+sweep goes on, and the exit code is 1. Rows of another configuration, model or version of the
+package are refused (exit code 2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import tyro
+
+import aps_jax
+from aps_jax.files import write_atomically, write_json
+from aps_jax.perceptual import PerceptualUnavailable
+from experiments import photos
+from experiments.bench import parsing, summary, tuning
+from experiments.bench.calibration import Calibration
+from experiments.bench.session import OutOfTime, Plan, Session, without_weights
+from experiments.bench.study import Study, digest
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Command line.
+
+    Attributes:
+      config: JSON file of the benchmark.
+      data: folder of held-out photos.
+      out: folder of the rows, the table, the plots and the pictures.
+      tune: search the options of every method on photos of their own; writes OUT/tuned.json.
+      untuned: run without tuning, although the configuration asks for it.
+      table: only rewrite table and plots from existing rows.
+      minutes: stop after so many minutes; the same command goes on. 0 for no limit.
+      limit: use only the first so many photos of the configuration; 0 for all.
+      smoke: a tiny run of every method that proves that everything works.
+      blur_weights: weights of the nonlinear blur, a safetensors file; without, it is left out.
+    """
+
+    config: tyro.conf.Positional[Path]
+    out: Path
+    data: Path | None = None
+    tune: bool = False
+    untuned: bool = False
+    table: bool = False
+    minutes: float = 0.0
+    limit: int = 0
+    smoke: bool = False
+    blur_weights: Path | None = None
+
+
+def smoked(study: Study) -> Study:
+    """A tiny form of the study: every method on the first task, one on the others."""
+    methods, first = {}, next(iter(study.tasks))
+    samplers = [label for label, method in study.methods.items() if method.kind == "sampler"]
+    everywhere = next((b.like for b in study.budgets if b and b.like), (samplers or [None])[0])
+    for label, method in study.methods.items():
+        knobs = ("num_steps", "num_inner_steps", "num_likelihood_steps", "num_candidates")
+        options = method.options | {
+            name: min(2, value) for name, value in method.options.items() if name in knobs
+        }
+        if "perceptual_weight" in options:  # Works without LPIPS weights.
+            options["perceptual_weight"] = 0.0
+        tasks = tuple(study.tasks) if label == everywhere else (first,)
+        methods[label] = dataclasses.replace(
+            method, options=options, tasks=tasks, count=None,
+            space={name: values[:3] for name, values in method.space.items()},
+        )  # fmt: skip
+    tuned = None
+    if study.tuning is not None:
+        tuned = dataclasses.replace(
+            study.tuning, images=study.tuning.images | {"count": 2}, trials=2, tasks=(first,)
+        )
+    budgets = tuple(
+        None if b is None else dataclasses.replace(b, evaluations=min(b.evaluations, 32))
+        for b in study.budgets
+    )
+    return dataclasses.replace(
+        study, images=study.images | {"count": 2}, lpips=False, seeds=study.seeds[:1],
+        batch_size=2, methods=methods, budgets=budgets, tuning=tuned,
+    )  # fmt: skip
+
+
+def run(study: Study, log: Path, arguments: Arguments, *, ignored: tuple[str, ...] = ()) -> Session:
+    """Computes the missing rows of a study; the session has them all."""
+    if arguments.data is None:
+        raise ValueError("--data is needed to compute rows; name a folder of photos")
+    began = time.monotonic()
+    plan = Plan(study, log, Calibration(arguments.out / "calibration.json"), arguments.blur_weights)
+    plan.rows(version=aps_jax.__version__, ignored=ignored)  # Refused before anything is loaded.
+    crops = photos.evaluation_crops(arguments.data, **study.images)
+    if arguments.limit:
+        chosen = slice(arguments.limit)
+        crops = crops._replace(
+            names=crops.names[chosen],
+            positions=crops.positions[chosen],
+            images=crops.images[chosen],
+        )
+    model = aps_jax.load_pretrained(study.model)
+    needs_lpips = study.lpips or any(
+        m.options.get("perceptual_weight", 0) > 0 or m.preset == "paper"
+        for m in study.methods.values()
+    )
+    perceptual = aps_jax.load_lpips() if needs_lpips else None
+    write_json(log.parent / "unreadable.json", crops.unreadable)
+    deadline = began + 60 * arguments.minutes if arguments.minutes else None
+    with _progress() as on_progress:
+        session = Session(
+            plan, crops, model, perceptual,
+            on_progress=on_progress, deadline=deadline, ignored=ignored,
+        )  # fmt: skip
+        session.run()
+    return session
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on a terminal, with the time left; elsewhere one line per method."""
+    if not sys.stderr.isatty():
+        shown: list[str] = []
+
+        def say(done: int, total: int, name: str) -> None:
+            if not shown or shown[-1] != name:
+                shown.append(name)
+                print(f"{done}/{total} {name}", file=sys.stderr, flush=True)
+
+        yield say
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as bar:
+        job = bar.add_task("starting", total=None)
+        yield lambda done, total, name: bar.update(
+            job, completed=done, total=total, description=name
+        )
+
+
+def tune(study: Study, identity: str, arguments: Arguments) -> Session:
+    """Runs all trials and writes what they found."""
+    session = run(tuning.tuning_study(study), arguments.out / "tuning.jsonl", arguments)
+    found = tuning.record(study, session.rows, identity)
+    tuning.write(arguments.out / "tuned.json", found)
+    for method, entry in found["methods"].items():
+        print(f"{method}: {found['metric']} {entry['trials'][entry['best']]['score']:.3f} with "
+              f"{entry['options'] or 'the options as given'}")  # fmt: skip
+    return session
+
+
+def tuning_identity(study: Study, arguments: Arguments) -> str:
+    """Names everything that tuning depends on, so that its record is not used for anything else."""
+    derived = tuning.tuning_study(study)
+    plan = Plan(
+        derived, arguments.out / "tuning.jsonl", Calibration(arguments.out / "calibration.json"),
+        arguments.blur_weights,
+    )  # fmt: skip
+    return digest([plan.digest(), study.tuning.metric])
+
+
+def benchmark(arguments: Arguments) -> int:
+    """Does what the command line says; returns the exit code."""
+    study = parsing.load(arguments.config)
+    study, left_out = without_weights(study, arguments.blur_weights)
+    for label in left_out:
+        print(f"note: task {label} is left out: it needs --blur-weights", file=sys.stderr)
+    if arguments.smoke:
+        study = smoked(study)
+    if arguments.tune and study.tuning is None:
+        raise ValueError(f"configuration {arguments.config} has no tuning section")
+    try:
+        if study.tuning is not None and not arguments.untuned:
+            identity = tuning_identity(study, arguments)
+            if arguments.tune:
+                return _outcome(tune(study, identity, arguments))
+            study = tuning.tuned(study, arguments.out / "tuned.json", identity)
+        log = arguments.out / "rows.jsonl"
+        code = 0
+        if not arguments.table:
+            session = run(study, log, arguments, ignored=tuple(left_out))
+            code = _outcome(session)
+    except OutOfTime:
+        print(f"stopped after {arguments.minutes:g} minutes; run the same command to go on",
+              file=sys.stderr)  # fmt: skip
+        return 0
+    calibration = Calibration(arguments.out / "calibration.json")
+    plan = Plan(study, log, calibration, arguments.blur_weights)
+    rows = plan.rows(version=None, ignored=tuple(left_out))
+    if not rows:
+        raise ValueError(f"{log} has no rows; leave out --table and give --data")
+    text = summary.table(study, rows)
+    write_atomically(arguments.out / "table.md", (text + "\n").encode())
+    summary.plot(study, rows, arguments.out)
+    print(text)
+    return code
+
+
+def _outcome(session: Session) -> int:
+    """Says what went wrong; exit code 1 if anything did."""
+    for name, reason in session.crops.unreadable.items():
+        print(f"benchmark: skipped {name}, which cannot be read: {reason}", file=sys.stderr)
+    failed = [row for row in session.rows if "error" in row]
+    if failed:
+        print(f"benchmark: {len(failed)} restorations failed, see {session.plan.log}",
+              file=sys.stderr)  # fmt: skip
+    return 1 if failed or session.crops.unreadable else 0
+
+
+def main(arguments: Arguments) -> int:
+    """Runs the benchmark; whatever a user can get wrong ends as one line and exit code 2."""
+    try:
+        return benchmark(arguments)
+    except KeyboardInterrupt:
+        print("benchmark: interrupted; finished batches are kept, run the same command to go on",
+              file=sys.stderr)  # fmt: skip
+        return 130
+    except (ValueError, OSError, PerceptualUnavailable) as error:
+        print(f"benchmark: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Arguments)))

@@ -1,0 +1,566 @@
+"""The benchmark on toy models: it resumes, refuses what is foreign, skips what is broken."""
+
+import dataclasses
+import errno
+import json
+import os
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from conftest import mixing_prior, patch_codec
+from PIL import Image
+
+import aps_jax
+from aps_jax.pretrained import Model
+from aps_jax.sampler import SampleResult, StepInfo
+from aps_jax.samplers import SAMPLERS
+from aps_jax.samplers.budget import decoder_evaluations
+from experiments import benchmark, photos
+from experiments.bench import parsing, session, study, summary, tuning
+from experiments.bench import rows as rows_of
+from experiments.bench.calibration import Calibration
+
+STUDY = {
+    "images": {"size": 16, "count": 3},
+    "lpips": False,
+    "seeds": [0, 1],
+    "batch_size": 2,
+    "compare_to": "no prior",
+    "tasks": {
+        "super_resolution": {"scale": 2},
+        "twice": {"task": "inpainting_random", "best_of": 2, "sigma": 0.1},
+    },
+    "methods": {
+        "bicubic": {"kind": "measurement"},
+        "no prior": {"prior": "none", "config": {"num_steps": 2, "warm_start": "logits"}},
+        "best": {
+            "sampler": "best_of_n",
+            "config": {"num_steps": 2},
+            "tasks": ["super_resolution"],
+            "count": 2,
+        },
+    },
+    "budgets": {"4 decodes": {"evaluations": 4}},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for index in range(6):
+        pixels = rng.integers(0, 255, (3, 3, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((20, 18), Image.Resampling.BICUBIC).save(
+            folder / f"{index}.png"
+        )
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def model(tmp_path_factory, monkeypatch):
+    """Models without convolutions, which compile at once, behind a folder of any bytes."""
+    folder = tmp_path_factory.getbasetemp() / "toy_weights"
+    folder.mkdir(exist_ok=True)
+    for name in ("codec.safetensors", "prior.safetensors"):
+        (folder / name).write_bytes(name.encode())
+    toy = Model(mixing_prior(window=4), patch_codec(), {})
+    monkeypatch.setattr(aps_jax, "load_pretrained", lambda name: toy)
+    fakes = {name: entry._replace(sample=fake_sample) for name, entry in SAMPLERS.items()}
+    monkeypatch.setattr(session.restoring, "SAMPLERS", fakes)
+    monkeypatch.setattr(summary, "plot", lambda *args: [])
+    return folder
+
+
+plot = summary.plot
+
+
+def fake_sample(params, y, keys, *, config):
+    """A sampler of noise, which keys and configuration decide, and which compiles at once."""
+    shape = (config.num_samples, 16, 16, 3)
+    noise = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
+    noise = noise * (hash(config) % 97 / 97)
+    rows = (1, config.num_samples, len(keys))
+    ones = jax.numpy.ones(rows)
+    info = StepInfo(ones, ones > 0, ones, jax.numpy.full(rows, 4), None)
+    return SampleResult(noise[:, 0], keys, info, noise, noise[:, 0], noise[:, 0])
+
+
+@pytest.fixture
+def bench(tmp_path, folder, model, capsys):
+    """Runs the benchmark in this process; gives exit code and stderr."""
+
+    def run(raw=STUDY, *, out="out", data=folder, **options):
+        path = tmp_path / "study.json"
+        text = raw if isinstance(raw, str) else json.dumps({"model": str(model)} | raw)
+        path.write_text(text)
+        capsys.readouterr()
+        arguments = benchmark.Arguments(config=path, out=tmp_path / out, data=data, **options)
+        code = benchmark.main(arguments)
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def read(tmp_path, name="out/rows.jsonl"):
+    return [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+
+
+def timeless(rows):
+    """Rows by what they are of, without the seconds."""
+    return {
+        (*rows_of.cell_of(row), row["image"]): {k: v for k, v in row.items() if k != "seconds"}
+        for row in rows
+    }
+
+
+def interrupt_after(monkeypatch, count):
+    """Ctrl-C in place of the batch after the first `count`."""
+    append, calls = session.append_rows, []
+
+    def stop(path, rows):
+        if len(calls) == count:
+            raise KeyboardInterrupt
+        calls.append(len(rows))
+        append(path, rows)
+
+    monkeypatch.setattr(session, "append_rows", stop)
+    return lambda: monkeypatch.setattr(session, "append_rows", append)
+
+
+def test_real_samplers_restore_and_are_plotted(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr(session.restoring, "SAMPLERS", SAMPLERS)
+    monkeypatch.setattr(summary, "plot", plot)
+    methods = {name: STUDY["methods"][name] for name in ("bicubic", "no prior")}
+    tasks = {"super_resolution": {"scale": 2}}
+    code, err = bench(STUDY | {"seeds": [0], "methods": methods, "tasks": tasks})
+    assert code == 0, err
+    table = summary.scores_of(read(tmp_path), "super_resolution", "bicubic", "4 decodes")
+    prior = summary.scores_of(read(tmp_path), "super_resolution", "no prior", "4 decodes")
+    assert all(3 < photo["psnr"] < table[image]["psnr"] for image, photo in prior.items())
+    assert (tmp_path / "out" / "gains-4_decodes.png").exists()
+
+
+def test_a_killed_run_goes_on_and_nothing_is_done_twice(bench, tmp_path, monkeypatch):
+    code, err = bench(out="whole")
+    assert code == 0, err
+    whole = read(tmp_path, "whole/rows.jsonl")
+    # 3 photos x 2 seeds: two methods on two tasks but no bicubic image of random pixels ...
+    counts = {}
+    for row in whole:
+        counts[row["task"], row["method"]] = counts.get((row["task"], row["method"]), 0) + 1
+    assert counts == {
+        ("super_resolution", "bicubic"): 6,
+        ("super_resolution", "no prior"): 6,
+        ("super_resolution", "best"): 4,  # the first two photos only
+        ("twice", "bicubic"): 6,
+        ("twice", "no prior"): 6,
+    }
+    assert len(timeless(whole)) == len(whole)
+
+    undo = interrupt_after(monkeypatch, 4)
+    code, err = bench()
+    assert code == 130 and "finished batches are kept" in err
+    undo()
+    part = read(tmp_path)
+    assert 0 < len(part) < len(whole)
+    # A kill in the middle of a line.
+    log = tmp_path / "out" / "rows.jsonl"
+    with log.open("a") as file:
+        file.write('{"task": "twi')
+    code, err = bench()
+    assert code == 0, err
+    assert read(tmp_path)[: len(part)] == part
+    assert timeless(read(tmp_path)) == timeless(whole)
+
+    # Nothing is left to do, and the table needs neither photos nor model.
+    before = log.read_bytes()
+    monkeypatch.setattr(session.Session, "_run_method", None)
+    assert bench(table=True, data=None)[0] == 0
+    assert log.read_bytes() == before
+
+    row = next(r for r in whole if (r["task"], r["method"]) == ("twice", "no prior"))
+    assert (row["denoiser_evaluations"], row["decoder_evaluations"]) == (4, 8)  # two samples
+    assert row["version"] == aps_jax.__version__ and "error" not in row
+    best = next(r for r in whole if r["method"] == "best")
+    assert (best["decoder_evaluations"], best["gradient_evaluations"]) == (4, 0)
+    assert (tmp_path / "out" / "table.md").exists()
+    assert (tmp_path / "out" / "pictures" / "twice_no_prior_4_decodes.png").exists()
+
+
+def test_rows_of_something_else_are_refused(bench, tmp_path, model):
+    small = STUDY | {"tasks": {"super_resolution": {"scale": 2}}, "seeds": [0]}
+    small = small | {"methods": {"no prior": STUDY["methods"]["no prior"]}}
+    assert bench(small)[0] == 0
+    log = tmp_path / "out" / "rows.jsonl"
+    before = log.read_bytes()
+
+    def refused(raw, *parts, **options):
+        code, err = bench(raw, **options)
+        assert code == 2 and err.startswith("benchmark: error: ") and err.count("\n") == 1, err
+        for part in parts:
+            assert part in err
+        assert log.read_bytes() == before
+
+    refused(small | {"sigma": 0.1}, "rows of another configuration", "other settings")
+    refused(small | {"images": {"size": 8, "count": 3}}, "rows of another configuration")
+    refused(small | {"seeds": [1]}, "seed 0: not in this one")
+    refused(small | {"budgets": {"4 decodes": {"evaluations": 6}}}, "other settings")
+    weights = model / "prior.safetensors"
+    weights.write_bytes(b"other weights")
+    refused(small, "the model that made them")
+    refused(small, "the model that made them", table=True)
+    weights.write_bytes(b"prior.safetensors")
+    # More of the same is welcome.
+    assert bench(small | {"seeds": [0, 1]})[0] == 0
+    assert log.read_bytes().startswith(before)
+
+    before = log.read_bytes().replace(b'"version": "', b'"version": "0.0.1+')
+    log.write_bytes(before)
+    refused(small | {"seeds": [0, 1]}, "of aps_jax 0.0.1+", f"this is {aps_jax.__version__}")
+    before = b'{"step": 3}\n'
+    log.write_bytes(before)
+    refused(small, "line 1 is not a row")
+
+
+def test_unreadable_photos_are_recorded_and_skipped(bench, folder, tmp_path):
+    broken = tmp_path / "photos"
+    shutil.copytree(folder, broken)
+    whole = (broken / "2.png").read_bytes()
+    (broken / "2.png").write_bytes(whole[: len(whole) // 2])
+    raw = STUDY | {
+        "tasks": {"super_resolution": {"scale": 2}},
+        "methods": {"no prior": STUDY["methods"]["no prior"]},
+        "seeds": [0],
+    }
+    assert bench(raw, out="whole")[0] == 0
+    code, err = bench(raw, data=broken)
+    assert code == 1 and "skipped 2.png" in err
+    assert list(json.loads((tmp_path / "out" / "unreadable.json").read_text())) == ["2.png"]
+    # The others are measured with the noise that they have anyway.
+    others = timeless(read(tmp_path))
+    expected = timeless(read(tmp_path, "whole/rows.jsonl"))
+    assert len(others) == 2 and others.items() <= expected.items()
+    # Repaired, it is added.
+    (broken / "2.png").write_bytes(whole)
+    assert bench(raw, data=broken)[0] == 0
+    assert timeless(read(tmp_path)) == expected
+
+    for path in broken.iterdir():
+        path.write_bytes(b"")
+    code, err = bench(raw, data=broken, out="none")
+    assert code == 2 and "3 cannot be read" in err
+
+
+def test_restorations_that_fail_are_recorded(bench, tmp_path, monkeypatch):
+    compiled = session.restoring.compile_method
+
+    def diverging(*args):
+        def run(*batch):
+            restored = compiled(*args)(*batch)
+            return restored._replace(is_finite=np.array([True, False]))
+
+        return run
+
+    monkeypatch.setattr(session.restoring, "compile_method", diverging)
+    raw = STUDY | {"methods": {"no prior": STUDY["methods"]["no prior"]}, "seeds": [0]}
+    raw = raw | {"tasks": {"super_resolution": {"scale": 2}}}
+    code, err = bench(raw)
+    assert code == 1 and "1 restorations failed" in err
+    assert ["error" in row for row in read(tmp_path)] == [False, True, False]
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "| no prior | 2 |" in text and "Failed restorations, left out: 1" in text
+
+
+def test_a_full_disk_leaves_whole_rows(bench, tmp_path, monkeypatch):
+    raw = STUDY | {"methods": {"no prior": STUDY["methods"]["no prior"]}, "seeds": [0]}
+    assert bench(raw | {"images": {"size": 16, "count": 3}}, limit=2)[0] == 0
+    log = tmp_path / "out" / "rows.jsonl"
+    before = log.read_bytes()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, err = bench(raw)
+    assert code == 2 and "No space left on device; free some space" in err
+    assert err.splitlines()[-1].startswith("benchmark: error: ")
+    assert log.read_bytes() == before
+
+
+def test_out_of_time_stops_between_batches(bench, tmp_path):
+    code, err = bench(minutes=1e-9)
+    assert code == 0 and "run the same command to go on" in err
+    assert not (tmp_path / "out" / "rows.jsonl").exists()
+
+
+ERRORS = {
+    "sampler": ({"methods": {"no prior": {"sampler": "g2d"}}}, "did you mean 'g2d2'?"),
+    "task": ({"tasks": {"super_resolutio": {}}}, "did you mean 'super_resolution'?"),
+    "task option": ({"tasks": {"hdr": {"gian": 2}}}, "unknown key 'gian', did you mean 'gain'?"),
+    "key": ({"batchsize": 3}, "unknown key 'batchsize', did you mean 'batch_size'?"),
+    "method key": ({"methods": {"no prior": {"configs": {}}}}, "unknown key 'configs'"),
+    "option": ({"methods": {"no prior": {"config": {"num_step": 2}}}}, "no option 'num_step'"),
+    "value": ({"methods": {"no prior": {"config": {"sigma": -1}}}}, "sigma must be positive"),
+    "kind": ({"methods": {"no prior": {"kind": "oracle"}}}, "unknown kind of method"),
+    "reference": ({"compare_to": "aps"}, "unknown method (compare_to) 'aps'"),
+    "budget": ({"budgets": {"few": {"evaluations": 1}}}, "too small"),
+    "knob": (
+        {
+            "methods": {"no prior": {"config": {"num_inner_steps": 3}}},
+            "budgets": {"b": {"evaluations": 30}},
+        },
+        "decides num_inner_steps",
+    ),
+    "seconds alone": (
+        {"budgets": {"s": {"evaluations": 4, "seconds_of": "no prior"}}}, "needs one in evaluations"
+    ),
+    "method's task": ({"methods": {"no prior": {"tasks": ["hdr"]}}}, "unknown task"),
+    "no tasks": ({"tasks": {}}, "at least one task"),
+    "seeds": ({"seeds": [-1]}, "seeds must be"),
+    "size": ({"images": {"size": "16"}}, "images.size must be a whole number"),
+    "label": ({"tasks": {"a|b": {"task": "hdr"}}}, "without | or #"),
+    "list": ({"methods": ["aps"]}, "methods must be an object"),
+    "count": ({"methods": {"no prior": {"count": 0}}}, "count must be a whole number"),
+    "space": ({"methods": {"no prior": {"tune": {"num_steps": 3}}}}, "must be a list of values"),
+    "photos for tuning": (
+        {"images": {"size": 16}, "tuning": {"images": {"count": 2}}}, "no photos are left"
+    ),
+    "best of": ({"tasks": {"hdr": {"best_of": 0}}}, "best_of must be"),
+    "weights": ({"tasks": {"nonlinear_blur": {}}}, "--blur-weights"),
+    "large": ({"images": {"size": 64}}, "at least 64 pixels"),
+    "tuned": (
+        {"tuning": {"images": {"count": 2}, "trials": 2},
+         "methods": {"no prior": {"tune": {"num_steps": [1, 2]}}}},
+        "--tune first",
+    ),
+    "narrow space": (
+        {"tuning": {"images": {"count": 2}, "trials": 9},
+         "methods": {"no prior": {"tune": {"num_steps": [1, 2]}}}},
+        "2 points to try, tuning needs 8",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_are_one_line(case, bench, tmp_path):
+    changes, part = ERRORS[case]
+    code, err = bench(STUDY | {"methods": {"no prior": {}}, "budgets": {}} | changes)
+    assert code == 2
+    last = err.splitlines()[-1]
+    assert last.startswith("benchmark: error: ") and part in last, err
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_errors(bench, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for options, part in (
+        ({"data": tmp_path / "empty"}, "no images below"),
+        ({"data": None}, "--data is needed"),
+        ({"table": True}, "has no rows"),
+        ({"tune": True}, "no tuning section"),
+    ):
+        code, err = bench(**options)
+        assert code == 2 and part in err.splitlines()[-1], err
+    code, err = bench("{")
+    assert code == 2 and "is not JSON" in err
+
+
+# Tuning.
+
+
+def test_tuning_is_recorded_and_used(bench, tmp_path, monkeypatch):
+    methods = {
+        "no prior": STUDY["methods"]["no prior"] | {"tune": {"learning_rate": [0.01, 0.1, 3.0]}},
+        "codes": {"sampler": "straight_through", "tune": {"variables": ["bits", "tokens"],
+                  "learning_rate": [0.01, 0.5]}},
+    }  # fmt: skip
+    raw = STUDY | {
+        "tasks": {"super_resolution": {"scale": 2}},
+        "methods": methods,
+        "tuning": {"images": {"count": 2}, "trials": 3},
+    }
+    undo = interrupt_after(monkeypatch, 1)
+    assert bench(raw, tune=True)[0] == 130
+    undo()
+    assert not (tmp_path / "out" / "tuned.json").exists()
+    code, err = bench(raw, tune=True)
+    assert code == 0, err
+    record = json.loads((tmp_path / "out" / "tuned.json").read_text())
+    trials = read(tmp_path, "out/tuning.jsonl")
+    assert {row["image"] for row in trials} == {"1.png", "4.png"}  # not those of the table
+    for name, method in methods.items():
+        entry = record["methods"][name]
+        assert len(entry["trials"]) == 3 and entry["trials"][0]["options"] == {}
+        assert len({json.dumps(t["options"]) for t in entry["trials"]}) == 3
+        for index, trial in enumerate(entry["trials"]):
+            found = [row["psnr"] for row in trials if row["method"] == f"{name} #{index}"]
+            assert trial["score"] == pytest.approx(np.mean(found), abs=1e-6)
+            assert all(value in method["tune"][key] for key, value in trial["options"].items())
+        scores = [trial["score"] for trial in entry["trials"]]
+        assert entry["best"] == int(np.argmax(scores))
+        assert entry["options"] == entry["trials"][entry["best"]]["options"]
+
+    assert bench(raw)[0] == 0
+    tuned = read(tmp_path)
+    assert bench(raw, untuned=True, out="untuned")[0] == 0
+    plain = read(tmp_path, "untuned/rows.jsonl")
+    is_changed = [bool(record["methods"][row["method"]]["options"]) for row in tuned]
+    assert any(is_changed)
+    for one, other, changed in zip(tuned, plain, is_changed, strict=True):
+        assert (one["fingerprint"] != other["fingerprint"]) == changed
+    # The same options written into the configuration give the same rows.
+    for name in methods:
+        methods[name]["config"] = (
+            methods[name].get("config", {}) | record["methods"][name]["options"]
+        )
+    explicit = {k: v for k, v in raw.items() if k != "tuning"} | {"methods": methods}
+    assert bench(explicit, out="explicit")[0] == 0
+    assert timeless(read(tmp_path, "explicit/rows.jsonl")) == timeless(tuned)
+
+    changed = raw | {"tuning": raw["tuning"] | {"trials": 2}}
+    code, err = bench(changed)
+    assert code == 2 and "tuned.json is of another configuration" in err
+
+
+def test_failed_trials_cannot_win(model):
+    raw = STUDY | {"tuning": {"images": {"count": 2}, "trials": 2, "metric": "lpips"}}
+    raw = raw | {"methods": {"no prior": {"tune": {"learning_rate": [0.1]}}}, "budgets": {}}
+    parsed = parsing.parse(raw)
+    rows = [
+        {"task": task, "method": f"no prior #{trial}", "lpips": value}
+        for task in parsed.tasks
+        for trial, value in ((0, 0.3), (1, 0.2))
+    ]
+    assert tuning.record(parsed, rows, "")["methods"]["no prior"]["best"] == 1  # lower is better
+    del rows[1]["lpips"]
+    assert tuning.record(parsed, rows, "")["methods"]["no prior"]["best"] == 0
+    del rows[0]["lpips"]
+    with pytest.raises(ValueError, match="every trial of 'no prior' failed"):
+        tuning.record(parsed, rows, "")
+
+
+# Budgets in seconds.
+
+
+def test_seconds_become_evaluations(tmp_path):
+    """A method of 0.1 + 0.02 n seconds is given the n that takes the reference's 1.5 seconds."""
+    under = study.Budget(label="n", evaluations=20)
+    budget = study.Budget(label="s", evaluations=20, like="ref")
+    rows = [
+        {"task": "t", "method": name, "budget": "n", "seconds": seconds}
+        for name, seconds in (("ref", 1.4), ("ref", 1.6), ("fast", 0.5))
+    ]
+    config = aps_jax.APSConfig(num_steps=1)
+
+    def make(evaluations):
+        if evaluations < 3:
+            raise ValueError
+        return dataclasses.replace(config, num_inner_steps=evaluations)
+
+    calibration = Calibration(tmp_path / "c.json")
+    calibration.settle(
+        "t", "fast", budget, source="a", under=under, rows=rows, make=make,
+        try_out=lambda config: 0.1 + 0.02 * decoder_evaluations(config),
+    )  # fmt: skip
+    found = Calibration(tmp_path / "c.json").evaluations("t", "fast", "s", "a")
+    assert abs(0.1 + 0.02 * found - 1.5) < 0.03
+    assert Calibration(tmp_path / "c.json").evaluations("t", "fast", "s", "other rows") is None
+    with pytest.raises(ValueError, match="one has none"):
+        calibration.settle(
+            "t", "slow", budget, source="a", under=under, rows=rows, make=make, try_out=None
+        )
+
+
+def test_equal_seconds_run_and_resume(bench, tmp_path):
+    raw = STUDY | {
+        "tasks": {"super_resolution": {"scale": 2}},
+        "budgets": {
+            "time": {"evaluations": 4, "seconds_of": "no prior"},
+            "4 decodes": {"evaluations": 4},
+        },
+    }
+    assert bench(raw, limit=2)[0] == 0
+    entries = json.loads((tmp_path / "out" / "calibration.json").read_text())
+    assert {name.split(" | ")[1] for name in entries} == {"no prior", "best"}
+    rows = read(tmp_path)
+    assert [row["budget"] for row in rows] == sorted(row["budget"] for row in rows)
+    for row in rows:
+        if (row["budget"], row["method"]) == ("time", "best"):
+            found = entries["super_resolution | best | time"]["evaluations"]
+            assert row["decoder_evaluations"] == found
+    assert bench(raw)[0] == 0  # the third photo, under what was found for the first two
+    assert read(tmp_path)[: len(rows)] == rows
+
+
+# Aggregation and configurations.
+
+
+def test_aggregation_against_numpy(rng):
+    """Means over seeds first, then over photos; pairs by photo; failures left out."""
+    psnr = rng.normal(20, 2, (2, 4, 3))  # method, photo, seed
+    rows = [
+        {"task": "hdr", "method": name, "budget": None, "seed": seed, "image": f"{photo}",
+         "psnr": psnr[m, photo, seed], "lpips": 0.25, "decoder_evaluations": 7}
+        for m, name in enumerate(("a", "b")) for photo in range(4) for seed in range(3)
+    ]  # fmt: skip
+    del rows[2]["psnr"]
+    rows[2]["error"] = "not finite"
+    psnr[0, 0, 2] = np.nan
+    one, two = (summary.scores_of(rows, "hdr", name, None) for name in "ab")
+    means = np.nanmean(psnr, axis=2)
+    np.testing.assert_allclose([one[f"{i}"]["psnr"] for i in range(4)], means[0])
+    found = summary.gain(one, two, "psnr")
+    difference = means[0] - means[1]
+    assert found.mean == pytest.approx(difference.mean())
+    assert found.half_width == pytest.approx(1.96 * difference.std(ddof=1) / 2)
+    assert summary.gain({"0": one["0"]}, two, "psnr") is None
+    parsed = parsing.parse(
+        STUDY | {"tasks": {"hdr": {}}, "methods": {"a": {}, "b": {}}, "compare_to": "b",
+                 "budgets": {}}
+    )  # fmt: skip
+    text = summary.table(parsed, rows)
+    assert f"| a | 4 | {means[0].mean():.2f} ± {means[0].std():.2f} |" in text
+    assert f"| 7 | {found.mean:+.2f} ± {found.half_width:.2f} | +0.000 ± 0.000 |" in text
+    assert "left out: 1 (a on hdr)" in text
+
+
+CONFIGS = sorted((photos.Path(benchmark.__file__).parent / "configs").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
+def test_committed_configurations_are_valid(path):
+    parsed = parsing.load(path)
+    smoke = benchmark.smoked(parsed)
+    assert smoke.methods.keys() == parsed.methods.keys()
+    for form in (parsed, smoke):
+        if form.tuning is not None:
+            assert tuning.tuning_study(form).methods
+        for method in form.methods.values():
+            for task in form.tasks.values():
+                if method.kind == "sampler":
+                    budget = form.budgets[0]
+                    study.config_of(method, task, budget.evaluations if budget else None)
+
+
+def test_the_perceptual_term_needs_an_image():
+    method = parsing.parse(
+        STUDY | {"methods": {"no prior": {"config": {"perceptual_weight": 0.1}}}, "budgets": {}}
+    ).methods["no prior"]
+    task = study.Task(label="t", name="super_resolution", options={}, sigma=0.05)
+    key = jax.random.key(0)
+    for name, size, weight in (
+        ("super_resolution", 64, 0.1), ("super_resolution", 60, 0.0), ("phase_retrieval", 64, 0.0)
+    ):  # fmt: skip
+        operator = session.make_operator(name, (size, size)).init(key, (size, size))
+        config = study.config_of(method, task, None, operator, (size, size))
+        assert config.perceptual_weight == weight
+
+
+def test_the_best_sample_is_that_of_least_residual(rng):
+    samples = jax.numpy.asarray(rng.uniform(-1, 1, (3, 4, 8, 8, 3)), "float32")
+    operator = aps_jax.operators.denoising()
+    y = samples[jax.numpy.arange(3), jax.numpy.array([2, 0, 3])] + 0.01
+    chosen = session.restoring._best(operator, samples, y)
+    np.testing.assert_allclose(chosen, y - 0.01, atol=1e-6)

@@ -1,0 +1,132 @@
+"""The enumerable posteriors, and the script that measures samplers against them."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments import exactness, toy_priors
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return toy_priors.make_toy("8x2", is_amplitude=True)
+
+
+def test_fields_are_numbered_in_order():
+    for num_codes, length in ((2, 9), (8, 2), (4, 3)):
+        tokens = toy_priors.fields(num_codes, length)
+        np.testing.assert_array_equal(
+            toy_priors.index_of(tokens, num_codes), np.arange(num_codes**length)
+        )
+    shares = toy_priors.frequencies(np.array([[1, 0], [1, 0], [0, 3], [7, 7]]), 8)
+    assert (shares[8], shares[3], shares[63]) == (0.5, 0.25, 0.25)
+
+
+def test_conditionals_of_a_table(toy):
+    joint = toy.joint.reshape(8, 8)
+    tokens = jnp.array([[[8, 8]], [[8, 5]], [[2, 8]], [[2, 5]]])
+    logits = toy.params.prior.apply(toy.params.prior.params, tokens)[:, 0]
+    probs = np.asarray(jax.nn.softmax(logits, axis=-1))
+    expected = [joint.sum(axis=1), joint[:, 5] / joint[:, 5].sum()]
+    np.testing.assert_allclose(probs[:2, 0], expected, atol=1e-6)
+    np.testing.assert_allclose(probs[2, 1], joint[2] / joint[2].sum(), atol=1e-6)
+    np.testing.assert_allclose(probs[3], np.eye(8)[[2, 5]], atol=1e-6)
+
+
+def test_what_a_field_predicts(toy):
+    """The amplitude of the projection of the decoded picture, by float64 NumPy."""
+    bits = (toy_priors.fields(8, 2)[:, :, None] >> np.array([2, 1, 0])) & 1
+    codes = (2.0 * bits - 1).reshape(64, 6)
+    x = np.tanh(codes @ np.float64(toy.params.codec.params))
+    y = np.abs(x @ np.float64(toy.params.operator.params["matrix"]))
+    np.testing.assert_allclose(toy.predicted, y, atol=1e-5)
+    linear = toy_priors.make_toy("8x2", is_amplitude=False)
+    np.testing.assert_allclose(np.abs(linear.predicted), y, atol=1e-5)
+    assert linear.predicted.min() < -0.1 and linear.params.operator.is_linear
+
+
+def test_law_of_patches(rng):
+    photo = rng.uniform(-1, 1, (5, 7, 3))
+    counts = np.ones(512)
+    for top in range(3):
+        for left in range(5):
+            patch = photo[top : top + 3, left : left + 3].mean(axis=-1).ravel()
+            bits = "".join(str(int(value > patch.mean())) for value in patch)
+            counts[int(bits, 2)] += 1
+    np.testing.assert_allclose(toy_priors.patch_joint(photo), counts / counts.sum())
+
+
+def test_posterior_and_distances_against_scipy(toy, rng):
+    y, sigma = rng.normal(size=4), 0.5
+    likelihood = stats.norm.pdf(y, toy.predicted, sigma).prod(axis=1)
+    expected = toy.joint * likelihood / (toy.joint @ likelihood)
+    exact = toy_priors.exact_posterior(toy.joint, toy.predicted, y, sigma)
+    np.testing.assert_allclose(exact, expected, rtol=1e-9)
+    other = rng.dirichlet(np.ones(64))
+    assert toy_priors.kl_divergence(other, exact) == pytest.approx(stats.entropy(other, exact))
+    assert toy_priors.total_variation(other, exact) == pytest.approx(
+        np.maximum(other - exact, 0).sum()
+    )
+    assert toy_priors.kl_divergence(np.array([0.5, 0.5]), np.array([1.0, 0.0])) == np.inf
+
+
+def test_perfect_samples_reach_the_floor_and_others_do_not(toy, rng):
+    y, fields = rng.normal(size=(2, 4)), toy_priors.fields(8, 2)
+    laws = [toy_priors.exact_posterior(toy.joint, toy.predicted, row, 0.5) for row in y]
+    drawn = np.concatenate([fields[rng.choice(64, p=law, size=2000)] for law in laws])
+    found = exactness.distances(toy, y, drawn, 0.5)
+    assert found["total_variation"] == pytest.approx(found["floor"], rel=0.4)
+    assert found["kl"] == pytest.approx(found["kl_floor"], rel=0.6)
+    swapped = np.concatenate(np.split(drawn, 2)[::-1])
+    far = exactness.distances(toy, y, swapped, 0.5)
+    expected = toy_priors.total_variation(*laws)
+    assert far["total_variation"] == pytest.approx(expected, abs=0.05) and expected > 0.3
+
+
+def test_the_script_resumes_and_refuses(tmp_path, monkeypatch, capsys):
+    chosen = ("prior", "best_of_n")
+    methods = {name: exactness.METHODS[name] for name in chosen}
+    monkeypatch.setattr(exactness, "METHODS", methods)
+    arguments = exactness.Arguments(out=tmp_path, smoke=True)
+    assert exactness.main(arguments) == 0
+    log = tmp_path / "rows.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(row["method"], row["budget"]) for row in rows] == [("prior", None), ("best_of_n", 4)]
+    assert rows[1]["decoder_evaluations"] == 5 and rows[1]["denoiser_evaluations"] == 12
+    assert all(0 <= row["total_variation"] <= 1 and row["kl"] >= 0 for row in rows)
+    table = (tmp_path / "table.md").read_text()
+    assert table.startswith("Incomplete: ")  # the other cases
+    assert f"| best_of_n | {rows[1]['total_variation']:.3f} (" in table
+    assert (tmp_path / "total_variation.png").stat().st_size > 1000
+
+    monkeypatch.setattr(exactness, "plot", lambda *args: None)
+    log.write_text(log.read_text().splitlines()[0] + '\n{"case": ')  # a kill in the second row
+    assert exactness.main(arguments) == 0
+    again = [json.loads(line) for line in log.read_text().splitlines()]
+    for row in (*rows, *again):
+        row.pop("seconds")
+    assert again == rows
+
+    changed = exactness.Arguments(out=tmp_path, smoke=True, sigma=0.7)
+    assert exactness.main(changed) == 2
+    assert "other settings" in capsys.readouterr().err
+    assert exactness.main(exactness.Arguments(out=tmp_path / "new", toys=("4x4",))) == 2
+    assert "unknown toy '4x4', did you mean '4x3'?" in capsys.readouterr().err
+
+
+def test_every_sampler_is_measured_within_its_budget():
+    from aps_jax.samplers import SAMPLERS
+    from aps_jax.samplers.budget import decoder_evaluations
+
+    assert {sampler for sampler, _ in exactness.METHODS.values()} == set(SAMPLERS)
+    for method in exactness.METHODS:
+        for budget in exactness.BUDGETS:
+            config = exactness.config_of(method, 3, budget, 0.5)
+            if config is None:  # Too small for its steps.
+                assert budget == 4 and method in ("svdd_pm", "smc")
+                continue
+            assert config.sigma == 0.5 and decoder_evaluations(config) <= budget
