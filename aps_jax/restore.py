@@ -32,7 +32,7 @@ from aps_jax.sampler import (
     aps_init,
     aps_step,
 )
-from aps_jax.samplers import SAMPLERS
+from aps_jax.samplers import sample_function
 from aps_jax.types import Array, Key, Params, PyTree
 
 _step = jax.jit(aps_step, static_argnames="config")
@@ -259,7 +259,7 @@ def _restore_at_once(
     if snapshot is not None and snapshot.is_resuming:
         raise SnapshotError(f"sampler {sampler!r} runs in one piece; there is nothing to resume")
     clock = time.perf_counter()
-    sample = jax.jit(SAMPLERS[sampler].sample, static_argnames="config")
+    sample = jax.jit(sample_function(sampler), static_argnames="config")
     run = sample.lower(params, y, key, config=config, known_tokens=known_tokens).compile()
     seconds = {"compile": time.perf_counter() - clock, "sample": 0.0, "decode": 0.0}
     grid = run.out_info.tokens.shape

@@ -101,8 +101,8 @@ def shard_params(params: Params, mesh: Mesh, *, rules: Rules = PRIOR_RULES) -> P
       rules: axis by pattern of the path, for a prior of other parameters than this library's.
 
     Raises:
-      ValueError: if no rule matches a parameter of the prior, or "model" does not divide a matrix
-        that it should split.
+      ValueError: if "model" is more than 1 and no rule matches a parameter of the prior, or it does
+        not divide a matrix that it should split.
     """
     shardings = prior_shardings(params.prior.params, mesh, rules=rules)
     prior = params.prior.replace(params=jax.device_put(params.prior.params, shardings))
@@ -147,8 +147,11 @@ def _name(path: tuple) -> str:
 
 
 def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> PartitionSpec:
-    size, axis = mesh.shape[MODEL], split_axis(name, rules=rules)
-    if axis is None or size == 1:
+    size = mesh.shape[MODEL]
+    if size == 1:  # Nothing to split, so that priors of any make need no rules.
+        return PartitionSpec()
+    axis = split_axis(name, rules=rules)
+    if axis is None:
         return PartitionSpec()
     if shape[axis] % size:
         raise ValueError(

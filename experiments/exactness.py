@@ -29,9 +29,10 @@ from aps_jax.presets import config_class
 from aps_jax.samplers import SAMPLERS
 from aps_jax.samplers.budget import KNOBS, with_budget
 from experiments import toy_priors
-from experiments.bench.rows import append_rows, read_lines
 from experiments.bench.study import digest
 from experiments.bench.summary import figure, save_figure
+from experiments.rows import append as append_rows
+from experiments.rows import read as read_rows
 from experiments.toy_priors import Toy
 
 #: Toy and whether absolute values are measured, by name.
@@ -165,7 +166,7 @@ def run(arguments: Arguments) -> None:
     facts = [METHODS, [arguments.num_measurements, arguments.num_draws], arguments.sigma,
              arguments.seed]  # fmt: skip
     fingerprint = digest(facts)
-    rows = read_lines(log)
+    rows = read_rows(log, ("fingerprint", "version"))
     for row in rows:
         if (row.get("fingerprint"), row.get("version")) != (fingerprint, aps_jax.__version__):
             raise ValueError(
@@ -256,7 +257,7 @@ def main(arguments: Arguments) -> int:
     try:
         if not arguments.table:
             run(arguments)
-        rows = read_lines(arguments.out / "rows.jsonl")
+        rows = read_rows(arguments.out / "rows.jsonl", ("fingerprint", "version"))
         if not rows:
             raise ValueError(f"{arguments.out} has no rows; leave out --table")
         text = table(rows)

@@ -16,6 +16,7 @@ How to read the numbers:
   activations therefore count twice what they take in bfloat16. The backend fuses less than those
   of GPUs and knows no flash attention, so the number tends to be too large; but a GPU's
   convolutions may ask for workspace of their own, which is not in it.
+- *fits*: parts of which the total fills at most 90 %.
 - *FLOPs*: products and convolutions of all devices together, counted in the trace with loops times
   their rounds. Windows, Adam and norms are left out.
 """
@@ -78,6 +79,8 @@ _KEYS = ("image_size", "batch", "mesh")
 PROMPT_LENGTH = 25
 #: Memory of the parts that a mesh may be made of, in bytes.
 PARTS = {"16 GB": 16e9, "80 GB": 80e9}
+#: Share of a part's memory that a plan may fill; drivers, XLA's workspace and holes take the rest.
+USABLE = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +194,7 @@ def plan(
         "temporary_bytes": memory.temp_size_in_bytes,
         "output_bytes": memory.output_size_in_bytes,
         "total_bytes": total,
-        "fits": [name for name, size in PARTS.items() if total <= size],
+        "fits": [name for name, size in PARTS.items() if total <= USABLE * size],
         "seconds_to_compile": round(time.perf_counter() - began, 1),
     }
 

@@ -16,47 +16,64 @@ from typing import Any
 from aps_jax.files import write_atomically
 from aps_jax.restore import first_difference
 
+Row = dict[str, Any]
+
 
 class ForeignResults(ValueError):
     """A folder holds results of another configuration or version."""
 
 
-def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Adds rows to the file, on disk before this returns; first removes a cut-off last line."""
-    if path.exists():
-        data = path.read_bytes()
-        if data and not data.endswith(b"\n"):
-            write_atomically(path, data[: data.rfind(b"\n") + 1])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """All whole rows of the files, in their order; a missing file has none.
+def read(path: Path, needed: Iterable[str] = ()) -> list[Row]:
+    """All whole rows of a log, none if there is no file; a last line cut off by a kill is left out.
 
     Raises:
-      ValueError: if a line that was finished is not a row.
+      ValueError: if a line is not a row with the `needed` entries.
     """
+    if not path.exists():
+        return []
+    text = path.read_bytes()
     rows = []
-    for path in paths:
-        if not path.exists():
-            continue
-        *lines, _ = path.read_text().split("\n")  # What follows the last line break was cut off.
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
+    for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            for name in needed:
+                row[name]
             if not isinstance(row, dict):
-                raise ValueError(
-                    f"{path} line {number} is not a row; delete the line, and its result is "
-                    "computed again"
-                )
-            rows.append(row)
+                raise TypeError("no JSON object")
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}, line {number} is not a row of this experiment ({error}); choose another "
+                "folder, or remove that line to have its result computed again"
+            ) from None
+        rows.append(row)
     return rows
+
+
+def append(path: Path, rows: Iterable[Row]) -> None:
+    """Adds rows, all or none of them; drops what a kill left of a line before.
+
+    Raises:
+      OSError: if they cannot be written; the file is then as it was.
+    """
+    data = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(path, "ab+") as file:
+            file.seek(0)
+            size = file.read().rfind(b"\n") + 1
+            file.truncate(size)
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size)
+                raise
+    except OSError as error:
+        raise OSError(
+            f"cannot write {path}: {error.strerror or error}; free some space and run the same "
+            "command again, finished rows are kept"
+        ) from None
 
 
 def claim(path: Path, identity: Mapping[str, Any]) -> None:

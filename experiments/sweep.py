@@ -29,7 +29,7 @@ import aps_jax
 from aps_jax import cli, images, pretrained, report, sharding, tasks
 from aps_jax.commands import inputs
 from aps_jax.commands import restore as command
-from aps_jax.config import APSConfig
+from aps_jax.samplers import sample_function
 from aps_jax.types import Key, Params, Perceptual
 from experiments import hosts, memory, photos, rows
 
@@ -124,9 +124,10 @@ class Host:
                 f"--batch-size must be a positive multiple of the {groups} groups of devices that "
                 f"share it, got {self.batch_size}"
             )
-        self.model = pretrained.load_pretrained(options.model)
+        self.model = pretrained.load_pretrained(options.model, prompt=options.prompt)
         _require_whole_heads(self.model.card, options.num_model)
         self.log = options.out / f"rows-{place.index:04}.jsonl"
+        self._jitted = jax.jit(sample_function(options.sampler), static_argnames="config")
         self._compiled: dict[Any, Any] = {}
         self._distance: Perceptual | None = None
         self._tried_distance = False
@@ -136,7 +137,8 @@ class Host:
         share = dict(list(found.items())[self.place.index :: self.place.count])
         finished = {
             row["name"]
-            for row in rows.read(sorted(self.options.out.glob("rows-*.jsonl")))
+            for log in sorted(self.options.out.glob("rows-*.jsonl"))
+            for row in rows.read(log, ("name", "status"))
             if row["status"] == "restored"
         }
         return {
@@ -190,7 +192,7 @@ class Host:
             prior=self.model.prior,
             codec=self.model.codec,
             operator=problem.operator,
-            perceptual=distance if config.perceptual_weight > 0 else None,
+            perceptual=distance if command.perceptual_weight(config) > 0 else None,
         )
         # Filled up with the last image, so that every batch has one shape.
         filled = jobs + jobs[-1:] * (self.batch_size - len(jobs))
@@ -225,21 +227,21 @@ class Host:
             self._distance = command.load_distance(problem, self.config, notes)
             self._tried_distance = True
             for note in notes:
-                if self.config.perceptual_weight > 0 and self._distance is None:
+                if command.perceptual_weight(self.config) > 0 and self._distance is None:
                     raise ValueError(
                         f"--preset {self.options.preset} needs LPIPS on every host; {note}"
                     )
                 _say(f"note: {note}")
         return self._distance
 
-    def _sample(self, params: Params, y: Any, keys: Key, config: APSConfig) -> aps_jax.SampleResult:
+    def _sample(self, params: Params, y: Any, keys: Key, config: Any) -> aps_jax.SampleResult:
         """One batch over this host's devices, back as NumPy arrays."""
         params = sharding.shard_params(params, self.mesh)
         y, keys = sharding.shard_batch((y, keys), self.mesh)
         kind = (jax.tree.structure((params, y)), jax.tree.map(jnp.shape, y), config)
         try:
             if kind not in self._compiled:
-                compiled = _sample.lower(params, y, keys, config=config).compile()
+                compiled = self._jitted.lower(params, y, keys, config=config).compile()
                 memory.require_fitting(compiled, self.batch_size, self.mesh)
                 self._compiled[kind] = compiled
             return jax.device_get(self._compiled[kind](params, y, keys))
@@ -250,9 +252,6 @@ class Host:
             raise memory.MemoryShortage(
                 memory.advice(compiled, self.batch_size, self.mesh)
             ) from error
-
-
-_sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
 
 
 def _require_whole_heads(card: dict[str, Any], num_model: int) -> None:
@@ -312,6 +311,7 @@ def run(options: Sweep) -> int:
     if options.image is None:
         raise ValueError("name a folder of images, a list of paths or a JSON file of options")
     cli.check(options)
+    command.check_prompt(options)
     _check_task(options)
     if options.num_samples != 1:
         raise ValueError(
@@ -337,7 +337,7 @@ def run(options: Sweep) -> int:
     return 1 if failed else 0
 
 
-def _identity(options: Sweep, config: APSConfig) -> dict[str, Any]:
+def _identity(options: Sweep, config: Any) -> dict[str, Any]:
     """What every result of one folder has in common."""
     facts = command.run_facts(options, config)
     for name in ("kernel", "mask"):

@@ -1,5 +1,7 @@
 """Shared tiny models. Nothing here is trained: tests check laws, not pictures."""
 
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +33,27 @@ PRIOR_CONFIG = TransformerConfig(
     mlp_width=16,
     rope_axes=2,
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interrupts_arrive():
+    """Shells start background jobs with SIGINT ignored; the tests of Ctrl-C need it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module")
+def fast_compilation():
+    """Leaves out most of XLA's optimisations, here and in child processes.
+
+    For modules whose time is compilation and whose subject is not numerical: laws, scripts and the
+    command line. Modules on the numbers of a network or of the objective compile as users do.
+    """
+    option = "jax_disable_most_optimizations"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(option.upper(), "1")
+        jax.config.update(option, True)
+        yield
+        jax.config.update(option, False)
 
 
 def random_params(init, config, seed=0):

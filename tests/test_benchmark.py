@@ -15,12 +15,14 @@ from PIL import Image
 import aps_jax
 from aps_jax.pretrained import Model
 from aps_jax.sampler import SampleResult, StepInfo
-from aps_jax.samplers import SAMPLERS
+from aps_jax.samplers import sample_function
 from aps_jax.samplers.budget import decoder_evaluations
 from experiments import benchmark, photos
 from experiments.bench import parsing, session, study, summary, tuning
 from experiments.bench import rows as rows_of
 from experiments.bench.calibration import Calibration
+
+pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 STUDY = {
     "images": {"size": 16, "count": 3},
@@ -67,8 +69,7 @@ def model(tmp_path_factory, monkeypatch):
         (folder / name).write_bytes(name.encode())
     toy = Model(mixing_prior(window=4), patch_codec(), {})
     monkeypatch.setattr(aps_jax, "load_pretrained", lambda name: toy)
-    fakes = {name: entry._replace(sample=fake_sample) for name, entry in SAMPLERS.items()}
-    monkeypatch.setattr(session.restoring, "SAMPLERS", fakes)
+    monkeypatch.setattr(session.restoring, "sample_function", lambda name: fake_sample)
     monkeypatch.setattr(summary, "plot", lambda *args: [])
     return folder
 
@@ -130,7 +131,7 @@ def interrupt_after(monkeypatch, count):
 
 
 def test_real_samplers_restore_and_are_plotted(bench, tmp_path, monkeypatch):
-    monkeypatch.setattr(session.restoring, "SAMPLERS", SAMPLERS)
+    monkeypatch.setattr(session.restoring, "sample_function", sample_function)
     monkeypatch.setattr(summary, "plot", plot)
     methods = {name: STUDY["methods"][name] for name in ("bicubic", "no prior")}
     tasks = {"super_resolution": {"scale": 2}}

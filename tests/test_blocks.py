@@ -93,7 +93,7 @@ def test_parity_with_float64_reference(case):
 @pytest.mark.parametrize(
     "mistake",
     [{"has_qk_norm": False}, {"is_parallel": False}, {"size": 8}, {"gelu": gelu_exact}],
-    ids=str,
+    ids=lambda mistake: next(iter(mistake)),
 )
 def test_reference_tells_the_usual_mistakes_apart(case, mistake):
     params, ids, mask, logits = case

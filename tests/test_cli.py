@@ -33,6 +33,8 @@ from aps_jax.tokenizer import CodecConfig, init_codec_params
 from aps_jax.transformer import TransformerConfig, init_transformer_params
 from aps_jax.types import Perceptual, bind
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 ROOT = Path(__file__).parents[1]
 STEPS = ["--num-steps", "3", "--num-inner-steps", "2"]
 
@@ -276,7 +278,7 @@ def reader(tmp_path_factory, monkeypatch):
     card = {"prior": dataclasses.asdict(READER), "prompt": dataclasses.asdict(FRAME)}
     checkpoint.update_card(folder, codec={}, **card)
     codec = patch_codec().replace(encode=bind(patch_encode, stride=4))
-    monkeypatch.setattr(pretrained, "load_codec", lambda folder, card: codec)
+    monkeypatch.setattr(pretrained, "load_codec", lambda folder, card, mesh=None: codec)
     return folder
 
 

@@ -23,6 +23,8 @@ from experiments import (
     training,
 )
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -13,6 +13,8 @@ import pytest
 from aps_jax import sharding
 from aps_jax.transformer import TransformerConfig, init_transformer_params
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 
 @pytest.fixture(scope="module")
 def facts():
@@ -80,6 +82,8 @@ def test_every_parameter_needs_a_rule(toy_prior):
     shardings = sharding.prior_shardings(toy_prior.params, mesh, rules=rules)
     assert shardings["head"].spec == jax.sharding.PartitionSpec(None, "model")
     assert shardings["embed"].spec == jax.sharding.PartitionSpec()
+    whole = sharding.prior_shardings(toy_prior.params, sharding.make_mesh(1))
+    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(whole))
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ from aps_jax.tokenizer import init_codec_params
 from aps_jax.transformer import init_transformer_params
 from experiments import hosts, memory, rows, sweep
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 ROOT = Path(__file__).parents[1]
 NAMES = [f"{letter}/{index}.png" for letter in "ab" for index in range(4)]
 
@@ -60,7 +62,7 @@ def photo_folder(tmp_path_factory):
 def toy(model, monkeypatch):
     """The folder loads as a model without convolutions, which compiles at once."""
     loaded = pretrained.Model(mixing_prior(window=4), patch_codec(), checkpoint.read_card(model))
-    monkeypatch.setattr(pretrained, "load_pretrained", lambda name: loaded)
+    monkeypatch.setattr(pretrained, "load_pretrained", lambda name, prompt: loaded)
     monkeypatch.setattr(sweep.command, "load_distance", lambda *_: None)
     return model
 
@@ -80,7 +82,7 @@ def pixels(out):
 
 
 def table(out):
-    return rows.read(sorted(out.glob("rows-*.jsonl")))
+    return [row for log in sorted(out.glob("rows-*.jsonl")) for row in rows.read(log)]
 
 
 def test_results_do_not_depend_on_batches_hosts_or_lists(photo_folder, toy, tmp_path, monkeypatch):
@@ -92,7 +94,7 @@ def test_results_do_not_depend_on_batches_hosts_or_lists(photo_folder, toy, tmp_
         monkeypatch.setattr(hosts, "join", lambda *_, index=index, **__: hosts.Place(index, 2))
         more = ("--batch-size", "3")
         assert sweep.main(arguments(listed, toy, tmp_path / "two", *more)) == 0
-        assert len(rows.read([tmp_path / "two" / f"rows-{index:04}.jsonl"])) == 4
+        assert len(rows.read(tmp_path / "two" / f"rows-{index:04}.jsonl")) == 4
     one, two = pixels(tmp_path / "one"), pixels(tmp_path / "two")
     for name in NAMES:
         np.testing.assert_allclose(one[name], two[name], atol=1, err_msg=name)
@@ -216,11 +218,10 @@ def test_out_of_memory_names_the_batch_that_fits(photo_folder, toy, tmp_path, ca
     monkeypatch.setattr(memory, "free_memory", lambda: 14 * gib)
     memory.require_fitting(compiled, 12, mesh)
 
-    class Exhausted:
-        def lower(self, *_, **__):
-            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes")
+    def exhausted(*_, config):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes")
 
-    monkeypatch.setattr(sweep, "_sample", Exhausted())
+    monkeypatch.setattr(sweep, "sample_function", lambda name: exhausted)
     assert sweep.main(arguments(photo_folder, toy, tmp_path / "out")) == 2
     assert "out of memory with a batch of 2; set --batch-size 1" in capsys.readouterr().err
 
@@ -276,9 +277,9 @@ def test_a_host_dies_and_a_rerun_finishes(photo_folder, model, tmp_path):
     both[1].send_signal(signal.SIGKILL)
     messages = [process.communicate(timeout=400)[1] for process in both]
     assert [process.returncode for process in both] == [0, -signal.SIGKILL], messages
-    survivor = rows.read([out / "rows-0000.jsonl"])
+    survivor = rows.read(out / "rows-0000.jsonl")
     assert [row["name"] for row in survivor] == NAMES[0::2]
-    finished = len(rows.read([log]))
+    finished = len(rows.read(log))
     assert 1 <= finished < 4
     before = {path: path.stat().st_mtime_ns for path in (out / "images").rglob("*.png")}
 

@@ -49,7 +49,7 @@ def run(options: Restore) -> int:
     began = time.perf_counter()
     config = config_of(options)
     _check_folder(options)
-    _check_prompt(options)
+    check_prompt(options)
     key_operator, key_noise, key_sample = jax.random.split(jax.random.key(options.seed), 3)
     if options.measured:
         problem = load_measured(options)
@@ -122,7 +122,7 @@ def _check_folder(options: Restore) -> None:
             )
 
 
-def _check_prompt(options: Restore) -> None:
+def check_prompt(options: Restore) -> None:
     """Finds out from the card alone whether the model takes what is asked of it."""
     folder = pretrained.model_folder(options.model)
     if "prompt" in read_card(folder):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from aps_jax.config import APSConfig
+from aps_jax.presets import VARIANTS
 from aps_jax.sampler import SampleResult, aps_sample
 from aps_jax.samplers.best_of_n import BestOfNConfig, best_of_n_sample
 from aps_jax.samplers.entrgi import EntRGiConfig, entrgi_sample
@@ -212,3 +213,12 @@ __all__ = [
     "straight_through_sample",
     "svdd_sample",
 ]
+
+
+def sample_function(name: str) -> Callable[..., SampleResult]:
+    """The function of a sampler, or of a variant of APS; `config` decides which variant it is.
+
+    Raises:
+      KeyError: unknown name; `presets.config_class` says so in better words.
+    """
+    return aps_sample if name in VARIANTS else SAMPLERS[name].sample

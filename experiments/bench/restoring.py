@@ -16,8 +16,7 @@ from aps_jax import metrics, report
 from aps_jax.config import APSConfig
 from aps_jax.likelihood import absolute_error
 from aps_jax.operators import measure
-from aps_jax.presets import config_class
-from aps_jax.samplers import SAMPLERS
+from aps_jax.samplers import sample_function
 from aps_jax.samplers.budget import decoder_evaluations
 from aps_jax.tokenizer import reconstruct
 from aps_jax.types import Array, Key, Operator, Params, Perceptual, Prior, PyTree, bind
@@ -93,9 +92,8 @@ def compile_method(
         return lambda params, x, y, keys: _plain(jnp.clip(_reconstruct(params.codec, x), -1, 1))
     if method.kind == "measurement":
         return _baseline
-    name = "aps" if config_class(method.sampler) is APSConfig else method.sampler
     needed = _needed(params, method, config)
-    lowered = _run.lower(needed, y, keys, sample=SAMPLERS[name].sample, config=config)
+    lowered = _run.lower(needed, y, keys, sample=sample_function(method.sampler), config=config)
     return functools.partial(_sampled, lowered.compile(), method, config)
 
 

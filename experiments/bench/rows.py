@@ -1,16 +1,13 @@
-"""The log of a benchmark: one JSON line per photo, written so that a kill loses nothing."""
+"""The log of a benchmark: one row per photo, and whose rows they are."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import aps_jax
-
-Row = dict[str, Any]
+from experiments.rows import Row, read
 
 
 class Cell(NamedTuple):
@@ -27,60 +24,9 @@ def cell_of(row: Row) -> Cell:
     return Cell(*(row[name] for name in Cell._fields))
 
 
-def read_lines(path: Path, needed: Iterable[str] = ("fingerprint", "version")) -> list[Row]:
-    """All whole rows of a log, none if there is no file; a last line cut off by a kill is left out.
-
-    Raises:
-      ValueError: if a line is not a row with the `needed` entries.
-    """
-    if not path.exists():
-        return []
-    text = path.read_bytes()
-    rows = []
-    for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            for name in needed:
-                row[name]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}, line {number} is not a row of this experiment ({error}); choose another "
-                "folder or remove that line"
-            ) from None
-        rows.append(row)
-    return rows
-
-
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a benchmark, as `read_lines` reads them."""
-    return read_lines(path, (*Cell._fields, "image", "fingerprint", "version"))
-
-
-def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Adds rows, all or none of them; drops what a kill left of a line before.
-
-    Raises:
-      OSError: if they cannot be written; the file is then as it was.
-    """
-    data = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(path, "ab+") as file:
-            file.seek(0)
-            size = file.read().rfind(b"\n") + 1
-            file.truncate(size)
-            try:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            except OSError:
-                file.truncate(size)
-                raise
-    except OSError as error:
-        raise OSError(
-            f"cannot write {path}: {error.strerror or error}; free some space and run the same "
-            "command again, finished rows are kept"
-        ) from None
+    """The rows of a benchmark, as `experiments.rows.read` reads them."""
+    return read(path, (*Cell._fields, "image", "fingerprint", "version"))
 
 
 def require_own(path: Path, rows: Iterable[Row], expected: Mapping[Cell, str | None]) -> None:

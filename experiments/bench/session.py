@@ -25,7 +25,6 @@ from experiments.bench.calibration import Calibration
 from experiments.bench.rows import (
     Cell,
     Row,
-    append_rows,
     cell_of,
     read_rows,
     require_own,
@@ -42,6 +41,7 @@ from experiments.bench.study import (
     model_facts,
 )
 from experiments.photos import Crops
+from experiments.rows import append as append_rows
 
 
 class OutOfTime(Exception):
