@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 
 import aps_jax
 from aps_jax import lfq
-from aps_jax.checkpoint import read_card
+from aps_jax.checkpoint import load_params, read_card
+from aps_jax.tokenizer import PatchPath, init_codec_params, make_codec, space_to_depth
 from experiments import (
     codec_yardsticks,
     photos,
@@ -91,6 +92,27 @@ def test_training_starts_from_given_weights(codec_run, prior_run, tmp_path):
             np.testing.assert_allclose(after[name], tensor, atol=2e-3, err_msg=name)
         card = read_card(tmp_path / part / "model")
         assert card[f"{part}_training"]["started_from"]["steps"] == run.resolved().steps
+
+
+def test_patch_training_comes_first_and_is_not_repeated(folder, codec_run, tmp_path):
+    """The run starts from a codec that equals its patch path, which learnt something by itself."""
+    config = codec_run.resolved()
+    random = init_codec_params(jax.random.key(config.seed), config.codec)
+    start = load_params(codec_run.out / "patches.safetensors", random)
+    x = jax.random.uniform(jax.random.key(1), (1, 32, 32, 3), minval=-1)
+    codec = make_codec(config.codec, start)
+    path = PatchPath(config.codec, config.codec.num_bits)
+    features = path.apply({"params": start["encoder"]["patch"]}, space_to_depth(x, 4))
+    np.testing.assert_allclose(codec.encode(start, x), features, atol=1e-6)
+    pictures = photos.load_photos([folder], min_side=32)
+    longer = dataclasses.replace(config, patch_steps=60, warmup=5)
+    learnt = train_codec.train_patches(random, pictures, longer)
+    held_out = photos.to_float([photo.crop((0, 0, 32, 32)) for photo in pictures])
+    scores = [
+        train_codec.evaluate(params, held_out, config.codec)["eval_psnr"]
+        for params in (start, learnt)
+    ]
+    assert scores[1] > scores[0] + 2
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
@@ -209,14 +231,6 @@ def test_offset_chooses_other_photos(folder):
     names, _ = photos.center_crops(folder, size=32, count=3)
     others, _ = photos.center_crops(folder, size=32, count=3, offset=1)
     assert names == ["0.png", "2.png", "5.png"] and others == ["1.png", "3.png"]
-
-
-def test_patches_and_back(rng):
-    x = jnp.asarray(rng.normal(size=(2, 8, 12, 3)), jnp.float32)
-    patches = codec_yardsticks.to_patches(x, 4)
-    assert patches.shape == (12, 48)
-    np.testing.assert_array_equal(patches[4], x[0, 4:8, 4:8].reshape(-1))
-    np.testing.assert_array_equal(codec_yardsticks.from_patches(patches, x.shape, 4), x)
 
 
 def test_k_means_finds_separate_clusters(rng):
