@@ -90,18 +90,22 @@ def shard_batch(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(put, tree)
 
 
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Placement of an array that every device of the mesh has whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def shard_params(params: Params, mesh: Mesh) -> Params:
     """Splits the prior's matrices over "model" and copies everything else to every device.
 
     Raises:
       ValueError: if "model" does not divide a matrix that it should split.
     """
-    whole = NamedSharding(mesh, PartitionSpec())
     prior = jax.tree_util.tree_map_with_path(
         lambda path, leaf: jax.device_put(leaf, NamedSharding(mesh, _spec(path, leaf, mesh))),
         params.prior.params,
     )
-    copied = jax.device_put(params, whole)
+    copied = jax.device_put(params, replicated(mesh))
     return copied.replace(prior=params.prior.replace(params=prior))
 
 

@@ -27,6 +27,7 @@ from aps_jax.tokenizer import (
     PatchPath,
     init_codec_params,
     make_codec,
+    reconstruct,
     space_to_depth,
 )
 from aps_jax.types import Array, Perceptual, PyTree
@@ -48,6 +49,9 @@ class Config(training.RunConfig):
       patch_steps: steps that the patch path is trained alone before, from random weights, with the
         same loss; the convolutions then start from a contribution of zero.
       patch_batch: patches per step of that.
+      patch_learning_rate: its peak learning rate.
+      patch_entropy: its weight of the missing entropy. Patches from many photos fill the codebook;
+        those of a few crops cannot, and a large weight would punish them for that.
     """
 
     codec: CodecConfig = CodecConfig(
@@ -61,11 +65,13 @@ class Config(training.RunConfig):
     )
     image_size: int = 64
     commitment: float = 0.05
-    entropy: float = 0.02
-    entropy_tokens: int = 1024
+    entropy: float = 0.005
+    entropy_tokens: int = 2048
     perceptual: float = 0.0
     patch_steps: int = 1500
     patch_batch: int = 4096
+    patch_learning_rate: float = 4e-3
+    patch_entropy: float = 0.02
 
     def resolved(self) -> Config:
         """The settings of a smoke run, if one was asked for."""
@@ -170,7 +176,12 @@ def train_patches(params: PyTree, pictures: Sequence[Image.Image], config: Confi
     codec = config.codec
     encoder = PatchPath(codec, codec.num_bits)
     decoder = PatchPath(codec, 3 * codec.stride**2)
-    settings = dataclasses.replace(config, steps=config.patch_steps)
+    settings = dataclasses.replace(
+        config,
+        steps=config.patch_steps,
+        learning_rate=config.patch_learning_rate,
+        entropy=config.patch_entropy,
+    )
     optimizer = training.make_optimizer(settings)
 
     def loss(params, x):
@@ -178,7 +189,7 @@ def train_patches(params: PyTree, pictures: Sequence[Image.Image], config: Confi
             lambda x: encoder.apply({"params": params["encoder"]}, x),
             lambda codes: decoder.apply({"params": params["decoder"]}, codes),
             x,
-            config,
+            settings,
         )
 
     @jax.jit
@@ -235,12 +246,14 @@ def train(config: Config) -> None:
     )
     pictures = photos.load_photos(config.data, min_side=config.image_size, max_short_side=256)
     print(f"{len(pictures)} training photos, {len(held_out)} held out", flush=True)
+    sample = held_out[:8]
     optimizer = training.make_optimizer(config)
-
     perceptual = aps_jax.load_lpips() if config.perceptual else None
 
+    sizes = dataclasses.replace(config.codec, dtype=config.dtype)
+
     def loss(params, x):
-        codec = make_codec(config.codec, params)
+        codec = make_codec(sizes, params)
         return codec_loss(
             functools.partial(codec.encode, params),
             functools.partial(codec.decode, params),
@@ -262,6 +275,8 @@ def train(config: Config) -> None:
     def score(state, row):
         scores = evaluate(state.ema, held_out, config.codec)
         export(state.ema, config, row | scores, len(pictures))
+        restored = np.asarray(jax.jit(reconstruct)(make_codec(config.codec, state.ema), sample))
+        training.save_grid([sample, restored], config.out / "codec_reconstructions.png", zoom=2)
         return scores
 
     log = config.out / "codec.jsonl"
@@ -270,11 +285,6 @@ def train(config: Config) -> None:
 
     panels = {"squared error": ["mse"], "held-out PSNR (dB)": ["eval_psnr"]}
     training.plot_curves(training.read_rows(log), panels, config.out / "codec_curves.png")
-    codec = make_codec(config.codec, state.ema)
-    sample = held_out[:8]
-    codes, _ = codec.quantize(codec.codebook, codec.encode(state.ema, sample))
-    restored = np.asarray(codec.decode(state.ema, codes))
-    training.save_grid([sample, restored], config.out / "codec_reconstructions.png", zoom=2)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +80,41 @@ def test_interrupted_codec_training_repeats_the_uninterrupted_one(codec_run, tmp
     train_codec.train(config)
     names = "model/codec.safetensors"
     assert (tmp_path / names).read_bytes() == (codec_run.out / names).read_bytes()
+
+
+@pytest.mark.slow
+def test_training_on_four_devices_equals_that_on_one(folder, codec_run, tmp_path):
+    """Device counts are fixed when JAX starts, so the run has a process of its own."""
+    command = [sys.executable, "-m", "experiments.train_codec", "--smoke", "--tensorboard"]
+    command += ["--data", folder, "--eval-data", folder, "--out", tmp_path]
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    subprocess.run(command, env=environment, check=True, timeout=400)
+    for row, expected in zip(
+        training.read_rows(tmp_path / "codec.jsonl"),
+        training.read_rows(codec_run.out / "codec.jsonl"),
+        strict=True,
+    ):
+        for name in row.keys() - {"seconds"}:
+            assert row[name] == pytest.approx(expected[name], rel=2e-3), name
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"eval_psnr" in events.read_bytes()
+
+
+@pytest.mark.slow
+def test_training_in_bfloat16_follows_that_in_float32(codec_run, tmp_path):
+    train_codec.train(dataclasses.replace(codec_run, out=tmp_path, dtype="bfloat16"))
+    rows = [training.read_rows(out / "codec.jsonl")[-1] for out in (tmp_path, codec_run.out)]
+    assert rows[0]["mse"] != rows[1]["mse"]
+    assert rows[0]["mse"] == pytest.approx(rows[1]["mse"], rel=0.05)
+    assert read_card(tmp_path / "model")["codec"]["dtype"] == "float32"
+
+
+def test_a_missing_writer_for_tensorboard_is_an_error(codec_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    config = dataclasses.replace(codec_run, out=tmp_path, tensorboard=True)
+    with pytest.raises(ValueError, match="needs tensorboardX; run: pip install"):
+        training.fit(None, None, None, None, config, tmp_path / "log")
 
 
 @pytest.mark.slow
