@@ -29,7 +29,7 @@ from aps_jax.checkpoint import read_card
 from aps_jax.files import write_json
 from aps_jax.images import from_uint8, to_uint8
 from aps_jax.pretrained import load_codec, model_folder
-from aps_jax.tokenizer import reconstruct
+from aps_jax.tokenizer import depth_to_space, reconstruct, space_to_depth
 from aps_jax.types import Array, Key
 from experiments import photos
 
@@ -59,20 +59,6 @@ class Arguments:
     num_patches: int = 400_000
     num_iterations: int = 12
     seed: int = 0
-
-
-def to_patches(x: Array, side: int) -> Array:
-    """Pixels [B, H, W, 3] as the rows of a matrix [B * H/side * W/side, side * side * 3]."""
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // side, side, width // side, side, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, side * side * channels)
-
-
-def from_patches(patches: Array, shape: tuple[int, ...], side: int) -> Array:
-    """Inverse of `to_patches` for images of `shape`."""
-    batch, height, width, channels = shape
-    x = patches.reshape(batch, height // side, width // side, side, side, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(shape)
 
 
 @jax.jit
@@ -130,7 +116,7 @@ def main(arguments: Arguments) -> None:
     pictures = photos.load_photos(arguments.data, min_side=64, max_short_side=256)
     chosen = rng.permutation(len(pictures))
     crops = [photos.random_crop(rng, pictures[index], 64) for index in chosen]
-    patches = to_patches(jnp.asarray(photos.to_float(crops)), side)
+    patches = space_to_depth(jnp.asarray(photos.to_float(crops)), side).reshape(-1, 3 * side**2)
     patches = patches[rng.permutation(len(patches))[: arguments.num_patches]]
     centres = k_means(
         jax.random.key(arguments.seed), patches, codec.num_codes, arguments.num_iterations
@@ -138,7 +124,9 @@ def main(arguments: Arguments) -> None:
 
     @jax.jit
     def restored(codec, centres, x):
-        vq = from_patches(centres[nearest(to_patches(x, side), centres)], x.shape, side)
+        patches = space_to_depth(x, side)
+        coded = centres[nearest(patches.reshape(-1, 3 * side**2), centres)]
+        vq = depth_to_space(coded.reshape(patches.shape), side)
         return {"codec": reconstruct(codec, x), "patch VQ": vq}
 
     @jax.jit

@@ -10,16 +10,27 @@ precision and `card.json`), next to the log, the loss curves and a grid of recon
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from PIL import Image
 
+import aps_jax
 from aps_jax import checkpoint, lfq
 from aps_jax.pretrained import model_folder
-from aps_jax.tokenizer import CodecConfig, init_codec_params, make_codec
-from aps_jax.types import Array, PyTree
+from aps_jax.tokenizer import (
+    CodecConfig,
+    PatchPath,
+    init_codec_params,
+    make_codec,
+    reconstruct,
+    space_to_depth,
+)
+from aps_jax.types import Array, Perceptual, PyTree
 from experiments import photos, training
 
 
@@ -34,6 +45,13 @@ class Config(training.RunConfig):
       entropy: weight of the missing entropy of the codebook, log K - H(mean code distribution). A
         penalty on single bits is not enough: they stay correlated and most codes go unused.
       entropy_tokens: tokens per batch that the entropy is estimated from.
+      perceptual: weight of LPIPS, which needs the `lpips` extra; 0 for none.
+      patch_steps: steps that the patch path is trained alone before, from random weights, with the
+        same loss; the convolutions then start from a contribution of zero.
+      patch_batch: patches per step of that.
+      patch_learning_rate: its peak learning rate.
+      patch_entropy: its weight of the missing entropy. Patches from many photos fill the codebook;
+        those of a few crops cannot, and a large weight would punish them for that.
     """
 
     codec: CodecConfig = CodecConfig(
@@ -43,11 +61,17 @@ class Config(training.RunConfig):
         decoder_channels=(32, 64, 128),
         decoder_blocks=(1, 1, 3),
         num_groups=16,
+        patch_width=256,
     )
     image_size: int = 64
     commitment: float = 0.05
-    entropy: float = 0.02
-    entropy_tokens: int = 1024
+    entropy: float = 0.005
+    entropy_tokens: int = 2048
+    perceptual: float = 0.0
+    patch_steps: int = 1500
+    patch_batch: int = 4096
+    patch_learning_rate: float = 4e-3
+    patch_entropy: float = 0.02
 
     def resolved(self) -> Config:
         """The settings of a smoke run, if one was asked for."""
@@ -60,24 +84,34 @@ class Config(training.RunConfig):
             decoder_channels=(8, 8, 16),
             decoder_blocks=(0, 0, 1),
             num_groups=4,
+            patch_width=16,
         )
         return dataclasses.replace(
             self, codec=tiny, image_size=32, steps=6, batch_size=4, warmup=2, eval_every=3,
-            save_every=3, num_eval=4,
+            save_every=3, num_eval=4, patch_steps=3, patch_batch=64,
         )  # fmt: skip
 
 
-def codec_loss(params: PyTree, x: Array, config: Config) -> tuple[Array, dict[str, Array]]:
-    """Squared error of the reconstruction plus the two quantiser terms."""
-    codec = make_codec(config.codec, params)
-    features = codec.encode(params, x)
-    codes, _ = lfq.quantize(codec.codebook, features)
-    restored = codec.decode(params, lfq.straight_through(features, codes))
+def codec_loss(
+    encode: Callable[[Array], Array],
+    decode: Callable[[Array], Array],
+    x: Array,
+    config: Config,
+    perceptual: Perceptual | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """Squared error of the reconstruction plus the two quantiser terms, and LPIPS if given."""
+    features = encode(x)
+    codes, _ = lfq.quantize(None, features)
+    restored = decode(lfq.straight_through(features, codes))
     mse = jnp.mean((restored - x) ** 2)
     commitment = jnp.mean((features - jax.lax.stop_gradient(codes)) ** 2)
-    missing = missing_entropy(features, codec.codebook, config.entropy_tokens)
+    missing = missing_entropy(features, lfq.codebook(config.codec.num_bits), config.entropy_tokens)
     loss = mse + config.commitment * commitment + config.entropy * missing
-    return loss, {"loss": loss, "mse": mse, "commitment": commitment, "missing_entropy": missing}
+    terms = {"mse": mse, "commitment": commitment, "missing_entropy": missing}
+    if perceptual is not None:
+        terms["lpips"] = jnp.mean(perceptual(restored, x))
+        loss += config.perceptual * terms["lpips"]
+    return loss, {"loss": loss} | terms
 
 
 def missing_entropy(features: Array, codebook: Array, num_tokens: int) -> Array:
@@ -137,9 +171,67 @@ def export(params: PyTree, config: Config, row: dict, num_photos: int) -> None:
     checkpoint.update_card(folder, codec=dataclasses.asdict(config.codec), codec_training=facts)
 
 
-def initial_params(config: Config) -> PyTree:
-    """Random weights, or those of the codec in `config.init`, which must have the same sizes."""
+def train_patches(params: PyTree, pictures: Sequence[Image.Image], config: Config) -> PyTree:
+    """Trains the patch path of `params` alone; the convolutions' last layers become zero."""
+    codec = config.codec
+    encoder = PatchPath(codec, codec.num_bits)
+    decoder = PatchPath(codec, 3 * codec.stride**2)
+    settings = dataclasses.replace(
+        config,
+        steps=config.patch_steps,
+        learning_rate=config.patch_learning_rate,
+        entropy=config.patch_entropy,
+    )
+    optimizer = training.make_optimizer(settings)
+
+    def loss(params, x):
+        return codec_loss(
+            lambda x: encoder.apply({"params": params["encoder"]}, x),
+            lambda codes: decoder.apply({"params": params["decoder"]}, codes),
+            x,
+            settings,
+        )
+
+    @jax.jit
+    def update(state, patches):
+        x = patches.astype(jnp.float32) / 127.5 - 1
+        (_, terms), grads = jax.value_and_grad(loss, has_aux=True)(state.params, x)
+        return training.apply_gradients(state, grads, optimizer, config.ema_decay), terms
+
+    rng = np.random.default_rng((config.seed, 1))
+    chosen = rng.permutation(len(pictures))
+    crops = [photos.random_crop(rng, pictures[index], config.image_size) for index in chosen]
+    crops = np.stack([np.asarray(crop) for crop in crops])
+    patches = np.asarray(space_to_depth(crops, codec.stride)).reshape(-1, 3 * codec.stride**2)
+    halves = {half: params[half]["patch"] for half in ("encoder", "decoder")}
+    state = training.init_state(halves, optimizer)
+    for step in range(config.patch_steps):
+        batch = patches[rng.integers(len(patches), size=config.patch_batch)]
+        state, terms = update(state, batch)
+        if (step + 1) % 250 == 0:
+            values = " ".join(f"{name}={float(value):.4g}" for name, value in terms.items())
+            print(f"patch step {step + 1}: {values}", flush=True)
+    last = {"encoder": "quant_conv", "decoder": "conv_out"}
+    return {
+        half: params[half]
+        | {"patch": state.ema[half], name: jax.tree.map(jnp.zeros_like, params[half][name])}
+        for half, name in last.items()
+    }
+
+
+def _with_patches(params: PyTree, pictures: Sequence[Image.Image], config: Config) -> PyTree:
+    """`params` after `train_patches`, which a resumed run does not repeat."""
+    path = config.out / "patches.safetensors"
+    if not path.exists():
+        checkpoint.save_params(path, train_patches(params, pictures, config), "float32")
+    return checkpoint.load_params(path, params)
+
+
+def initial_params(config: Config, pictures: Sequence[Image.Image]) -> PyTree:
+    """Weights of the codec in `config.init`, or random ones with a trained patch path."""
     random = init_codec_params(jax.random.key(config.seed), config.codec)
+    if config.init is None and config.codec.patch_width:
+        return _with_patches(random, pictures, config)
     if config.init is None:
         return random
     return checkpoint.load_params(model_folder(config.init) / "codec.safetensors", random)
@@ -154,13 +246,25 @@ def train(config: Config) -> None:
     )
     pictures = photos.load_photos(config.data, min_side=config.image_size, max_short_side=256)
     print(f"{len(pictures)} training photos, {len(held_out)} held out", flush=True)
+    sample = held_out[:8]
     optimizer = training.make_optimizer(config)
+    perceptual = aps_jax.load_lpips() if config.perceptual else None
+
+    sizes = dataclasses.replace(config.codec, dtype=config.dtype)
+
+    def loss(params, x):
+        codec = make_codec(sizes, params)
+        return codec_loss(
+            functools.partial(codec.encode, params),
+            functools.partial(codec.decode, params),
+            x,
+            config,
+            perceptual,
+        )
 
     @jax.jit
     def update(state, batch):
-        (_, terms), grads = jax.value_and_grad(codec_loss, has_aux=True)(
-            state.params, batch, config
-        )
+        (_, terms), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
         return training.apply_gradients(state, grads, optimizer, config.ema_decay), terms
 
     def batches(steps):
@@ -171,19 +275,16 @@ def train(config: Config) -> None:
     def score(state, row):
         scores = evaluate(state.ema, held_out, config.codec)
         export(state.ema, config, row | scores, len(pictures))
+        restored = np.asarray(jax.jit(reconstruct)(make_codec(config.codec, state.ema), sample))
+        training.save_grid([sample, restored], config.out / "codec_reconstructions.png", zoom=2)
         return scores
 
     log = config.out / "codec.jsonl"
-    state = training.init_state(initial_params(config), optimizer)
+    state = training.init_state(initial_params(config, pictures), optimizer)
     state = training.fit(state, update, batches, score, config, log)
 
     panels = {"squared error": ["mse"], "held-out PSNR (dB)": ["eval_psnr"]}
     training.plot_curves(training.read_rows(log), panels, config.out / "codec_curves.png")
-    codec = make_codec(config.codec, state.ema)
-    sample = held_out[:8]
-    codes, _ = codec.quantize(codec.codebook, codec.encode(state.ema, sample))
-    restored = np.asarray(codec.decode(state.ema, codes))
-    training.save_grid([sample, restored], config.out / "codec_reconstructions.png", zoom=2)
 
 
 if __name__ == "__main__":

@@ -294,14 +294,16 @@ def train(config: Config) -> None:
     params = initial_params(config, model)
     size = num_params(params["model"])
     print(f"{size / 1e6:.2f} M parameters, {len(tokens['train'])} crops, {yardsticks}", flush=True)
+    compute = dataclasses.replace(model, dtype=config.dtype)
     optimizer = training.make_optimizer(config)
     mask_key = jax.random.key(config.seed + 1)
+    samples = config.out / "prior_samples.png"
 
     @jax.jit
     def update(state, batch):
         key = jax.random.fold_in(mask_key, state.step)
         (_, terms), grads = jax.value_and_grad(masked_loss, has_aux=True)(
-            state.params, batch, key, model, config.num_targets
+            state.params, batch, key, compute, config.num_targets
         )
         return training.apply_gradients(state, grads, optimizer, config.ema_decay), terms
 
@@ -310,6 +312,7 @@ def train(config: Config) -> None:
 
     def score(state, row):
         prior = make_prior(model, merge(state.ema), window=config.window)
+        save_samples(samples, prior, codec, tokens["eval"], jax.random.key(config.seed))
         return prior_scores.evaluate(prior, tokens["eval"], config.window)
 
     log = config.out / "prior.jsonl"
@@ -336,8 +339,7 @@ def train(config: Config) -> None:
     curves = ["eval_ce_0.1", "eval_ce_0.5", "eval_ce_1", "eval_ce"]
     panels = {"training cross-entropy (nats)": ["loss"], "held out, by mask ratio": curves}
     training.plot_curves(rows, panels, config.out / "prior_curves.png")
-    path = config.out / "prior_samples.png"
-    save_samples(path, prior, codec, tokens["eval"], jax.random.key(config.seed))
+    save_samples(samples, prior, codec, tokens["eval"], jax.random.key(config.seed))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import optax.contrib
 import orbax.checkpoint as ocp
 from PIL import Image
 
-from aps_jax import checkpoint
+from aps_jax import checkpoint, sharding
 from aps_jax.pretrained import model_folder
 
 
@@ -43,6 +43,9 @@ class RunConfig:
       num_eval: held-out photos scored.
       minutes: stop (resumably) after this long; 0 for no limit.
       seed: seed of weights, images and noise.
+      dtype: of activations while training, "float32" or "bfloat16" (for accelerators); weights,
+        optimiser and exported model stay in float32 and float16.
+      tensorboard: also write the log for TensorBoard, to OUT/tensorboard (needs tensorboardX).
       description: what the training data are, for the card.
       smoke: a tiny run that proves that everything works.
     """
@@ -63,6 +66,8 @@ class RunConfig:
     num_eval: int = 64
     minutes: float = 0.0
     seed: int = 0
+    dtype: str = "float32"
+    tensorboard: bool = False
     description: str = ""
     smoke: bool = False
 
@@ -180,6 +185,9 @@ def fit(
 ) -> TrainState:
     """Runs or resumes a training until `config.steps` or `config.minutes`.
 
+    With several devices every batch is spread over all of them and the state is copied to each;
+    the compiled step then exchanges the sums of gradients by itself.
+
     Args:
       state: state before the first step, used if `config.out` holds no checkpoint.
       update: one step; also returns the terms that are logged.
@@ -187,16 +195,22 @@ def fit(
       evaluate: held-out scores of a state, given the row so far (step and seconds).
       config: steps, limits and intervals.
       log: JSONL file of the run; rows after the resumed step are dropped.
+
+    Raises:
+      ValueError: if the batch cannot be spread evenly over the devices, or TensorBoard's writer is
+        asked for but not installed.
     """
+    mesh = sharding.make_mesh()
+    write_event = _event_writer(config)
     checkpoints = Checkpoints(config.out / "state")
-    state = checkpoints.restore(state)
+    state = jax.device_put(checkpoints.restore(state), sharding.replicated(mesh))
     first = int(state.step)
     truncate_log(log, first)
     earlier = read_rows(log) if first else []
     seconds_before = earlier[-1]["seconds"] if earlier else 0.0
     start = time.monotonic()
     for step, batch in batches(range(first, config.steps)):
-        state, terms = update(state, batch)
+        state, terms = update(state, sharding.shard_batch(jnp.asarray(batch), mesh))
         # Steps queue up on the device otherwise, and the clock would not see them.
         terms = jax.device_get(terms)
         done, elapsed = step + 1, time.monotonic() - start
@@ -209,6 +223,7 @@ def fit(
             row |= evaluate(state, row)
         if len(row) > 2:
             append_row(log, row)
+            write_event(row)
             print(" ".join(f"{k}={v:.4g}" for k, v in row.items()), flush=True)
         if done % config.save_every == 0 or last:
             checkpoints.save(state)
@@ -217,6 +232,27 @@ def fit(
             break
     checkpoints.close()
     return state
+
+
+def _event_writer(config: RunConfig) -> Callable[[dict[str, float]], None]:
+    """Writes rows of the log as TensorBoard scalars, or does nothing."""
+    if not config.tensorboard:
+        return lambda row: None
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise ValueError(
+            "--tensorboard needs tensorboardX; run: pip install 'aps_jax[tensorboard]'"
+        ) from None
+    writer = SummaryWriter(str(config.out / "tensorboard"))
+
+    def write(row: dict[str, float]) -> None:
+        for name, value in row.items():
+            if name != "step":
+                writer.add_scalar(name, value, row["step"])
+        writer.flush()
+
+    return write
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:

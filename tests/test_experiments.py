@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +15,8 @@ from safetensors.numpy import load_file
 
 import aps_jax
 from aps_jax import lfq
-from aps_jax.checkpoint import read_card
+from aps_jax.checkpoint import load_params, read_card
+from aps_jax.tokenizer import PatchPath, init_codec_params, make_codec, space_to_depth
 from experiments import (
     benchmark,
     codec_yardsticks,
@@ -81,6 +85,41 @@ def test_interrupted_codec_training_repeats_the_uninterrupted_one(codec_run, tmp
 
 
 @pytest.mark.slow
+def test_training_on_four_devices_equals_that_on_one(folder, codec_run, tmp_path):
+    """Device counts are fixed when JAX starts, so the run has a process of its own."""
+    command = [sys.executable, "-m", "experiments.train_codec", "--smoke", "--tensorboard"]
+    command += ["--data", folder, "--eval-data", folder, "--out", tmp_path]
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    subprocess.run(command, env=environment, check=True, timeout=400)
+    for row, expected in zip(
+        training.read_rows(tmp_path / "codec.jsonl"),
+        training.read_rows(codec_run.out / "codec.jsonl"),
+        strict=True,
+    ):
+        for name in row.keys() - {"seconds"}:
+            assert row[name] == pytest.approx(expected[name], rel=2e-3), name
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"eval_psnr" in events.read_bytes()
+
+
+@pytest.mark.slow
+def test_training_in_bfloat16_follows_that_in_float32(codec_run, tmp_path):
+    train_codec.train(dataclasses.replace(codec_run, out=tmp_path, dtype="bfloat16"))
+    rows = [training.read_rows(out / "codec.jsonl")[-1] for out in (tmp_path, codec_run.out)]
+    assert rows[0]["mse"] != rows[1]["mse"]
+    assert rows[0]["mse"] == pytest.approx(rows[1]["mse"], rel=0.05)
+    assert read_card(tmp_path / "model")["codec"]["dtype"] == "float32"
+
+
+def test_a_missing_writer_for_tensorboard_is_an_error(codec_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    config = dataclasses.replace(codec_run, out=tmp_path, tensorboard=True)
+    with pytest.raises(ValueError, match="needs tensorboardX; run: pip install"):
+        training.fit(None, None, None, None, config, tmp_path / "log")
+
+
+@pytest.mark.slow
 def test_training_starts_from_given_weights(codec_run, prior_run, tmp_path):
     """With a vanishing learning rate the exported weights are the initial ones."""
     still = {"init": prior_run.out / "model", "learning_rate": 1e-12, "weight_decay": 0.0}
@@ -93,6 +132,27 @@ def test_training_starts_from_given_weights(codec_run, prior_run, tmp_path):
             np.testing.assert_allclose(after[name], tensor, atol=2e-3, err_msg=name)
         card = read_card(tmp_path / part / "model")
         assert card[f"{part}_training"]["started_from"]["steps"] == run.resolved().steps
+
+
+def test_patch_training_comes_first_and_is_not_repeated(folder, codec_run, tmp_path):
+    """The run starts from a codec that equals its patch path, which learnt something by itself."""
+    config = codec_run.resolved()
+    random = init_codec_params(jax.random.key(config.seed), config.codec)
+    start = load_params(codec_run.out / "patches.safetensors", random)
+    x = jax.random.uniform(jax.random.key(1), (1, 32, 32, 3), minval=-1)
+    codec = make_codec(config.codec, start)
+    path = PatchPath(config.codec, config.codec.num_bits)
+    features = path.apply({"params": start["encoder"]["patch"]}, space_to_depth(x, 4))
+    np.testing.assert_allclose(codec.encode(start, x), features, atol=1e-6)
+    pictures = photos.load_photos([folder], min_side=32)
+    longer = dataclasses.replace(config, patch_steps=60, warmup=5)
+    learnt = train_codec.train_patches(random, pictures, longer)
+    held_out = photos.to_float([photo.crop((0, 0, 32, 32)) for photo in pictures])
+    scores = [
+        train_codec.evaluate(params, held_out, config.codec)["eval_psnr"]
+        for params in (start, learnt)
+    ]
+    assert scores[1] > scores[0] + 2
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
@@ -191,14 +251,6 @@ def test_offset_chooses_other_photos(folder):
     names, _ = photos.center_crops(folder, size=32, count=3)
     others, _ = photos.center_crops(folder, size=32, count=3, offset=1)
     assert names == ["0.png", "2.png", "5.png"] and others == ["1.png", "3.png"]
-
-
-def test_patches_and_back(rng):
-    x = jnp.asarray(rng.normal(size=(2, 8, 12, 3)), jnp.float32)
-    patches = codec_yardsticks.to_patches(x, 4)
-    assert patches.shape == (12, 48)
-    np.testing.assert_array_equal(patches[4], x[0, 4:8, 4:8].reshape(-1))
-    np.testing.assert_array_equal(codec_yardsticks.from_patches(patches, x.shape, 4), x)
 
 
 def test_k_means_finds_separate_clusters(rng):

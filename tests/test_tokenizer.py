@@ -1,3 +1,5 @@
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,10 +11,12 @@ from flax import traverse_util
 from aps_jax.tokenizer import (
     CodecConfig,
     decode_tokens,
+    depth_to_space,
     encode_tokens,
     init_codec_params,
     make_codec,
     reconstruct,
+    space_to_depth,
 )
 
 # Levels with and without a change of channels, halves that do not mirror each other.
@@ -315,3 +319,47 @@ def test_bad_configs():
         CodecConfig(num_groups=24)
     listed = CodecConfig(encoder_blocks=[4, 3, 4, 3, 4])  # as read from JSON
     assert hash(listed) == hash(CodecConfig()) and listed == CodecConfig()
+
+
+def test_patches_and_back(rng):
+    x = rng.normal(size=(2, 8, 12, 3))
+    patches = space_to_depth(x, 4)
+    assert patches.shape == (2, 2, 3, 48)
+    np.testing.assert_array_equal(patches[0, 1, 1], x[0, 4:8, 4:8].reshape(-1))
+    np.testing.assert_array_equal(depth_to_space(patches, 4), x)
+
+
+def test_patch_path_adds_what_one_patch_says(images, features):
+    """Against the same weights without the path, plus the perceptron in float64 NumPy."""
+    config = dataclasses.replace(SMALL, patch_width=6, patch_blocks=3)
+    params = random_params(init_codec_params, config, seed=2)
+    codec = make_codec(config, params)
+    plain = make_codec(
+        SMALL, {half: {k: v for k, v in params[half].items() if k != "patch"} for half in params}
+    )
+
+    def perceptron(half, x):
+        weights = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params[half]["patch"])
+
+        def dense(x, layer):
+            return x @ layer["kernel"] + layer["bias"]
+
+        def norm(x, layer):
+            x = x - x.mean(-1, keepdims=True)
+            return x / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * layer["scale"] + layer["bias"]
+
+        def swish(x):
+            return x / (1 + np.exp(-x))
+
+        x = dense(np.asarray(x, np.float64), weights["dense_in"])
+        for index in range(3):
+            block = jax.tree.map(lambda leaf, index=index: leaf[index], weights["blocks"])
+            x = x + dense(swish(dense(norm(x, block["norm"]), block["dense1"])), block["dense2"])
+        return dense(swish(norm(x, weights["norm_out"])), weights["dense_out"])
+
+    extra = codec.encode(params, images) - plain.encode(plain.params, images)
+    expected = perceptron("encoder", space_to_depth(images, 4))
+    np.testing.assert_allclose(extra, expected, atol=1e-4 * np.abs(expected).max())
+    extra = codec.decode(params, features) - plain.decode(plain.params, features)
+    expected = depth_to_space(perceptron("decoder", features), 4)
+    np.testing.assert_allclose(extra, expected, atol=1e-4 * np.abs(expected).max())
