@@ -7,7 +7,7 @@ remasking, quantized draw) and noisy images as measurements.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -91,9 +91,8 @@ class TorchSampler:
         self.codebook = torch.tensor(np.asarray(model.codec.codebook))
         self.decoder = to_torch(model.codec.params["decoder"], dtype)
         self.transformer = to_torch(model.prior.params, dtype)
-        self.gradient: Callable[..., Any] = self._gradient
-        if compiled:
-            self.gradient = torch.compile(self._gradient)
+        # The forward pass alone: autograd.grad inside would break the graph at every call.
+        self._losses = torch.compile(self.losses) if compiled else self.losses
 
     def logits(self, tokens: torch.Tensor, side: int) -> torch.Tensor:
         """Float32 logits [B, L, K] of tokens [B, L] on a grid of `side` x `side`."""
@@ -149,11 +148,12 @@ class TorchSampler:
         x = decode(self.decoder, codes.mT.unflatten(-1, (side, side)), self.levels, self.groups)
         return tokens.shape[1] * (x.float() - y).abs().mean(dim=(1, 2, 3))
 
-    def _gradient(
+    def gradient(
         self, phi: torch.Tensor, tokens: torch.Tensor, y: torch.Tensor, side: int
     ) -> torch.Tensor:
+        """Gradient of the summed losses by phi [B, L, K]."""
         phi = phi.detach().requires_grad_()
-        return torch.autograd.grad(self.losses(phi, tokens, y, side).sum(), phi)[0]
+        return torch.autograd.grad(self._losses(phi, tokens, y, side).sum(), phi)[0]
 
     def refine(
         self, phi: torch.Tensor, tokens: torch.Tensor, y: torch.Tensor, num_inner_steps: int
