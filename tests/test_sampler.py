@@ -12,6 +12,8 @@ import aps_jax
 from aps_jax import APSConfig, Params, operators, schedule
 from aps_jax.types import Perceptual, image_keys
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 SIDE, LENGTH, BATCH = 16, 16, 2  # 16x16 pixels are 4x4 tokens of stride 4
 SMALL = {"num_steps": 4, "num_inner_steps": 2, "learning_rate": 0.5}
 
