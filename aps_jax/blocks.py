@@ -94,6 +94,21 @@ def _project_heads(config: TransformerConfig, x: Array, *, use_bias: bool) -> li
     ]
 
 
+def _attend(
+    config: TransformerConfig,
+    query: Array,
+    key: Array,
+    value: Array,
+    angles: Array,
+    mask: Array | None,
+) -> Array:
+    """Attention of rotated queries and keys, heads joined: [B, L, heads * D]."""
+    query = rotate(query, angles, in_float32=config.rope_in_float32)
+    key = rotate(key, angles, in_float32=config.rope_in_float32)
+    mixed = mix(config, query, key, value, mask)
+    return mixed.reshape(*mixed.shape[:2], -1)
+
+
 class Block(nn.Module):
     """Attention and gated MLP, each pre-normed and with a residual connection (LLaMA)."""
 
@@ -106,10 +121,7 @@ class Block(nn.Module):
         init = _residual_init(config)
         normed = RMSNorm(config, name="attn_norm")(x)
         query, key, value = _project_heads(config, normed, use_bias=config.qkv_bias)
-        query = rotate(query, angles, in_float32=config.rope_in_float32)
-        key = rotate(key, angles, in_float32=config.rope_in_float32)
-        mixed = mix(config, query, key, value, mask)
-        mixed = mixed.reshape(*x.shape[:2], config.num_heads * config.head_size)
+        mixed = _attend(config, query, key, value, angles, mask)
         x = x + Linear(config, config.width, kernel_init=init, name="attn_out")(mixed)
 
         normed = RMSNorm(config, name="ff_norm")(x)
@@ -132,10 +144,7 @@ class ParallelBlock(nn.Module):
         normed = LayerNorm(config, name="attn_norm")(x)
         query, key, value = _project_heads(config, normed, use_bias=True)
         query, key = LayerNorm(config, name="q_norm")(query), LayerNorm(config, name="k_norm")(key)
-        query = rotate(query, angles, in_float32=config.rope_in_float32)
-        key = rotate(key, angles, in_float32=config.rope_in_float32)
-        mixed = mix(config, query, key, value, mask)
-        mixed = mixed.reshape(*x.shape[:2], config.num_heads * config.head_size)
+        mixed = _attend(config, query, key, value, angles, mask)
         attended = Linear(config, config.width, True, init, name="attn_out")(mixed)
 
         hidden = nn.gelu(Linear(config, config.mlp_width, True, name="ff_in")(normed))

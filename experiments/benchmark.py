@@ -47,7 +47,7 @@ class Arguments:
       minutes: stop after so many minutes; the same command goes on. 0 for no limit.
       limit: use only the first so many photos of the configuration; 0 for all.
       smoke: a tiny run of every method that proves that everything works.
-      blur_weights: weights of the nonlinear blur, a safetensors file; without, it is left out.
+      blur_weights: folder of `convert.kernel_wizard`; without, nonlinear blur is left out.
     """
 
     config: tyro.conf.Positional[Path]

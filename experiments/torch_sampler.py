@@ -54,6 +54,27 @@ def _attention(x: torch.Tensor, p: Tree, groups: int) -> torch.Tensor:
     return x + _conv(mixed[:, 0].mT.reshape(x.shape), p["proj_out"])
 
 
+def _layer_norm(x: torch.Tensor, p: Tree) -> torch.Tensor:
+    return functional.layer_norm(x, x.shape[-1:], p["scale"], p["bias"], eps=1e-6)
+
+
+def _dense(x: torch.Tensor, p: Tree) -> torch.Tensor:
+    return functional.linear(x, p["kernel"].T, p["bias"])
+
+
+def _patches(codes: torch.Tensor, p: Tree, side: int) -> torch.Tensor:
+    """What the patch path adds to the image: [B, 3, H, W] of codes [B, d, h, w]."""
+    x = _dense(codes.movedim(1, -1), p["dense_in"])
+    blocks = p["blocks"]
+    for index in range(len(blocks["dense1"]["kernel"])):
+        block = jax.tree.map(lambda leaf, i=index: leaf[i], blocks)
+        h = _dense(_layer_norm(x, block["norm"]), block["dense1"])
+        x = x + _dense(functional.silu(h), block["dense2"])
+    x = _dense(functional.silu(_layer_norm(x, p["norm_out"])), p["dense_out"])
+    x = x.unflatten(-1, (side, side, 3)).permute(0, 5, 1, 3, 2, 4)
+    return x.flatten(4).flatten(2, 3)
+
+
 def decode(p: Tree, codes: torch.Tensor, levels: int, groups: int) -> torch.Tensor:
     """Images [B, 3, H, W] of codes [B, d, h, w]."""
     x = codes.contiguous(memory_format=torch.channels_last)
@@ -67,7 +88,10 @@ def decode(p: Tree, codes: torch.Tensor, levels: int, groups: int) -> torch.Tens
         if level:
             x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
             x = _conv(x, part["upsample"]["conv"])
-    return _conv(functional.silu(_norm(x, p["norm_out"], groups)), p["conv_out"])
+    x = _conv(functional.silu(_norm(x, p["norm_out"], groups)), p["conv_out"])
+    if "patch" in p:
+        x = x + _patches(codes, p["patch"], 2 ** (levels - 1))
+    return x
 
 
 class TorchSampler:

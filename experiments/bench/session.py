@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import aps_jax
-from aps_jax import checkpoint, images
-from aps_jax.operators.kernel_wizard import KernelWizardConfig, param_shapes
-from aps_jax.pretrained import Model, model_folder
+from aps_jax import images
+from aps_jax.pretrained import Model, load_kernel_wizard, model_folder
 from aps_jax.tasks import make_operator
 from aps_jax.types import Array, Operator, Params
 from experiments.bench import restoring
@@ -52,8 +51,7 @@ def operator_of(task: Task, image_shape: tuple[int, int], weights: Path | None) 
     """The operator of a task, random state not drawn yet; `weights` are those of nonlinear blur."""
     options = dict(task.options)
     if task.name == "nonlinear_blur":
-        shapes = param_shapes(KernelWizardConfig())
-        options["params"] = checkpoint.load_params(weights, shapes)
+        options["params"] = load_kernel_wizard(weights)
     return make_operator(task.name, image_shape, **options)
 
 
@@ -64,7 +62,7 @@ def without_weights(study: Study, weights: Path | None) -> tuple[Study, list[str
     left_out = [label for label, task in study.tasks.items() if task.name == "nonlinear_blur"]
     tasks = {label: task for label, task in study.tasks.items() if label not in left_out}
     if not tasks:
-        raise ValueError("all tasks are nonlinear_blur, which needs --blur-weights FILE")
+        raise ValueError("all tasks are nonlinear_blur, which needs --blur-weights FOLDER")
     tuning = study.tuning
     if tuning is not None and tuning.tasks is not None:
         kept = tuple(label for label in tuning.tasks if label in tasks)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from aps_jax import checkpoint
 from aps_jax.config import VARIANTS, APSConfig
 from aps_jax.names import choose
 from aps_jax.perceptual import MIN_SIDE as LPIPS_SIDE
@@ -183,10 +184,8 @@ def config_of(
 
 def model_facts(folder: Path) -> dict[str, str]:
     """Hashes of a model's weights."""
-    return {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in ("codec.safetensors", "prior.safetensors")
-    }
+    paths = [checkpoint.weights_path(folder, section) for section in ("codec", "prior")]
+    return {path.name: checkpoint.fingerprint(path) for path in paths}
 
 
 def digest(facts: Any) -> str:
