@@ -18,13 +18,14 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import tyro
 
 import aps_jax
 from aps_jax.files import write_atomically, write_json
+from aps_jax.names import choose
 from aps_jax.perceptual import PerceptualUnavailable
 from experiments import photos
 from experiments.bench import parsing, summary, tuning
@@ -45,6 +46,8 @@ class Arguments:
       untuned: run without tuning, although the configuration asks for it.
       table: only rewrite table and plots from existing rows.
       minutes: stop after so many minutes; the same command goes on. 0 for no limit.
+      only: labels of tasks or methods; nothing else is computed. Processes with other `--only` and
+        `--out` may run side by side; `cat` their rows (or tuning rows) into one folder afterwards.
       limit: use only the first so many photos of the configuration; 0 for all.
       smoke: a tiny run of every method that proves that everything works.
       blur_weights: folder of `convert.kernel_wizard`; without, nonlinear blur is left out.
@@ -57,6 +60,7 @@ class Arguments:
     untuned: bool = False
     table: bool = False
     minutes: float = 0.0
+    only: tuple[str, ...] = ()
     limit: int = 0
     smoke: bool = False
     blur_weights: Path | None = None
@@ -94,8 +98,15 @@ def smoked(study: Study) -> Study:
     )  # fmt: skip
 
 
-def run(study: Study, log: Path, arguments: Arguments, *, ignored: tuple[str, ...] = ()) -> Session:
-    """Computes the missing rows of a study; the session has them all."""
+def run(
+    study: Study,
+    log: Path,
+    arguments: Arguments,
+    *,
+    ignored: tuple[str, ...] = (),
+    only: Sequence[str] = (),
+) -> Session:
+    """Computes the missing rows of a study, or of some tasks or methods; the session has them."""
     if arguments.data is None:
         raise ValueError("--data is needed to compute rows; name a folder of photos")
     began = time.monotonic()
@@ -120,7 +131,7 @@ def run(study: Study, log: Path, arguments: Arguments, *, ignored: tuple[str, ..
     with _progress() as on_progress:
         session = Session(
             plan, crops, model, perceptual,
-            on_progress=on_progress, deadline=deadline, ignored=ignored,
+            on_progress=on_progress, deadline=deadline, ignored=ignored, only=only,
         )  # fmt: skip
         session.run()
     return session
@@ -162,7 +173,12 @@ def _progress() -> Iterator[Callable[[int, int, str], None]]:
 
 def tune(study: Study, identity: str, arguments: Arguments) -> Session:
     """Runs all trials and writes what they found."""
-    session = run(tuning.tuning_study(study), arguments.out / "tuning.jsonl", arguments)
+    trials = tuning.tuning_study(study)
+    only = [label for label in trials.methods if tuning.method_of(label) in arguments.only]
+    session = run(trials, arguments.out / "tuning.jsonl", arguments, only=only)
+    if only:
+        print("tuned.json needs all methods: run --tune without --only on the joined tuning.jsonl")
+        return session
     found = tuning.record(study, session.rows, identity)
     tuning.write(arguments.out / "tuned.json", found)
     for method, entry in found["methods"].items():
@@ -189,6 +205,8 @@ def benchmark(arguments: Arguments) -> int:
         print(f"note: task {label} is left out: it needs --blur-weights", file=sys.stderr)
     if arguments.smoke:
         study = smoked(study)
+    for label in arguments.only:
+        choose("task or method (--only)", label, study.methods | study.tasks)
     if arguments.tune and study.tuning is None:
         raise ValueError(f"configuration {arguments.config} has no tuning section")
     try:
@@ -200,7 +218,7 @@ def benchmark(arguments: Arguments) -> int:
         log = arguments.out / "rows.jsonl"
         code = 0
         if not arguments.table:
-            session = run(study, log, arguments, ignored=tuple(left_out))
+            session = run(study, log, arguments, ignored=tuple(left_out), only=arguments.only)
             code = _outcome(session)
     except OutOfTime:
         print(f"stopped after {arguments.minutes:g} minutes; run the same command to go on",

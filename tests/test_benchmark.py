@@ -190,6 +190,50 @@ def test_a_killed_run_goes_on_and_nothing_is_done_twice(bench, tmp_path, monkeyp
     assert (tmp_path / "out" / "pictures" / "twice_no_prior_4_decodes.png").exists()
 
 
+def test_tasks_and_budgets_may_be_for_some_photos_and_tasks(bench, tmp_path):
+    raw = STUDY | {
+        "tasks": STUDY["tasks"] | {"super_resolution": {"scale": 2, "count": 2}},
+        "budgets": {
+            "4 decodes": {"evaluations": 4},
+            "6 decodes": {"evaluations": 6, "tasks": ["twice"], "count": 1},
+        },
+        "seeds": [0],
+    }
+    code, err = bench(raw)
+    assert code == 0, err
+    counts = {}
+    for row in read(tmp_path):
+        cell = (row["task"], row["method"], row["budget"])
+        counts[cell] = counts.get(cell, 0) + 1
+    assert counts == {
+        ("super_resolution", "bicubic", "4 decodes"): 2,
+        ("super_resolution", "no prior", "4 decodes"): 2,
+        ("super_resolution", "best", "4 decodes"): 2,
+        ("twice", "bicubic", "4 decodes"): 3,
+        ("twice", "no prior", "4 decodes"): 3,
+        ("twice", "bicubic", "6 decodes"): 1,
+        ("twice", "no prior", "6 decodes"): 1,
+    }
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "### twice, 6 decodes" in table and "### super_resolution, 6 decodes" not in table
+
+
+def test_parts_run_side_by_side_are_the_whole(bench, tmp_path):
+    assert bench(out="whole")[0] == 0
+    assert bench(out="out", only=("super_resolution",))[0] == 0
+    assert {row["task"] for row in read(tmp_path)} == {"super_resolution"}
+    assert bench(out="other", only=("twice",))[0] == 0
+    with (tmp_path / "out" / "rows.jsonl").open("a") as file:
+        file.write((tmp_path / "other" / "rows.jsonl").read_text())
+    code, err = bench()
+    assert code == 0, err
+    assert timeless(read(tmp_path)) == timeless(read(tmp_path, "whole/rows.jsonl"))
+    assert bench(out="third", only=("best",))[0] == 0
+    assert {row["method"] for row in read(tmp_path, "third/rows.jsonl")} == {"best"}
+    code, err = bench(only=("bset",))
+    assert code == 2 and "best" in err
+
+
 def test_rows_of_something_else_are_refused(bench, tmp_path, model):
     small = STUDY | {"tasks": {"super_resolution": {"scale": 2}}, "seeds": [0]}
     small = small | {"methods": {"no prior": STUDY["methods"]["no prior"]}}
@@ -382,6 +426,12 @@ def test_tuning_is_recorded_and_used(bench, tmp_path, monkeypatch):
         "methods": methods,
         "tuning": {"images": {"count": 2}, "trials": 3},
     }
+    some = next(iter(methods))
+    assert bench(raw, tune=True, only=(some,), out="part")[0] == 0
+    assert not (tmp_path / "part" / "tuned.json").exists()
+    parts = {row["method"] for row in read(tmp_path, "part/tuning.jsonl")}
+    assert parts == {f"{some} #{index}" for index in range(3)}
+
     undo = interrupt_after(monkeypatch, 1)
     assert bench(raw, tune=True)[0] == 130
     undo()

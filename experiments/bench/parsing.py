@@ -61,7 +61,9 @@ def parse(raw: Any) -> Study:
         raise ValueError("the configuration needs at least one task and one method")
     _check(raw["images"], "images", ("size", "shrink", "count", "offset"), ("size",))
     choose("method (compare_to)", raw["compare_to"], methods)
-    budgets = [_budget(label, entry, methods) for label, entry in raw.get("budgets", {}).items()]
+    budgets = [
+        _budget(label, entry, methods, tasks) for label, entry in raw.get("budgets", {}).items()
+    ]
     budgets.sort(key=lambda budget: budget.like is not None)
     if budgets and budgets[0].like is not None:
         raise ValueError("a budget in seconds needs one in evaluations beside it")
@@ -129,7 +131,7 @@ def _task(label: str, raw: Any, sigma: float) -> Task:
     name = raw.get("task", label) if isinstance(raw, dict) else label
     known = choose("task", name, TASKS)
     given = set(known.options) - {"params"}
-    _check(raw, f"task {label!r}", ("task", "sigma", "best_of", *sorted(given)))
+    _check(raw, f"task {label!r}", ("task", "sigma", "best_of", "count", *sorted(given)))
     options = {key: value for key, value in raw.items() if key in given}
     task = Task(
         label=label,
@@ -137,7 +139,10 @@ def _task(label: str, raw: Any, sigma: float) -> Task:
         options=options,
         sigma=raw.get("sigma", sigma),
         best_of=raw.get("best_of", 1),
+        count=raw.get("count"),
     )
+    if task.count is not None:
+        _whole(f"task {label!r}: count", task.count, 1)
     if not isinstance(task.sigma, int | float) or not 0 <= task.sigma < float("inf"):
         raise ValueError(f"task {label!r}: sigma must be a number >= 0, got {task.sigma!r}")
     if not isinstance(task.best_of, int) or task.best_of < 1:
@@ -186,15 +191,28 @@ def _method(label: str, raw: Any, tasks: Mapping[str, Task]) -> Method:
     return method
 
 
-def _budget(label: str, raw: Any, methods: Mapping[str, Method]) -> Budget:
-    _check(raw, f"budget {label!r}", ("evaluations", "seconds_of"), ("evaluations",))
+def _budget(
+    label: str, raw: Any, methods: Mapping[str, Method], tasks: Mapping[str, Task]
+) -> Budget:
+    known = ("evaluations", "seconds_of", "tasks", "count")
+    _check(raw, f"budget {label!r}", known, ("evaluations",))
     if not isinstance(raw["evaluations"], int) or raw["evaluations"] < 1:
         raise ValueError(f"budget {label!r}: evaluations must be at least 1")
     if "seconds_of" in raw:
         method = choose("method (seconds_of)", raw["seconds_of"], methods)
         if method.kind != "sampler":
             raise ValueError(f"budget {label!r}: seconds_of must name a sampler")
-    return Budget(label=label, evaluations=raw["evaluations"], like=raw.get("seconds_of"))
+    for task in raw.get("tasks", ()):
+        choose(f"task (of budget {label!r})", task, tasks)
+    if "count" in raw:
+        _whole(f"budget {label!r}: count", raw["count"], 1)
+    return Budget(
+        label=label,
+        evaluations=raw["evaluations"],
+        like=raw.get("seconds_of"),
+        tasks=tuple(raw["tasks"]) if "tasks" in raw else None,
+        count=raw.get("count"),
+    )
 
 
 def _tuning(raw: Any, tasks: Mapping[str, Task]) -> Tuning:

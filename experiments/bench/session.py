@@ -144,7 +144,7 @@ class Plan:
             Cell(task.label, method.label, budget and budget.label, seed): found
             for task in self.study.tasks.values()
             for method in self.methods(task)
-            for budget in self.study.budgets
+            for budget in self.study.budgets_of(task.label)
             for found in [self.fingerprint(task, method, budget)]
             for seed in self.study.seeds
         }
@@ -173,6 +173,7 @@ class Session:
     Attributes:
       plan: what is to be done.
       rows: what is done, the new rows included.
+      only: labels of tasks or methods; nothing else is computed. Empty for everything.
     """
 
     def __init__(
@@ -185,8 +186,10 @@ class Session:
         on_progress: Callable[[int, int, str], None],
         deadline: float | None = None,
         ignored: Sequence[str] = (),
+        only: Sequence[str] = (),
     ) -> None:
         self.plan, self.crops, self.model, self.perceptual = plan, crops, model, perceptual
+        self.only = only
         self.on_progress, self.deadline = on_progress, deadline
         self.rows = plan.rows(version=aps_jax.__version__, ignored=ignored)
         self.done: dict[Cell, set[str]] = {}
@@ -196,31 +199,33 @@ class Session:
 
     def run(self) -> None:
         """Computes what is missing; raises OutOfTime between two batches."""
-        study = self.plan.study
-        self.num_all = sum(
-            len(self._missing(method, Cell(task.label, method.label, b and b.label, seed)))
-            for task in study.tasks.values()
+        jobs = [
+            (task, method, budget)
+            for task in self.plan.study.tasks.values()
+            for budget in self.plan.study.budgets_of(task.label)
             for method in self.plan.methods(task)
-            for b in study.budgets
-            for seed in study.seeds
-        )
-        for task in study.tasks.values():
-            for budget in study.budgets:
-                for method in self.plan.methods(task):
-                    self._run_method(task, method, budget)
+            if not self.only or {task.label, method.label} & set(self.only)
+        ]
+        self.num_all = sum(len(missing) for job in jobs for missing in self._missing(*job).values())
+        for job in jobs:
+            self._run_method(*job)
 
-    def _missing(self, method: Method, cell: Cell) -> list[int]:
-        """Indices of the photos that a cell lacks."""
-        done = self.done.get(cell, set())
-        chosen = range(len(self.crops.names))[: method.count]
-        return [i for i in chosen if self.crops.names[i] not in done]
-
-    def _run_method(self, task: Task, method: Method, budget: Budget | None) -> None:
+    def _missing(self, task: Task, method: Method, budget: Budget | None) -> dict[Cell, list[int]]:
+        """Indices of the photos that the cells of a method lack."""
+        limits = [part.count for part in (task, method, budget) if part and part.count]
+        chosen = range(len(self.crops.names))[: min(limits, default=None)]
         cells = [
             Cell(task.label, method.label, budget and budget.label, seed)
             for seed in self.plan.study.seeds
         ]
-        if not any(self._missing(method, cell) for cell in cells):
+        return {
+            cell: [i for i in chosen if self.crops.names[i] not in self.done.get(cell, set())]
+            for cell in cells
+        }
+
+    def _run_method(self, task: Task, method: Method, budget: Budget | None) -> None:
+        missing = self._missing(task, method, budget)
+        if not any(missing.values()):
             return
         self._check_time()
         name = f"{task.label}, {method.label}" + (f", {budget.label}" if budget else "")
@@ -231,8 +236,8 @@ class Session:
         config = self.plan.config(task, method, budget) if is_sampler else None
         found = self.plan.fingerprint(task, method, budget)
         run = None
-        for cell in cells:
-            for index in self._batches(self._missing(method, cell)):
+        for cell, lacking in missing.items():
+            for index in self._batches(lacking):
                 x, y, params, keys = self._batch(task, cell.seed, index)
                 if run is None:
                     run = restoring.compile_method(method, config, params, x, y, keys)

@@ -36,6 +36,7 @@ class Task:
       options: options of that task.
       sigma: noise standard deviation.
       best_of: samples per photo, of which the one of least residual counts.
+      count: the first so many photos only.
     """
 
     label: str
@@ -43,6 +44,7 @@ class Task:
     options: dict[str, Any]
     sigma: float
     best_of: int = 1
+    count: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,11 +93,15 @@ class Budget:
       evaluations: runs of the decoder.
       like: instead of a number of its own, everyone gets the seconds per photo that this method
         takes for `evaluations`.
+      tasks: labels of the tasks that it is for; None for all.
+      count: the first so many photos only.
     """
 
     label: str
     evaluations: int
     like: str | None = None
+    tasks: tuple[str, ...] | None = None
+    count: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,6 +152,10 @@ class Study:
     budgets: tuple[Budget | None, ...]
     tuning: Tuning | None = None
     x_label: str = ""
+
+    def budgets_of(self, task: str) -> list[Budget | None]:
+        """Budgets that the task of this label is run under."""
+        return [b for b in self.budgets if b is None or b.tasks is None or task in b.tasks]
 
 
 def config_of(

@@ -70,7 +70,7 @@ def table(study: Study, rows: Sequence[Row]) -> str:
     has_budgets = study.budgets != (None,)
     lines = []
     for task in study.tasks:
-        for budget in study.budgets:
+        for budget in study.budgets_of(task):
             lines += [f"### {task}, {budget.label}" if budget else f"### {task}", ""]
             columns = ["method", "photos", *(_UNITS[metric] for metric in METRICS)]
             columns += ["denoiser evaluations"] * has_budgets + ["decoder evaluations"]
@@ -160,10 +160,19 @@ def save_figure(figure: Any, path: Path) -> Path:
     return path
 
 
+def _tasks_of(study: Study, budget: str | None) -> list[str]:
+    """Tasks that are run under the budget of this label."""
+    return [
+        task for task in study.tasks
+        if any((b.label if b else None) == budget for b in study.budgets_of(task))
+    ]  # fmt: skip
+
+
 def _plot_gains(study: Study, rows: Sequence[Row], budget: str | None, path: Path) -> Path | None:
     """Per task and metric: the gain of each method, with its interval."""
     found = {}
-    for task in study.tasks:
+    tasks = _tasks_of(study, budget)
+    for task in tasks:
         reference = scores_of(rows, task, study.compare_to, budget)
         for method in study.methods:
             scores = scores_of(rows, task, method, budget)
@@ -174,8 +183,8 @@ def _plot_gains(study: Study, rows: Sequence[Row], budget: str | None, path: Pat
     if not found:
         return None
     height = 1 + 0.25 * len(study.methods)
-    picture, axes = figure(len(study.tasks), 2, (5.5, height))
-    for row, task in zip(axes, study.tasks, strict=True):
+    picture, axes = figure(len(tasks), 2, (5.5, height))
+    for row, task in zip(axes, tasks, strict=True):
         for axis, metric in zip(row, ("psnr", "lpips"), strict=True):
             methods = [m for m in study.methods if (task, metric, m) in found]
             gains = [found[task, metric, method] for method in methods]
@@ -197,10 +206,11 @@ def _plot_sweep(study: Study, rows: Sequence[Row], budget: str | None, path: Pat
     for method in study.methods.values():
         if method.x is not None:
             lines.setdefault(method.series or "", []).append((method.x, method.label))
-    picture, axes = figure(len(study.tasks), 2, (4.5, 3.2))
+    tasks = _tasks_of(study, budget)
+    picture, axes = figure(len(tasks), 2, (4.5, 3.2))
     is_empty = True
     values = [x for line in lines.values() for x, _ in line]
-    for row, task in zip(axes, study.tasks, strict=True):
+    for row, task in zip(axes, tasks, strict=True):
         for axis, metric in zip(row, ("psnr", "lpips"), strict=True):
             for series, points in lines.items():
                 curve = []

@@ -77,6 +77,11 @@ def _label(method: Method, index: int) -> str:
     return f"{method.label} #{index}"
 
 
+def method_of(label: str) -> str:
+    """Label of the method whose trial has this label."""
+    return label.rpartition(" #")[0]
+
+
 def record(study: Study, rows: Sequence[Row], identity: str) -> dict[str, Any]:
     """What tuning found: the options of the best trial of each method, and all scores.
 
