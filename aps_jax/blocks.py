@@ -54,25 +54,15 @@ class RMSNorm(nn.Module):
         return (x32 * inverse).astype(x.dtype) * scale[None, None, :].astype(x.dtype)
 
 
-class LayerNorm(nn.Module):
-    """Norm of mean and variance with scale and bias; float32 inside."""
-
-    config: TransformerConfig
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Normalises the last axis of `x` [..., D]."""
-        config = self.config
-        shape = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, shape, config.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, shape, config.param_dtype)
-        x32 = x.astype(jnp.float32)
-        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
-        variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
-        scale, bias = (
-            part.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + shape) for part in (scale, bias)
-        )
-        return (centred * jax.lax.rsqrt(variance + config.norm_eps) * scale + bias).astype(x.dtype)
+def layer_norm(config: TransformerConfig, name: str | None = None) -> nn.LayerNorm:
+    """Norm of mean and variance over the last axis, float32 inside, with scale and bias."""
+    return nn.LayerNorm(
+        epsilon=config.norm_eps,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        use_fast_variance=False,
+        name=name,
+    )
 
 
 def _residual_init(config: TransformerConfig) -> nn.initializers.Initializer:
@@ -141,9 +131,9 @@ class ParallelBlock(nn.Module):
         """Maps [B, L, width] to the same shape; the second output is unused by the scan."""
         config = self.config
         init = _residual_init(config)
-        normed = LayerNorm(config, name="attn_norm")(x)
+        normed = layer_norm(config, "attn_norm")(x)
         query, key, value = _project_heads(config, normed, use_bias=True)
-        query, key = LayerNorm(config, name="q_norm")(query), LayerNorm(config, name="k_norm")(key)
+        query, key = layer_norm(config, "q_norm")(query), layer_norm(config, "k_norm")(key)
         mixed = _attend(config, query, key, value, angles, mask)
         attended = Linear(config, config.width, True, init, name="attn_out")(mixed)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from aps_jax import lfq
 from aps_jax.attention import rotary_angles
-from aps_jax.blocks import Block, LayerNorm, Linear, ParallelBlock, RMSNorm
+from aps_jax.blocks import Block, Linear, ParallelBlock, RMSNorm, layer_norm
 from aps_jax.transformer_config import TransformerConfig
 from aps_jax.types import Array, Key, PyTree
 
@@ -118,7 +118,7 @@ class Transformer(nn.Module):
             length=config.num_layers,
             unroll=config.unroll,
         )(config)
-        self.ln_f = LayerNorm(config) if is_phi else RMSNorm(config)
+        self.ln_f = layer_norm(config) if is_phi else RMSNorm(config)
         if not config.tie_embeddings:
             self.head = Head(config)
 

@@ -19,8 +19,7 @@ def require_fitting(compiled: Any, batch_size: int, mesh: jax.sharding.Mesh) -> 
     needed, free = _needs(compiled), free_memory()
     if needed is None or free is None:
         return
-    share = mesh.devices.size if mesh.devices.flat[0].platform == "cpu" else 1
-    if share * sum(needed) > free:
+    if _sharers(mesh) * sum(needed) > free:
         raise MemoryShortage(advice(compiled, batch_size, mesh))
 
 
@@ -33,6 +32,11 @@ def _needs(compiled: Any) -> tuple[int, int] | None:
         analysis.argument_size_in_bytes,
         analysis.temp_size_in_bytes + analysis.output_size_in_bytes,
     )
+
+
+def _sharers(mesh: jax.sharding.Mesh) -> int:
+    """Devices that take their memory from the same place: forced CPU devices share the host's."""
+    return mesh.devices.size if mesh.devices.flat[0].platform == "cpu" else 1
 
 
 def advice(compiled: Any, batch_size: int, mesh: jax.sharding.Mesh) -> str:
@@ -48,7 +52,7 @@ def advice(compiled: Any, batch_size: int, mesh: jax.sharding.Mesh) -> str:
     text = f"a batch of {batch_size} needs about {sum(needed) / 2**30:.2f} GiB on each device"
     if free is None:
         return f"{text}; set a smaller --batch-size or restore smaller images (--size)"
-    share = mesh.devices.size if mesh.devices.flat[0].platform == "cpu" else 1
+    share = _sharers(mesh)
     each = growing / (batch_size / groups)
     fitting = groups * int(max(free / share - fixed, 0) * 0.9 / each)
     # What ran out in spite of the estimate needs less than the estimate allows.

@@ -20,6 +20,7 @@ from aps_jax.tokenizer import init_codec_params, make_codec
 from aps_jax.transformer import init_transformer_params
 from aps_jax.types import Array, Params
 from experiments import timing
+from experiments.flops import count_flops
 
 
 def images(batch: int, side: int) -> Array:
@@ -228,8 +229,8 @@ def _with_lpips(params: Params, arguments: Any) -> Params | None:
 def part_section(params: Params, arguments: Any) -> dict[str, Any]:
     """Seconds of the parts of a timestep, each jitted alone, and the decoder's FLOP rate.
 
-    FLOP are XLA's count for the program before optimisation (`Lowered.cost_analysis`), and the rate
-    that they are compared with is that of a float32 matrix product in this process.
+    FLOP are those of products and convolutions (`flops.count_flops`), and the rate that they are
+    compared with is that of a float32 matrix product in this process.
     """
     config = aps_jax.APSConfig(num_steps=1, num_inner_steps=1)
     step = Step(params, arguments.batch_size, arguments.image_size, config)
@@ -272,18 +273,14 @@ def part_section(params: Params, arguments: Any) -> dict[str, Any]:
     rows: dict[str, Any] = {name: timing.spread(values) for name, values in seconds.items()}
     rate = timing.matmul_rate(arguments.matmul_side, arguments.repeats)
     flops = {
-        "decoder forward": _flops(forward, codec.params, codes),
-        "decoder forward and backward": _flops(both, codes, codec.params),
-        "denoiser": _flops(denoiser, params.prior.params, step.tokens_grid()),
+        "decoder forward": count_flops(forward, codec.params, codes),
+        "decoder forward and backward": count_flops(both, codes, codec.params),
+        "denoiser": count_flops(denoiser, params.prior.params, step.tokens_grid()),
     }
     for name, count in flops.items():
         rows[name]["FLOP"] = count
         rows[name]["FLOP/s over matmul"] = count / rows[name]["median"] / rate["median"]
     return {"seconds": rows, "matmul FLOP/s": rate}
-
-
-def _flops(function: Any, *args: Any) -> float:
-    return float(function.lower(*args).cost_analysis()["flops"])
 
 
 def whole_run(

@@ -25,6 +25,9 @@ import tyro
 from aps_jax import checkpoint, lfq
 from aps_jax.pretrained import load_codec, model_folder
 from aps_jax.prior import grid_hidden, make_prior
+from aps_jax.samplers import decoding
+from aps_jax.samplers.maskgit import MaskGITConfig
+from aps_jax.samplers.problem import Field
 from aps_jax.tokenizer import decode_tokens, encode_tokens
 from aps_jax.transformer import (
     Transformer,
@@ -210,24 +213,20 @@ def complete(key: Key, prior: Prior, tokens: Array, *, num_steps: int) -> Array:
     The number of masked tokens follows the cosine schedule; within a step tokens are drawn
     independently.
     """
-    length = tokens.shape[1] * tokens.shape[2]
+    config = MaskGITConfig(num_steps=num_steps, reveal="random")
 
     @jax.jit
-    def step(prior, tokens, keys, remaining):
-        drawn = jax.random.categorical(keys[0], prior.apply(prior.params, tokens))
-        is_masked = tokens == prior.num_codes
-        noise = jnp.where(is_masked, jax.random.uniform(keys[1], tokens.shape), 2.0)
-        rank = jnp.argsort(jnp.argsort(noise.reshape(tokens.shape[0], -1), axis=-1), axis=-1)
-        stays = is_masked & (rank.reshape(tokens.shape) < remaining)
-        filled = jnp.where(is_masked, drawn.astype(tokens.dtype), tokens)
-        return jnp.where(stays, prior.num_codes, filled)
+    def sample(prior, tokens, keys):
+        flat = tokens.reshape(tokens.shape[0], -1)
+        field = Field(prior=prior, tokens=flat, grid=tokens.shape[1:], config=config)
 
-    share = jnp.mean(tokens == prior.num_codes)
-    for index in range(1, num_steps + 1):
-        remaining = jnp.floor(length * share * np.cos(np.pi / 2 * index / num_steps))
-        remaining = 0 if index == num_steps else remaining
-        tokens = step(prior, tokens, jax.random.split(jax.random.fold_in(key, index)), remaining)
-    return tokens
+        def step(state, index):
+            return decoding.decode_step(field, keys, state, index), None
+
+        state, _ = jax.lax.scan(step, decoding.start(flat), jnp.arange(num_steps))
+        return state.tokens.reshape(tokens.shape)
+
+    return sample(prior, tokens, jax.random.split(key, tokens.shape[0]))
 
 
 def save_samples(path: Path, prior: Prior, codec: Codec, tokens: np.ndarray, key: Key) -> None:

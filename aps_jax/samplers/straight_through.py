@@ -14,6 +14,7 @@ import optax
 
 from aps_jax import lfq
 from aps_jax.config import Evaluations, check_options
+from aps_jax.likelihood import expected_code
 from aps_jax.sampler import SampleResult, StepInfo
 from aps_jax.samplers.config import GradientConfig
 from aps_jax.samplers.problem import (
@@ -148,7 +149,7 @@ def _codes(problem: Problem, variables: Array) -> tuple[Array, Array]:
         soft = jnp.tanh(variables / config.temperature)
         _, tokens = lfq.quantize(codec.codebook, jax.lax.stop_gradient(variables))
     else:
-        soft = jax.nn.softmax(variables / config.temperature, axis=-1) @ codec.codebook
+        soft = expected_code(codec, variables / config.temperature)
         tokens = jnp.argmax(variables, axis=-1).astype(jnp.int32)
     tokens = with_known_tokens(problem, tokens)
     if config.estimator == "straight_through":
