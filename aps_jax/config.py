@@ -15,6 +15,7 @@ _CHOICES = {
     "schedule": tuple(sorted(SCHEDULES)),
     "threshold_schedule": ("cosine", "fixed"),
     "measurement_term": ("l1", "gaussian"),
+    "prior_term": ("overlap", "kl"),
     "prior_weighting": ("uniform", "elbo"),
     "warm_start": ("none", "logits", "displacement"),
 }
@@ -93,7 +94,9 @@ class APSConfig:
         (squared error / 2 sigma^2).
       perceptual_weight: lambda_p, used where the measurement is an image; the paper has 1e-3.
       sigma: noise std of the "gaussian" term.
-      prior_weight: lambda_prior of the term -log <x_phi, x_theta>; 0 is the published Algorithm 1.
+      prior_weight: lambda_prior of the prior term; 0 is the published Algorithm 1.
+      prior_term: "overlap" is -log <x_phi, x_theta> (Theorem 3.3); "kl" is KL(x_phi || x_theta),
+        which does not reward certainty (ours).
       prior_weighting: "elbo" scales the prior term by w_t (Theorem 3.3), "uniform" by 1 (ours).
       prior_temperature: divides the prior's logits (ours).
       warm_start: where phi starts at each timestep: "none" at the prior's logits; "logits" at the
@@ -130,6 +133,7 @@ class APSConfig:
     perceptual_weight: float = 0.0
     sigma: float = 0.05
     prior_weight: float = 0.0
+    prior_term: str = "overlap"
     prior_weighting: str = "uniform"
     prior_temperature: float = 1.0
     warm_start: str = "none"

@@ -142,10 +142,20 @@ def measurement_loss(
     return loss
 
 
-def prior_energy(logits: Array, log_prior: Array, is_masked: Array) -> Array:
-    """sum_l 1[z_l = m] (-log <softmax(phi_l), x_theta_l>) per image [B] (Theorem 3.3)."""
-    log_inner = jax.nn.logsumexp(jax.nn.log_softmax(logits, axis=-1) + log_prior, axis=-1)
-    return -jnp.sum(jnp.where(is_masked, log_inner, 0.0), axis=-1)
+def prior_energy(
+    logits: Array, log_prior: Array, is_masked: Array, *, term: str = "overlap"
+) -> Array:
+    """The prior term per image [B], a sum over its masked tokens.
+
+    "overlap" is -log <softmax(phi_l), x_theta_l> (Theorem 3.3), least where phi_l is sure of the
+    prior's mode; "kl" is KL(softmax(phi_l) || x_theta_l) (ours), least at the prior itself.
+    """
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    if term == "kl":
+        values = jnp.sum(jnp.exp(log_probs) * (log_probs - log_prior), axis=-1)
+    else:
+        values = -jax.nn.logsumexp(log_probs + log_prior, axis=-1)
+    return jnp.sum(jnp.where(is_masked, values, 0.0), axis=-1)
 
 
 class InnerState(NamedTuple):
@@ -263,7 +273,8 @@ def objective(
         loss = num_tokens * loss
     if config.prior_weight > 0:
         weight = step_weight if config.prior_weighting == "elbo" else 1.0
-        loss = loss + config.prior_weight * weight * prior_energy(logits, log_prior, is_masked)
+        energy = prior_energy(logits, log_prior, is_masked, term=config.prior_term)
+        loss = loss + config.prior_weight * weight * energy
     return loss
 
 

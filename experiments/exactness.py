@@ -55,6 +55,11 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_steps": "L", "measurement_term": "gaussian", "prior_weight": 1.0,
          "draw": "categorical"},
     ),
+    "aps, KL prior term": (
+        "aps",
+        {"num_steps": "L", "measurement_term": "gaussian", "prior_weight": 1.0,
+         "prior_term": "kl", "draw": "categorical"},
+    ),
     "best_of_n": ("best_of_n", _IN_ORDER),
     "straight_through": ("straight_through", {}),
     "svdd_pm": ("svdd_pm", _IN_ORDER | {"selection": "sample", "selection_temperature": 1.0}),
@@ -114,6 +119,12 @@ def config_of(method: str, length: int, budget: int | None, sigma: float) -> Any
         return None
 
 
+def fingerprint(method: str, arguments: Arguments) -> str | None:
+    """Names what decides the rows of a method, or None if there is no such method."""
+    facts = [arguments.num_measurements, arguments.num_draws, arguments.sigma, arguments.seed]
+    return digest([METHODS[method], facts]) if method in METHODS else None
+
+
 def measurements(toy: Toy, arguments: Arguments) -> np.ndarray:
     """Noisy measurements [n, m] of truths drawn from the prior."""
     rng = np.random.default_rng(arguments.seed)
@@ -163,12 +174,10 @@ def jobs(arguments: Arguments) -> list[tuple[str, str, int | None]]:
 def run(arguments: Arguments) -> None:
     """Computes the missing rows."""
     log = arguments.out / "rows.jsonl"
-    facts = [METHODS, [arguments.num_measurements, arguments.num_draws], arguments.sigma,
-             arguments.seed]  # fmt: skip
-    fingerprint = digest(facts)
-    rows = read_rows(log, ("fingerprint", "version"))
+    rows = read_rows(log, ("method", "fingerprint", "version"))
     for row in rows:
-        if (row.get("fingerprint"), row.get("version")) != (fingerprint, aps_jax.__version__):
+        expected = (fingerprint(row["method"], arguments), aps_jax.__version__)
+        if (row["fingerprint"], row["version"]) != expected:
             raise ValueError(
                 f"{log} holds rows of other settings or another version; choose another --out"
             )
@@ -190,8 +199,9 @@ def run(arguments: Arguments) -> None:
         )
         tokens = np.asarray(result.tokens)
         seconds = time.perf_counter() - began
-        row = {"case": case, "method": method, "budget": budget, "fingerprint": fingerprint,
-               "version": aps_jax.__version__}  # fmt: skip
+        row: dict[str, Any] = {"case": case, "method": method, "budget": budget}
+        row["version"] = aps_jax.__version__
+        row["fingerprint"] = fingerprint(method, arguments)
         row |= {f"{name}_evaluations": n for name, n in config.evaluations()._asdict().items()}
         row |= distances(toy, y, tokens, arguments.sigma)
         append_rows(log, [row | {"seconds": round(seconds, 2)}])

@@ -372,6 +372,13 @@ ERRORS = {
     "photos for tuning": (
         {"images": {"size": 16}, "tuning": {"images": {"count": 2}}}, "no photos are left"
     ),
+    "without": (
+        {"images": {"size": 16, "count": 2, "without": {"count": "2"}}}, "images.without.count"
+    ),
+    "task's count": ({"tasks": {"hdr": {"count": 0}}}, "task 'hdr': count"),
+    "budget's task": (
+        {"budgets": {"b": {"evaluations": 4, "tasks": ["hdr"]}}}, "unknown task (of budget 'b')"
+    ),
     "best of": ({"tasks": {"hdr": {"best_of": 0}}}, "best_of must be"),
     "weights": ({"tasks": {"nonlinear_blur": {}}}, "--blur-weights"),
     "large": ({"images": {"size": 64}}, "at least 64 pixels"),

@@ -196,6 +196,31 @@ def test_gaussian_and_prior_terms(problem):
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
+def test_kl_term(problem):
+    params = make_params(problem, operators.denoising())
+    options = {"measurement_term": "gaussian", "sigma": 0.3, "prior_weight": 0.7}
+    got = losses_of(problem, params, prior_term="kl", **options)
+    log_probs, log_prior = log_softmax(problem["logits"]), problem["prior"]
+    divergence = (np.exp(log_probs) * (log_probs - log_prior)).sum(-1)
+    divergence = (divergence * (problem["tokens"] == CODES)).sum(-1)
+    energy = gaussian_loss(problem, problem["logits"], sigma=0.3, prior_weight=0.0)
+    np.testing.assert_allclose(got, energy + 0.7 * divergence, rtol=1e-5)
+
+
+def test_the_kl_term_is_least_at_the_prior_and_the_overlap_at_its_mode(rng):
+    log_prior = f32(log_softmax(rng.normal(size=(1, 2, CODES))))
+    sure = f32(100 * np.eye(CODES))[jnp.argmax(log_prior, axis=-1)]
+    is_masked = jnp.ones((1, 2), bool)
+
+    def energy(logits, term):
+        return float(likelihood.prior_energy(logits, log_prior, is_masked, term=term)[0])
+
+    assert energy(log_prior, "kl") == pytest.approx(0, abs=1e-6) and energy(sure, "kl") > 0.1
+    assert energy(sure, "overlap") < energy(log_prior, "overlap")
+    slope = jax.grad(lambda x: likelihood.prior_energy(x, log_prior, is_masked, term="kl")[0])
+    np.testing.assert_allclose(slope(log_prior), 0, atol=1e-6)
+
+
 def test_absolute_error_counts_measured_pixels_only(problem):
     mask = problem["mask"]
     operator = operators.inpainting_mask(mask)

@@ -62,6 +62,7 @@ OPTIONS = {
     "perceptual, one step": {"perceptual_weight": 0.1, "prior_temperature": 0.7, "num_steps": 1},
     "guidance": {"guidance_scale": 1.5, "early_stop": 0.05, "adam_eps": 1e-3},
     "evidence": {"evidence_floor": 0.3, "warm_start": "logits", "prior_weight": 0.01},
+    "kl": {"prior_term": "kl", "prior_weight": 1.0},
     "no inner steps": {"num_inner_steps": 0, "draw": "categorical"},
     "more steps than tokens": {"num_steps": 20, "num_inner_steps": 1},
     "samples": {"num_samples": 3, "draw": "categorical"},

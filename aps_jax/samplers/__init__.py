@@ -65,7 +65,7 @@ SAMPLERS: dict[str, Sampler] = {
         {
             "its paper": (
                 "num_steps", "num_inner_steps", "learning_rate", "measurement_term", "sigma",
-                "prior_weight", "remasking", "draw",
+                "prior_weight", "prior_term", "remasking", "draw",
             ),
             "code of MMaDA": ("rule", "schedule"),
             "Adam": ("adam_eps",),

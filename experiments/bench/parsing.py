@@ -59,7 +59,8 @@ def parse(raw: Any) -> Study:
     methods = {label: _method(label, entry, tasks) for label, entry in raw["methods"].items()}
     if not tasks or not methods:
         raise ValueError("the configuration needs at least one task and one method")
-    _check(raw["images"], "images", ("size", "shrink", "count", "offset"), ("size",))
+    _check(raw["images"], "images", ("size", "shrink", "count", "offset", "without"), ("size",))
+    _check(raw["images"].get("without", {}), "images.without", ("count", "offset"))
     choose("method (compare_to)", raw["compare_to"], methods)
     budgets = [
         _budget(label, entry, methods, tasks) for label, entry in raw.get("budgets", {}).items()
@@ -88,8 +89,13 @@ def _check_numbers(study: Study) -> None:
     _whole("batch_size", study.batch_size, 1)
     for seed in study.seeds:
         _whole("seeds", seed, 0)
-    for name, value in study.images.items():
-        _whole(f"images.{name}", value, 0 if name == "offset" else 1)
+    places = {f"images.{name}": value for name, value in study.images.items() if name != "without"}
+    for name, value in study.images.get("without", {}).items():
+        places[f"images.without.{name}"] = value
+    for name, value in places.items():
+        _whole(name, value, 0 if name.endswith("offset") else 1)
+    if "without" in study.images and study.tuning is not None:
+        raise ValueError("images.without and tuning exclude each other; drop images.without")
     if study.tuning is not None:
         _whole("tuning.trials", study.tuning.trials, 1)
         _whole("tuning.seed", study.tuning.seed, 0)
