@@ -61,16 +61,13 @@ def test_table_has_a_line_per_figure():
 @pytest.mark.slow
 def test_smoke_run_measures_everything(tmp_path):
     folder = tmp_path / "model"
-    checkpoint.save_params(
-        folder / "codec.safetensors", random_params(init_codec_params, CODEC_CONFIG)
-    )
+    codec = dataclasses.replace(CODEC_CONFIG, patch_width=6, patch_blocks=2)
+    checkpoint.save_params(folder / "codec.safetensors", random_params(init_codec_params, codec))
     prior = dataclasses.replace(PRIOR_CONFIG, code_bits=4, code_rank=2)
     checkpoint.save_params(
         folder / "prior.safetensors", random_params(init_transformer_params, prior)
     )
-    checkpoint.update_card(
-        folder, codec=dataclasses.asdict(CODEC_CONFIG), prior=dataclasses.asdict(prior)
-    )
+    checkpoint.update_card(folder, codec=dataclasses.asdict(codec), prior=dataclasses.asdict(prior))
     speed.main(speed.Arguments(model=str(folder), out=tmp_path / "out", smoke=True))
     result = json.loads((tmp_path / "out" / "speed.json").read_text())
     assert set(result["arguments"]["sections"]) <= set(result)
