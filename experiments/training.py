@@ -96,9 +96,9 @@ def make_optimizer(config: RunConfig, *, b2: float = 0.99) -> optax.GradientTran
     AdamW. Its updates have AdamW's size (0.2 per entry, arXiv 2502.16982), so that one magnitude of
     learning rates serves both.
     """
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, config.warmup, config.steps
-    )
+    # A short run warms up for half of its steps.
+    warmup = min(config.warmup, config.steps // 2)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, config.steps)
     decay = config.weight_decay
 
     def is_matrix(params):
