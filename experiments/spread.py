@@ -204,7 +204,7 @@ def table(found: Iterable[rows.Row]) -> str:
     lines = []
     for task in TASKS:
         heads = ["method", "photos", *columns, "correlation of overlap and PSNR over photos"]
-        lines += [f"### {task}", "", _line(heads), "|" + "---|" * len(heads)]
+        lines += [f"### {task}", "", summary.line(heads), "|" + "---|" * len(heads)]
         for method in METHODS:
             chosen = [row for row in found if (row["task"], row["method"]) == (task, method)]
             if not chosen:
@@ -216,13 +216,9 @@ def table(found: Iterable[rows.Row]) -> str:
             overlap, psnr = ([row[name] for row in chosen] for name in ("overlap", "psnr"))
             is_constant = len(set(overlap)) < 2
             cells.append("–" if is_constant else f"{stats.spearmanr(overlap, psnr).statistic:+.2f}")
-            lines.append(_line(cells))
+            lines.append(summary.line(cells))
         lines.append("")
     return "\n".join(lines)
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def plot(found: Iterable[rows.Row], path: Path) -> None:

@@ -96,6 +96,11 @@ class Config(training.RunConfig):
         )  # fmt: skip
 
 
+def flip_bits(key: Key, codes: Array, share: float) -> Array:
+    """Codes [..., d] with every bit flipped with probability `share`."""
+    return jnp.where(jax.random.bernoulli(key, share, codes.shape), -codes, codes)
+
+
 def codec_loss(
     encode: Callable[[Array], Array],
     decode: Callable[[Array], Array],
@@ -110,8 +115,8 @@ def codec_loss(
     """
     features = encode(x)
     codes, _ = lfq.quantize(None, features)
-    is_flipped = jax.random.bernoulli(key, config.bit_flips, codes.shape)
-    restored = decode(lfq.straight_through(features, jnp.where(is_flipped, -codes, codes)))
+    flipped = flip_bits(key, codes, config.bit_flips)
+    restored = decode(lfq.straight_through(features, flipped))
     mse = jnp.mean((restored - x) ** 2)
     commitment = jnp.mean((features - jax.lax.stop_gradient(codes)) ** 2)
     missing = missing_entropy(features, lfq.codebook(config.codec.num_bits), config.entropy_tokens)
@@ -145,8 +150,7 @@ def evaluate(params: PyTree, images: np.ndarray, config: CodecConfig) -> dict[st
     @jax.jit
     def restore(params, x):
         codes, tokens = codec.quantize(codec.codebook, codec.encode(params, x))
-        is_flipped = jax.random.bernoulli(jax.random.key(0), 0.03, codes.shape)
-        flipped = jnp.where(is_flipped, -codes, codes)
+        flipped = flip_bits(jax.random.key(0), codes, 0.03)
         return codec.decode(params, codes), codec.decode(params, flipped), tokens
 
     def psnr(restored, x):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,7 +76,7 @@ def table(study: Study, rows: Sequence[Row]) -> str:
             columns += ["denoiser evaluations"] * has_budgets + ["decoder evaluations"]
             columns += ["with gradient", "seconds"] * has_budgets
             columns += [f"PSNR gain over {study.compare_to}", "LPIPS gain"]
-            lines += [_line(columns), "|" + "---|" * len(columns)]
+            lines += [line(columns), "|" + "---|" * len(columns)]
             label = budget.label if budget else None
             reference = scores_of(rows, task, study.compare_to, label)
             for method in study.methods:
@@ -93,7 +93,7 @@ def table(study: Study, rows: Sequence[Row]) -> str:
                 for metric in ("psnr", "lpips"):
                     found = None if is_reference else gain(scores, reference, metric)
                     cells.append(_signed(found, _DIGITS[metric]))
-                lines.append(_line(cells))
+                lines.append(line(cells))
             lines.append("")
     failed = [row for row in rows if "error" in row]
     if failed:
@@ -102,7 +102,8 @@ def table(study: Study, rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _line(cells: Sequence[str]) -> str:
+def line(cells: Iterable[str]) -> str:
+    """A line of a Markdown table."""
     return "| " + " | ".join(cells) + " |"
 
 
