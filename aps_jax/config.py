@@ -106,6 +106,9 @@ class APSConfig:
       evidence_floor: scales Adam's updates by how much the measurement says about each token
         (`likelihood.evidence_of`), and lets a warm start carry over only as much of phi; the rest
         starts at the prior's logits. 0 is off (ours).
+      encoder_start: raise the logits that phi starts from near the codes that the encoder has for a
+        smooth estimate of the image, by 2 nats times this per bit of LFQ (`aps_jax.estimate`): at
+        the first timestep of a warm start, at every one of a cold start. 0 is off (ours).
       early_stop: freeze an image's phi once its smoothed loss changes by less than this share per
         inner step, several steps in a row; 0 never (ours).
       remasking: whose confidence decides what is kept: "anchored" the tilted x_phi (APS-II),
@@ -139,6 +142,7 @@ class APSConfig:
     warm_start: str = "none"
     warm_moments: bool = False
     evidence_floor: float = 0.0
+    encoder_start: float = 0.0
     early_stop: float = 0.0
     remasking: str = "anchored"
     draw: str = "quantized"
@@ -163,6 +167,7 @@ class APSConfig:
                 "perceptual_weight",
                 "prior_weight",
                 "evidence_floor",
+                "encoder_start",
                 "early_stop",
                 "gumbel_temperature",
             ),

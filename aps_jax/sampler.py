@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from aps_jax import remasking, schedule
 from aps_jax.config import APSConfig
+from aps_jax.estimate import encoder_logits, encoder_tokens, smooth_estimate
 from aps_jax.likelihood import make_optimizer, quantized_expectation, refine
 from aps_jax.problem import (
     fit_shapes,
@@ -27,7 +28,7 @@ from aps_jax.problem import (
     row_keys,
     start_tokens,
 )
-from aps_jax.types import Array, ImageShape, Key, Params, PyTree
+from aps_jax.types import Array, Codec, ImageShape, Key, Params, PyTree
 
 
 class SamplerState(NamedTuple):
@@ -39,6 +40,7 @@ class SamplerState(NamedTuple):
       displacement: phi, or phi minus the prior's logits [S * B, L, K], as the warm start needs.
       evidence: what the measurement said about each token at the last step [S * B, L], if weighed.
       moments: Adam's state, if it is carried over.
+      estimate: tokens of the smooth estimate [S * B, L], if phi starts near them.
     """
 
     tokens: Array
@@ -46,6 +48,7 @@ class SamplerState(NamedTuple):
     displacement: Array | None
     evidence: Array | None
     moments: PyTree
+    estimate: Array | None
 
 
 class StepInfo(NamedTuple):
@@ -124,19 +127,26 @@ def aps_init(
     params: Params, y: PyTree, *, config: APSConfig, known_tokens: Array | None = None
 ) -> SamplerState:
     """The state before the first timestep: everything masked but the known tokens."""
-    _, grid = _shapes(params, y, config)
+    image_shape, grid = _shapes(params, y, config)
     batch, num_tokens = jax.tree.leaves(y)[0].shape[0], grid[0] * grid[1]
     num_codes = params.codec.num_codes
     tokens = start_tokens(
         known_tokens, batch, num_tokens, num_codes=num_codes, num_samples=config.num_samples
     )
     logits = jnp.zeros((*tokens.shape, num_codes))
+    estimate = None
+    if config.encoder_start > 0:
+        with jax.named_scope("estimate"):
+            x = smooth_estimate(params.operator, y, image_shape=image_shape, sigma=config.sigma)
+            estimate = encoder_tokens(params.codec, x, grid=grid, decode_scale=config.decode_scale)
+        estimate = jnp.tile(estimate, (config.num_samples, 1))
     return SamplerState(
         tokens=tokens,
         step=jnp.zeros((), jnp.int32),
         displacement=None if config.warm_start == "none" else logits,
         evidence=jnp.zeros(tokens.shape) if config.evidence_floor > 0 else None,
         moments=make_optimizer(config).init(logits) if config.warm_moments else None,
+        estimate=estimate,
     )
 
 
@@ -160,7 +170,7 @@ def aps_step(
             prior_temperature=config.prior_temperature,
         )
     log_prior = jax.nn.log_softmax(logits, axis=-1)
-    start = _warm_start(state, log_prior, config)
+    start = _start(params.codec, state, log_prior, config)
 
     optimizer = make_optimizer(config)
     inner = refine(
@@ -205,7 +215,14 @@ def aps_step(
         num_inner_steps=inner.num_steps,
         trace=trace,
     )
-    return SamplerState(tokens, state.step + 1, displacement, inner.evidence, moments), info
+    state = state._replace(
+        tokens=tokens,
+        step=state.step + 1,
+        displacement=displacement,
+        evidence=inner.evidence,
+        moments=moments,
+    )
+    return state, info
 
 
 def aps_finish(
@@ -252,14 +269,20 @@ def _shapes(params: Params, y: PyTree, config: APSConfig) -> tuple[ImageShape, t
     return shapes
 
 
-def _warm_start(state: SamplerState, log_prior: Array, config: APSConfig) -> Array:
+def _start(codec: Codec, state: SamplerState, log_prior: Array, config: APSConfig) -> Array:
+    """Where phi begins: `config.warm_start` and `config.encoder_start`."""
+    fresh = log_prior
+    if state.estimate is not None:
+        fresh = fresh + encoder_logits(codec, state.estimate, config.encoder_start)
     if config.warm_start == "none":
-        return log_prior
+        return fresh
     share = 1.0 if state.evidence is None else state.evidence[..., None]
+    carried = share * state.displacement
     if config.warm_start == "displacement":
-        return log_prior + share * state.displacement
-    carried = share * state.displacement + (1 - share) * log_prior
-    return jnp.where(state.step == 0, log_prior, carried)
+        carried = log_prior + carried
+    else:
+        carried = carried + (1 - share) * log_prior
+    return jnp.where(state.step == 0, fresh, carried)
 
 
 def _propose(params: Params, logits: Array, keys: Key, config: APSConfig) -> Array:

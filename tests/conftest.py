@@ -9,7 +9,7 @@ import pytest
 
 from aps_jax import lfq
 from aps_jax.prior import make_prior
-from aps_jax.tokenizer import CodecConfig, init_codec_params, make_codec
+from aps_jax.tokenizer import CodecConfig, init_codec_params, make_codec, space_to_depth
 from aps_jax.transformer import TransformerConfig, init_transformer_params
 from aps_jax.types import Codec, Prior, bind
 
@@ -85,21 +85,22 @@ def patch_decode(params, codes, *, stride):
     return x.reshape(batch, height * stride, width * stride, 3)
 
 
+def patch_encode(params, x, *, stride):
+    """Features [B, h, w, bits]: each patch against the weights of each bit."""
+    return space_to_depth(x, stride) @ params.T
+
+
 def patch_codec(num_bits=NUM_BITS, stride=4, seed=0):
-    """A codec that compiles at once; it can only decode."""
+    """A codec that compiles at once; its encoder is the adjoint of its decoder's matrix."""
     weights = np.random.default_rng(seed).normal(size=(num_bits, stride * stride * 3))
     return Codec(
         params=jnp.asarray(0.5 * weights, jnp.float32),
         codebook=lfq.codebook(num_bits),
-        encode=bind(_no_encoder),
+        encode=bind(patch_encode, stride=stride),
         decode=bind(patch_decode, stride=stride),
         quantize=lfq.quantize,
         stride=stride,
     )
-
-
-def _no_encoder(params, x):
-    raise AssertionError("the toy codec has no encoder")
 
 
 def _mixing_logits(params, tokens):

@@ -10,6 +10,8 @@ from conftest import NUM_CODES, mixing_prior, patch_codec
 
 import aps_jax
 from aps_jax import APSConfig, Params, operators, schedule
+from aps_jax.estimate import smooth_estimate
+from aps_jax.tokenizer import encode_tokens
 from aps_jax.types import Perceptual, image_keys
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
@@ -63,6 +65,8 @@ OPTIONS = {
     "guidance": {"guidance_scale": 1.5, "early_stop": 0.05, "adam_eps": 1e-3},
     "evidence": {"evidence_floor": 0.3, "warm_start": "logits", "prior_weight": 0.01},
     "kl": {"prior_term": "kl", "prior_weight": 1.0},
+    "encoder start": {"encoder_start": 0.5, "warm_start": "logits", "evidence_floor": 0.3},
+    "encoder start, cold": {"encoder_start": 2.0, "decode_scale": 2, "num_samples": 2},
     "no inner steps": {"num_inner_steps": 0, "draw": "categorical"},
     "more steps than tokens": {"num_steps": 20, "num_inner_steps": 1},
     "samples": {"num_samples": 3, "draw": "categorical"},
@@ -348,6 +352,39 @@ def test_warm_start_is_where_phi_begins(warm_start):
     is_new = np.asarray(after.tokens) < NUM_CODES
     assert is_new.any()
     np.testing.assert_array_equal(np.asarray(after.tokens)[is_new], proposal[is_new])
+
+
+@pytest.mark.parametrize("warm_start", ["none", "logits", "displacement"])
+def test_encoder_start_is_the_estimates_codes_times_the_prior(warm_start):
+    """At the first timestep, or at every one of a cold start; seen without inner steps."""
+    params = make_params()
+    y = measured(params)
+    weight, options = 0.4, {"num_steps": 3, "num_inner_steps": 0, "draw": "argmax"}
+    config = APSConfig(**options, warm_start=warm_start, encoder_start=weight)
+    state = aps_jax.aps_init(params, y, config=config)
+    x = smooth_estimate(params.operator, y, image_shape=(SIDE, SIDE), sigma=config.sigma)
+    tokens = encode_tokens(params.codec, x).reshape(BATCH, LENGTH)
+    np.testing.assert_array_equal(state.estimate, tokens)
+    differing = np.bitwise_count(np.asarray(tokens)[..., None] ^ np.arange(NUM_CODES))
+
+    def log_prior(state):
+        field = state.tokens.reshape(-1, 4, 4)
+        logits = params.prior.apply(params.prior.params, field)
+        return jax.nn.log_softmax(logits, axis=-1).reshape(BATCH, LENGTH, -1)
+
+    expected = log_prior(state) - 2 * weight * differing
+    before = log_prior(state)
+    for step in range(2):
+        after, _ = aps_jax.aps_step(params, y, state, jax.random.key(0), config=config)
+        if step and warm_start == "none":
+            expected = log_prior(state) - 2 * weight * differing
+        elif step and warm_start == "displacement":
+            expected = expected + log_prior(state) - before
+        is_new = (np.asarray(state.tokens) == NUM_CODES) & (np.asarray(after.tokens) < NUM_CODES)
+        assert is_new.any()
+        proposal = np.argmax(expected, axis=-1)
+        np.testing.assert_array_equal(np.asarray(after.tokens)[is_new], proposal[is_new])
+        before, state = log_prior(state), after
 
 
 def test_anchored_remasking_keeps_by_the_tilted_confidence_and_standard_by_the_prior():

@@ -71,8 +71,8 @@ SAMPLERS: dict[str, Sampler] = {
             "Adam": ("adam_eps",),
             "neutral": (
                 "perceptual_weight", "prior_temperature", "warm_start", "warm_moments",
-                "evidence_floor", "early_stop", "gumbel_temperature", "guidance_scale", "trace",
-                *_SHAPE,
+                "evidence_floor", "encoder_start", "early_stop", "gumbel_temperature",
+                "guidance_scale", "trace", *_SHAPE,
             ),
             "ours": ("prior_weighting", "threshold", "threshold_schedule"),
         },

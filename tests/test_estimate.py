@@ -1,0 +1,144 @@
+"""The smooth estimate against the solution of its normal equations; its codes and logits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import NUM_CODES, patch_codec
+
+from aps_jax import operators
+from aps_jax.estimate import (
+    SMOOTHNESS,
+    encoder_logits,
+    encoder_tokens,
+    smooth_estimate,
+)
+from aps_jax.tokenizer import encode_tokens
+
+SIDE, SIGMA = 16, 0.05
+
+
+def smooth_images(batch=2):
+    rows, columns = np.meshgrid(np.linspace(0, 1, SIDE), np.linspace(0, 1, SIDE), indexing="ij")
+    waves = [np.sin(3 * rows + i) * np.cos(4 * columns - i) for i in range(3 * batch)]
+    return jnp.asarray(0.8 * np.stack(waves, -1).reshape(SIDE, SIDE, batch, 3), jnp.float32)
+
+
+def images(batch=2):
+    return jnp.moveaxis(smooth_images(batch), 2, 0)
+
+
+def matrix_of(operator):
+    """A of one channel as a float64 matrix, column by column."""
+    basis = np.eye(SIDE * SIDE).reshape(-1, SIDE, SIDE, 1)
+    columns = operator(jnp.asarray(np.repeat(basis, 3, axis=-1), jnp.float32))[..., 0]
+    return np.asarray(columns, np.float64).reshape(SIDE * SIDE, -1).T
+
+
+def differences():
+    """All differences of neighbours as a float64 matrix."""
+    step = np.eye(SIDE, k=1)[:-1] - np.eye(SIDE)[:-1]
+    return np.concatenate([np.kron(step, np.eye(SIDE)), np.kron(np.eye(SIDE), step)])
+
+
+def random_mask():
+    return np.random.default_rng(0).uniform(size=(SIDE, SIDE)) < 0.4
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        operators.super_resolution(scale=4),
+        operators.inpainting_mask(random_mask()),
+        operators.gaussian_blur(kernel_size=7, std=1.5),
+    ],
+    ids=lambda operator: operator.name,
+)
+def test_it_nearly_minimises_its_energy(operator):
+    x = images()
+    y = operator(x) + SIGMA * jax.random.normal(jax.random.key(0), operator(x).shape)
+    estimate = smooth_estimate(operator, y, image_shape=(SIDE, SIDE), sigma=SIGMA)
+    a, d = matrix_of(operator), differences()
+    target = np.asarray(y, np.float64).transpose(0, 3, 1, 2).reshape(6, -1).T
+    best = np.linalg.solve(a.T @ a / SIGMA**2 + d.T @ d / SMOOTHNESS**2, a.T @ target / SIGMA**2)
+
+    def energy(v):
+        misfit = np.sum((a @ v - target) ** 2, axis=0) / (2 * SIGMA**2)
+        return misfit + np.sum((d @ v) ** 2, axis=0) / (2 * SMOOTHNESS**2)
+
+    found = np.asarray(estimate, np.float64).transpose(0, 3, 1, 2).reshape(6, -1).T
+    assert np.all(energy(found) < 1.1 * energy(np.clip(best, -1, 1)))
+    error = np.sqrt(np.mean((found - np.clip(best, -1, 1)) ** 2))
+    assert error < 0.05
+    truth = np.asarray(x, np.float64).transpose(0, 3, 1, 2).reshape(6, -1).T
+    assert error < 0.7 * np.sqrt(np.mean((best - truth) ** 2))
+
+
+def test_it_fills_what_is_missing_and_stays_in_range():
+    mask = np.ones((SIDE, SIDE))
+    mask[4:9, 5:10] = 0
+    operator = operators.inpainting_mask(mask)
+    x = images() * 1.25
+    estimate = smooth_estimate(operator, operator(x), image_shape=(SIDE, SIDE), sigma=0.01)
+    assert np.abs(estimate).max() <= 1
+    missing = mask == 0
+    assert np.sqrt(np.mean((estimate - x)[:, missing] ** 2)) < 0.15
+    assert np.sqrt(np.mean((estimate - x)[:, ~missing] ** 2)) < 0.02
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        operators.hdr(),
+        operators.phase_retrieval(),
+        operators.stack([operators.colorization(), operators.super_resolution(scale=2)]),
+        operators.compose(operators.hdr(), operators.gaussian_blur(kernel_size=5, std=1.0)),
+    ],
+    ids=["hdr", "phase_retrieval", "stack", "compose"],
+)
+def test_any_differentiable_operator_gives_a_finite_estimate_that_fits_better_than_grey(operator):
+    x = images()
+    y = operator(x)
+    estimate = smooth_estimate(operator, y, image_shape=(SIDE, SIDE), sigma=SIGMA)
+
+    def misfit(x):
+        pairs = zip(jax.tree.leaves(operator(x)), jax.tree.leaves(y), strict=True)
+        return float(sum(jnp.sum((a - b) ** 2) for a, b in pairs))
+
+    assert np.all(np.isfinite(estimate))
+    assert misfit(estimate) < 0.5 * misfit(jnp.zeros_like(x))
+
+
+def test_images_do_not_influence_each_other():
+    operator = operators.super_resolution(scale=4)
+    y = operator(images(3))
+    together = smooth_estimate(operator, y, image_shape=(SIDE, SIDE), sigma=SIGMA)
+    alone = smooth_estimate(operator, y[1:2], image_shape=(SIDE, SIDE), sigma=SIGMA)
+    np.testing.assert_allclose(together[1:2], alone, atol=1e-5)
+
+
+def test_tokens_are_those_of_the_encoder_and_cover_the_field():
+    codec = patch_codec()
+    x = images()
+    tokens = encoder_tokens(codec, x, grid=(4, 4), decode_scale=1)
+    np.testing.assert_array_equal(tokens, encode_tokens(codec, x).reshape(2, -1))
+    # A field that reaches past the image continues its last rows and columns.
+    field = encoder_tokens(codec, x[:, :14, :13], grid=(4, 5), decode_scale=1)
+    padded = np.pad(x[:, :14, :13], ((0, 0), (0, 2), (0, 7), (0, 0)), mode="edge")
+    np.testing.assert_array_equal(field, encode_tokens(codec, padded).reshape(2, -1))
+    double = encoder_tokens(codec, x, grid=(8, 8), decode_scale=2)
+    larger = np.repeat(np.repeat(x, 2, axis=1), 2, axis=2)
+    np.testing.assert_array_equal(double, encode_tokens(codec, larger).reshape(2, -1))
+
+
+def test_logits_are_squared_distances_of_codes():
+    codec = patch_codec()
+    tokens = jnp.arange(NUM_CODES)[None]
+    logits = encoder_logits(codec, tokens, 0.7)[0]
+    differing = np.bitwise_count(np.arange(NUM_CODES)[:, None] ^ np.arange(NUM_CODES))
+    np.testing.assert_allclose(logits, -2 * 0.7 * differing, atol=1e-5)
+    # Any codebook, not that of LFQ alone.
+    book = np.random.default_rng(0).normal(size=(NUM_CODES, 4))
+    other = codec.replace(codebook=jnp.asarray(book, jnp.float32))
+    distance = np.sum((book[:, None] - book[None]) ** 2, axis=-1)
+    np.testing.assert_allclose(encoder_logits(other, tokens, 0.7)[0], -0.35 * distance, atol=1e-4)
