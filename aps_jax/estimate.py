@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from aps_jax.likelihood import gaussian_energy
-from aps_jax.types import Array, Codec, ImageShape, Operator, PyTree
+from aps_jax.types import Array, Codec, ImageShape, Operator, Params, PyTree
 
 #: Standard deviation of the difference of neighbouring pixels, for values in [-1, 1].
 SMOOTHNESS = 0.15
@@ -54,6 +54,26 @@ def smooth_estimate(
     with jax.default_matmul_precision("float32"):
         x, _ = jax.lax.fori_loop(0, NUM_STEPS, step, (start, optimizer.init(start)))
     return jnp.clip(x, -1, 1)
+
+
+def estimated_tokens(
+    params: Params,
+    y: PyTree,
+    *,
+    image_shape: ImageShape,
+    grid: tuple[int, int],
+    decode_scale: int,
+    num_samples: int,
+    sigma: float,
+) -> Array:
+    """Tokens int32 [S * B, L] of the smooth estimate of B measurements, the same for all samples.
+
+    Arguments are those of `smooth_estimate` and `encoder_tokens`; `num_samples` is S.
+    """
+    with jax.named_scope("estimate"):
+        x = smooth_estimate(params.operator, y, image_shape=image_shape, sigma=sigma)
+        tokens = encoder_tokens(params.codec, x, grid=grid, decode_scale=decode_scale)
+    return jnp.tile(tokens, (num_samples, 1))
 
 
 def encoder_tokens(codec: Codec, x: Array, *, grid: tuple[int, int], decode_scale: int) -> Array:

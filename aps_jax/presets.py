@@ -18,6 +18,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "measurement_term": "gaussian",
         "prior_weight": 1.0,
         "evidence_floor": 0.3,
+        "encoder_start": 0.5,
     },
     "balanced": {
         "num_steps": 15,
@@ -26,6 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "measurement_term": "gaussian",
         "prior_weight": 1.0,
         "evidence_floor": 0.3,
+        "encoder_start": 0.5,
     },
     "paper": {"num_steps": 15, "num_inner_steps": 100, "perceptual_weight": 1e-3},
 }

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from aps_jax import remasking, schedule
 from aps_jax.config import APSConfig
-from aps_jax.estimate import encoder_logits, encoder_tokens, smooth_estimate
+from aps_jax.estimate import encoder_logits, estimated_tokens
 from aps_jax.likelihood import make_optimizer, quantized_expectation, refine
 from aps_jax.problem import (
     fit_shapes,
@@ -136,10 +136,15 @@ def aps_init(
     logits = jnp.zeros((*tokens.shape, num_codes))
     estimate = None
     if config.encoder_start > 0:
-        with jax.named_scope("estimate"):
-            x = smooth_estimate(params.operator, y, image_shape=image_shape, sigma=config.sigma)
-            estimate = encoder_tokens(params.codec, x, grid=grid, decode_scale=config.decode_scale)
-        estimate = jnp.tile(estimate, (config.num_samples, 1))
+        estimate = estimated_tokens(
+            params,
+            y,
+            image_shape=image_shape,
+            grid=grid,
+            decode_scale=config.decode_scale,
+            num_samples=config.num_samples,
+            sigma=config.sigma,
+        )
     return SamplerState(
         tokens=tokens,
         step=jnp.zeros((), jnp.int32),

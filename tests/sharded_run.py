@@ -55,7 +55,7 @@ def main():
     codec, prior = make_tiny_codec(), make_tiny_prior()
     config = APSConfig(
         num_steps=3, num_inner_steps=2, warm_start="logits", prior_weight=0.1, evidence_floor=0.3,
-        draw="categorical",
+        draw="categorical", encoder_start=0.5,
     )  # fmt: skip
     params = Params(prior, codec, operators.super_resolution(scale=4))
     x = jnp.asarray(np.tanh(np.random.default_rng(0).normal(size=(8, 16, 16, 3))), jnp.float32)

@@ -298,6 +298,22 @@ def test_unreadable_photos_are_recorded_and_skipped(bench, folder, tmp_path):
     assert code == 2 and "3 cannot be read" in err
 
 
+def test_the_smooth_estimate_is_a_yardstick(bench, tmp_path):
+    """Its own task's noise decides how smooth: the noisier one follows the measurement less."""
+    tasks = {
+        "calm": {"task": "inpainting_random", "sigma": 0.01},
+        "noisy": {"task": "inpainting_random", "sigma": 0.5},
+        "noiseless": {"task": "inpainting_random", "sigma": 0.0},
+    }
+    methods = {"smooth": {"kind": "estimate"}, "grey": STUDY["methods"]["no prior"]}
+    raw = STUDY | {"tasks": tasks, "seeds": [0], "compare_to": "grey"}
+    assert bench(raw | {"methods": methods | {"grey": methods["grey"] | {"count": 1}}})[0] == 0
+    rows = [row for row in read(tmp_path) if row["method"] == "smooth"]
+    assert len(rows) == 9 and not any("decoder_evaluations" in row for row in rows)
+    residual = {label: [r["residual"] for r in rows if r["task"] == label] for label in tasks}
+    assert max(residual["calm"] + residual["noiseless"]) < 0.05 < min(residual["noisy"])
+
+
 def test_restorations_that_fail_are_recorded(bench, tmp_path, monkeypatch):
     compiled = session.restoring.compile_method
 

@@ -88,7 +88,7 @@ def test_second_call_compiles_nothing():
 @pytest.mark.parametrize(
     "options",
     [
-        {"evidence_floor": 0.3},
+        {"evidence_floor": 0.3, "encoder_start": 0.5},
         {"warm_moments": True},
         {"trace": True},
         {"warm_start": "none", "evidence_floor": 0.3, "early_stop": 0.01},

@@ -178,6 +178,7 @@ ALL_AT_ONCE = APSConfig(
     num_steps=4,
     num_inner_steps=10,
     evidence_floor=0.3,
+    encoder_start=0.3,
     draw="categorical",
     warm_start="displacement",
     gumbel_temperature=1.0,

@@ -11,7 +11,9 @@ import pytest
 from conftest import NUM_CODES, mixing_prior, patch_codec
 
 from aps_jax import Params, operators
+from aps_jax.estimate import smooth_estimate
 from aps_jax.samplers import SAMPLERS, budget
+from aps_jax.tokenizer import encode_tokens
 from aps_jax.types import Perceptual
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
@@ -265,3 +267,29 @@ BAD_OPTIONS = [
 def test_bad_options(name, options, message):
     with pytest.raises(ValueError, match=message):
         SAMPLERS[name].config(**options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("aps", {"num_steps": 1}),
+        ("g2d2", {"num_steps": 1}),
+        ("redge", {"num_steps": 1}),
+        ("entrgi", {"num_steps": 1, "num_trajectories": 1}),
+        ("straight_through", {"init_noise": 0.0}),
+        ("straight_through", {"init_noise": 0.0, "variables": "tokens"}),
+    ],
+)
+def test_every_gradient_sampler_can_start_from_the_encoder(name, options):
+    """With a strong start and no learning, all samples are the codes of the smooth estimate."""
+    params = make_params()
+    y = params.operator(random_images()[:BATCH])
+    options = options | {"num_inner_steps": 1, "learning_rate": 1e-6, "num_samples": 2}
+    config = SAMPLERS[name].config(**options, encoder_start=40.0)
+    result = jitted(name)(params, y, jax.random.key(0), config=config)
+    x = smooth_estimate(params.operator, y, image_shape=(SIDE, SIDE), sigma=config.sigma)
+    np.testing.assert_array_equal(result.tokens, encode_tokens(params.codec, x).reshape(BATCH, -1))
+    np.testing.assert_allclose(result.samples[:, 0], result.samples[:, 1], atol=1e-6)
+    plain = dataclasses.replace(config, encoder_start=0.0)
+    other = jitted(name)(params, y, jax.random.key(0), config=plain)
+    assert np.mean(np.asarray(other.tokens) == np.asarray(result.tokens)) < 0.6

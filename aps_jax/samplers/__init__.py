@@ -44,8 +44,8 @@ class Sampler(NamedTuple):
 _SHAPE = ("decode_scale", "num_samples", "image_shape")
 _COMMON = {"paper of APS": ("sigma",), "neutral": _SHAPE}
 _CALLS = {"paper of APS": ("sigma",), "neutral": (*_SHAPE, "guidance_scale", "prior_temperature")}
-_NO_LPIPS = {**_COMMON, "neutral": (*_SHAPE, "perceptual_weight")}
-_GUIDED = {**_CALLS, "neutral": (*_CALLS["neutral"], "perceptual_weight")}
+_NO_LPIPS = {**_COMMON, "neutral": (*_SHAPE, "perceptual_weight", "encoder_start")}
+_GUIDED = {**_CALLS, "neutral": (*_CALLS["neutral"], "perceptual_weight", "encoder_start")}
 _MASKGIT_CODE = {
     "code of MaskGIT": ("schedule", "reveal", "gumbel_temperature"),
     "paper of ReMDM": ("remask_strength",),

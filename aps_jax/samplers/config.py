@@ -96,18 +96,21 @@ class GradientConfig(SamplerConfig):
         code) or "l1" (APS's: L times mean absolute error + perceptual_weight * LPIPS).
       perceptual_weight: of LPIPS, for "l1" where the measurement is an image.
       learning_rate: of the inner optimiser.
+      encoder_start: as in `APSConfig` (ours): raises the logits that the optimiser starts from near
+        the codes of a smooth estimate.
     """
 
     measurement_term: str = "gaussian"
     perceptual_weight: float = 0.0
     learning_rate: float = 1.0
+    encoder_start: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_options(
             self,
             choices={"measurement_term": ("gaussian", "norm", "l1")},
-            not_negative=("perceptual_weight",),
+            not_negative=("perceptual_weight", "encoder_start"),
             positive=("learning_rate",),
         )
 

@@ -26,6 +26,7 @@ from aps_jax.samplers.problem import (
     Problem,
     codes_of,
     draw_tokens,
+    encoder_bonus,
     energy,
     finish,
     fold,
@@ -116,11 +117,15 @@ def entrgi_sample(
       ValueError: shapes do not fit together.
     """
     problem = pose(params, y, key, config=config, known_tokens=known_tokens)
+    bonus = encoder_bonus(problem)
 
     def run(n: Array) -> tuple[Array, StepInfo]:
         keys = fold(problem.keys, n)
         tokens = jax.lax.fori_loop(
-            0, config.num_steps, lambda i, z: _step(problem, fold(keys, i), z, i), problem.tokens
+            0,
+            config.num_steps,
+            lambda i, z: _step(problem, bonus, fold(keys, i), z, i),
+            problem.tokens,
         )
         return tokens, step_info(problem, tokens, energy(problem, tokens))
 
@@ -129,13 +134,13 @@ def entrgi_sample(
     return finish(problem, tokens[best, jnp.arange(tokens.shape[1])], info)
 
 
-def _step(problem: Problem, keys: Key, tokens: Array, i: Array) -> Array:
+def _step(problem: Problem, bonus: Array | float, keys: Key, tokens: Array, i: Array) -> Array:
     config = problem.config
     assert isinstance(config, EntRGiConfig)
     keys_refine, keys_draw = split(keys, 2)
     is_masked = tokens == problem.mask
     log_prior = prior_log_probs(problem, tokens)
-    phi = _refine(problem, keys_refine, log_prior, tokens)
+    phi = _refine(problem, keys_refine, log_prior + bonus, tokens)
     proposal = draw_tokens(keys_draw, phi / config.temperature)
     if config.order == "anchor":
         scores = remasking.confidence(phi, proposal)

@@ -26,6 +26,7 @@ from aps_jax.samplers.decoding import top_p
 from aps_jax.samplers.problem import (
     Problem,
     draw_tokens,
+    encoder_bonus,
     finish,
     fold,
     measurement_term,
@@ -113,6 +114,7 @@ def g2d2_sample(
     """
     problem = pose(params, y, key, config=config, known_tokens=known_tokens)
     rates = _decades(config.learning_rate, config.learning_rate_span, config.num_steps)
+    bonus = encoder_bonus(problem)
     kl_weights = _decades(config.kl_weight, config.kl_span, config.num_steps)
 
     def step(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], StepInfo]:
@@ -120,7 +122,7 @@ def g2d2_sample(
         keys_refine, keys_move = split(fold(problem.keys, i), 2)
         log_prior = prior_log_probs(problem, tokens)
         mixed = config.forget * log_prior + (1 - config.forget) * carried
-        phi = jax.nn.log_softmax(jnp.where(i == 0, log_prior, mixed), axis=-1)
+        phi = jax.nn.log_softmax(jnp.where(i == 0, log_prior + bonus, mixed), axis=-1)
         phi, loss = _refine(problem, keys_refine, phi, log_prior, tokens, rates[i], kl_weights[i])
         tokens = _move(problem, keys_move, phi, tokens, i)
         return (tokens, phi), step_info(problem, tokens, loss)

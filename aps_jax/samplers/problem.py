@@ -10,6 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from aps_jax.estimate import encoder_logits, estimated_tokens
 from aps_jax.likelihood import gaussian_energy, measurement_loss, predict
 from aps_jax.problem import (
     fit_shapes,
@@ -140,6 +141,25 @@ def prior_log_probs(field: Field, tokens: Array) -> Array:
     is_own = tokens[..., None] == jnp.arange(field.mask)
     carried = jnp.where(is_own, 0.0, LEAST_LOG_PROB)
     return jnp.where((tokens == field.mask)[..., None], log_probs, carried)
+
+
+def encoder_bonus(problem: Problem) -> Array | float:
+    """What `config.encoder_start` adds to the logits that phi starts from: [R, L, K], or 0."""
+    config = problem.config
+    assert isinstance(config, GradientConfig)
+    if config.encoder_start == 0:
+        return 0.0
+    batch = problem.tokens.shape[0] // config.num_samples
+    tokens = estimated_tokens(
+        problem.params,
+        jax.tree.map(lambda leaf: leaf[:batch], problem.y),
+        image_shape=problem.image_shape,
+        grid=problem.grid,
+        decode_scale=config.decode_scale,
+        num_samples=config.num_samples,
+        sigma=config.sigma,
+    )
+    return encoder_logits(problem.params.codec, tokens, config.encoder_start)
 
 
 def codes_of(problem: Problem, tokens: Array) -> Array:

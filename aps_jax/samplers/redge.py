@@ -26,6 +26,7 @@ from aps_jax.samplers.problem import (
     Problem,
     codes_of,
     draw_tokens,
+    encoder_bonus,
     finish,
     fold,
     measurement_term,
@@ -103,11 +104,12 @@ def redge_sample(
       ValueError: shapes do not fit together.
     """
     problem = pose(params, y, key, config=config, known_tokens=known_tokens)
+    bonus = encoder_bonus(problem)
 
     def step(tokens: Array, i: Array) -> tuple[Array, StepInfo]:
         keys_refine, keys_draw, keys_mask = split(fold(problem.keys, i), 3)
         log_prior = prior_log_probs(problem, tokens)
-        phi, loss = _refine(problem, keys_refine, log_prior, tokens)
+        phi, loss = _refine(problem, keys_refine, log_prior + bonus, log_prior, tokens)
         # Clean tokens are not optimised, so they are drawn again as they are.
         clean = jnp.where(tokens == problem.mask, draw_tokens(keys_draw, phi), tokens)
         tokens = star_transition(problem, keys_mask, clean, config.schedule, config.num_steps, i)
@@ -118,13 +120,13 @@ def redge_sample(
 
 
 def _refine(
-    problem: Problem, keys: Key, log_prior: Array, tokens: Array
+    problem: Problem, keys: Key, phi: Array, log_prior: Array, tokens: Array
 ) -> tuple[Array, Array | None]:
     """Adam on phi; also the last objective [R]."""
     config = problem.config
     assert isinstance(config, ReDGEConfig)
     if config.num_inner_steps == 0:
-        return log_prior, None
+        return phi, None
     optimizer = optax.adam(config.learning_rate)
     is_masked = tokens == problem.mask
     clean_codes = codes_of(problem, jnp.where(is_masked, 0, tokens))
@@ -143,7 +145,7 @@ def _refine(
         updates, opt_state = optimizer.update(grads, opt_state)
         return (phi + updates, opt_state), losses
 
-    start = (log_prior, optimizer.init(log_prior))
+    start = (phi, optimizer.init(phi))
     (phi, _), losses = jax.lax.scan(step, start, jnp.arange(config.num_inner_steps))
     return phi, losses[-1]
 

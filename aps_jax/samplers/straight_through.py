@@ -20,6 +20,7 @@ from aps_jax.samplers.config import GradientConfig
 from aps_jax.samplers.problem import (
     Problem,
     codes_of,
+    encoder_bonus,
     finish,
     measurement_term,
     pose,
@@ -109,7 +110,7 @@ def straight_through_sample(
     size = num_bits if config.variables == "bits" else num_codes
     shape = (problem.tokens.shape[1], size)
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(problem.keys)
-    variables = config.init_noise * noise
+    variables = config.init_noise * noise + _start(problem)
     rates = optax.cosine_decay_schedule(config.learning_rate, config.num_inner_steps)
     optimizer = optax.adam(rates)
 
@@ -139,6 +140,16 @@ def straight_through_sample(
     state, _ = jax.lax.scan(step, start, None, length=config.num_inner_steps)
     info: StepInfo = step_info(problem, state.tokens, state.loss)
     return finish(problem, state.tokens, jax.tree.map(lambda leaf: leaf[None], info))
+
+
+def _start(problem: Problem) -> Array | float:
+    """Where the variables begin, but for noise: 0, or the encoder's bits or logits."""
+    config = problem.config
+    assert isinstance(config, StraightThroughConfig)
+    bonus = encoder_bonus(problem)
+    if config.encoder_start == 0 or config.variables == "tokens":
+        return bonus
+    return config.encoder_start * codes_of(problem, jnp.argmax(bonus, axis=-1))
 
 
 def _codes(problem: Problem, variables: Array) -> tuple[Array, Array]:

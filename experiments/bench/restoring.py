@@ -14,6 +14,7 @@ import numpy as np
 
 from aps_jax import metrics, report
 from aps_jax.config import APSConfig
+from aps_jax.estimate import smooth_estimate
 from aps_jax.likelihood import absolute_error
 from aps_jax.operators import measure
 from aps_jax.samplers import sample_function
@@ -76,13 +77,14 @@ def _uniform(params: Array, tokens: Array) -> Array:
 
 
 def compile_method(
-    method: Method, config: Any, params: Params, x: Array, y: PyTree, keys: Key
+    method: Method, config: Any, sigma: float, params: Params, x: Array, y: PyTree, keys: Key
 ) -> Restorer:
     """Compiles a method for batches like `x`, so that its runs can be timed alone.
 
     Args:
       method: as parsed.
       config: configuration of its sampler, None for yardsticks.
+      sigma: std of the noise; 0 leaves the sampler's own.
       params: models and operator; LPIPS only if it is scored or part of the objective.
       x: photos [B, H, W, 3].
       y: their measurement.
@@ -92,6 +94,11 @@ def compile_method(
         return lambda params, x, y, keys: _plain(jnp.clip(_reconstruct(params.codec, x), -1, 1))
     if method.kind == "measurement":
         return _baseline
+    if method.kind == "estimate":
+        shape, sigma = x.shape[1:3], sigma or APSConfig().sigma
+        return lambda params, x, y, keys: _plain(
+            _estimate(params.operator, y, image_shape=shape, sigma=sigma)
+        )
     needed = _needed(params, method, config)
     lowered = _run.lower(needed, y, keys, sample=sample_function(method.sampler), config=config)
     return functools.partial(_sampled, lowered.compile(), method, config)
@@ -145,6 +152,7 @@ def _best(operator: Operator, samples: Array, y: PyTree) -> Array:
 
 
 _reconstruct = jax.jit(reconstruct)
+_estimate = jax.jit(smooth_estimate, static_argnames=("image_shape", "sigma"))
 
 
 def _plain(images: Array) -> Restored:

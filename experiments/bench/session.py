@@ -240,7 +240,7 @@ class Session:
             for index in self._batches(lacking):
                 x, y, params, keys = self._batch(task, cell.seed, index)
                 if run is None:
-                    run = restoring.compile_method(method, config, params, x, y, keys)
+                    run = restoring.compile_method(method, config, task.sigma, params, x, y, keys)
                 restored, seconds = restoring.timed(run, params, x, y, keys)
                 rows = self._score(cell, found, index, restored, seconds, x, y, params)
                 append_rows(self.plan.log, rows)
@@ -304,7 +304,7 @@ class Session:
         def try_out(config: Any) -> float:
             index = list(range(min(len(self.crops.names), self.plan.study.batch_size)))
             x, y, params, keys = self._batch(task, self.plan.study.seeds[0], index)
-            run = restoring.compile_method(method, config, params, x, y, keys)
+            run = restoring.compile_method(method, config, task.sigma, params, x, y, keys)
             return restoring.timed(run, params, x, y, keys)[1]
 
         self.plan.calibration.settle(

@@ -22,7 +22,7 @@ from aps_jax.samplers.budget import KNOBS, with_budget
 from aps_jax.types import Operator
 
 #: What a method may be: a sampler, or a yardstick that needs none.
-KINDS = ("sampler", "codec", "measurement")
+KINDS = ("sampler", "codec", "measurement", "estimate")
 METRICS = {"psnr": 1, "ssim": 1, "lpips": -1, "residual": -1}
 
 
