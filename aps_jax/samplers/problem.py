@@ -149,8 +149,14 @@ def encoder_bonus(problem: Problem) -> Array | float:
     assert isinstance(config, GradientConfig)
     if config.encoder_start == 0:
         return 0.0
+    return encoder_logits(problem.params.codec, smooth_tokens(problem), config.encoder_start)
+
+
+def smooth_tokens(problem: Problem) -> Array:
+    """Tokens [R, L] that the encoder has for a smooth image that explains the measurement."""
+    config = problem.config
     batch = problem.tokens.shape[0] // config.num_samples
-    tokens = estimated_tokens(
+    return estimated_tokens(
         problem.params,
         jax.tree.map(lambda leaf: leaf[:batch], problem.y),
         image_shape=problem.image_shape,
@@ -159,7 +165,6 @@ def encoder_bonus(problem: Problem) -> Array | float:
         num_samples=config.num_samples,
         sigma=config.sigma,
     )
-    return encoder_logits(problem.params.codec, tokens, config.encoder_start)
 
 
 def codes_of(problem: Problem, tokens: Array) -> Array:

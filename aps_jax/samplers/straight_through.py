@@ -24,6 +24,7 @@ from aps_jax.samplers.problem import (
     finish,
     measurement_term,
     pose,
+    smooth_tokens,
     step_info,
     with_known_codes,
     with_known_tokens,
@@ -146,10 +147,9 @@ def _start(problem: Problem) -> Array | float:
     """Where the variables begin, but for noise: 0, or the encoder's bits or logits."""
     config = problem.config
     assert isinstance(config, StraightThroughConfig)
-    bonus = encoder_bonus(problem)
     if config.encoder_start == 0 or config.variables == "tokens":
-        return bonus
-    return config.encoder_start * codes_of(problem, jnp.argmax(bonus, axis=-1))
+        return encoder_bonus(problem)
+    return config.encoder_start * codes_of(problem, smooth_tokens(problem))
 
 
 def _codes(problem: Problem, variables: Array) -> tuple[Array, Array]:
