@@ -49,6 +49,8 @@ class Config(training.RunConfig):
         that differ in few bits then decode alike, which is what gradients through codes need to
         find their way: samplers gain far more than the codec loses.
       perceptual: weight of LPIPS, which needs the `lpips` extra; 0 for none.
+      freeze_encoder: train the decoder alone (with `init`). Tokens stay what they are, so priors
+        that were trained on them stay valid.
       patch_steps: steps that the patch path is trained alone before, from random weights, with the
         same loss; the convolutions then start from a contribution of zero.
       patch_batch: patches per step of that.
@@ -72,6 +74,7 @@ class Config(training.RunConfig):
     entropy_tokens: int = 2048
     bit_flips: float = 0.03
     perceptual: float = 0.0
+    freeze_encoder: bool = False
     patch_steps: int = 1500
     patch_batch: int = 4096
     patch_learning_rate: float = 4e-3
@@ -140,8 +143,10 @@ def missing_entropy(features: Array, codebook: Array, num_tokens: int) -> Array:
     return jnp.log(codebook.shape[0]) + jnp.sum(mean * jnp.log(mean + 1e-9))
 
 
-def evaluate(params: PyTree, images: np.ndarray, config: CodecConfig) -> dict[str, float]:
-    """Mean PSNR over `images` (clipped, per image) and how much of the codebook they use.
+def evaluate(
+    params: PyTree, images: np.ndarray, config: CodecConfig, perceptual: Perceptual | None = None
+) -> dict[str, float]:
+    """Mean PSNR over `images` (clipped, per image), LPIPS if given, and codes in use.
 
     "eval_psnr_flipped" is the PSNR after 3 % of all bits were flipped: how smooth the codes are.
     """
@@ -151,21 +156,25 @@ def evaluate(params: PyTree, images: np.ndarray, config: CodecConfig) -> dict[st
     def restore(params, x):
         codes, tokens = codec.quantize(codec.codebook, codec.encode(params, x))
         flipped = flip_bits(jax.random.key(0), codes, 0.03)
-        return codec.decode(params, codes), codec.decode(params, flipped), tokens
+        restored = codec.decode(params, codes)
+        distance = perceptual(jnp.clip(restored, -1, 1), x) if perceptual else jnp.zeros(len(x))
+        return restored, codec.decode(params, flipped), tokens, distance
 
     def psnr(restored, x):
         mse = np.mean((np.clip(restored, -1, 1) - x) ** 2, axis=(1, 2, 3))
         return 10 * np.log10(4 / np.maximum(mse, 1e-12))
 
-    scores, flipped_scores, used = [], [], []
+    scores, flipped_scores, used, distances = [], [], [], []
     for start in range(0, len(images), 8):
         batch = images[start : start + 8]
-        restored, flipped, tokens = jax.device_get(restore(params, batch))
+        restored, flipped, tokens, distance = jax.device_get(restore(params, batch))
+        distances.append(distance)
         scores.append(psnr(restored, batch))
         flipped_scores.append(psnr(flipped, batch))
         used.append(np.unique(tokens))
     scores = np.concatenate(scores)
-    return {
+    lpips = {"eval_lpips": float(np.concatenate(distances).mean())} if perceptual else {}
+    return lpips | {
         "eval_psnr": float(scores.mean()),
         "eval_psnr_std": float(scores.std()),
         "eval_psnr_flipped": float(np.concatenate(flipped_scores).mean()),
@@ -184,6 +193,8 @@ def export(params: PyTree, config: Config, row: dict, num_photos: int) -> None:
         "batch_size": config.batch_size,
         "image_size": config.image_size,
         "bit_flips": config.bit_flips,
+        "perceptual": config.perceptual,
+        "freeze_encoder": config.freeze_encoder,
         "optimizer": config.optimizer,
         "seconds": round(row["seconds"]),
         "device": jax.devices()[0].device_kind,
@@ -191,6 +202,8 @@ def export(params: PyTree, config: Config, row: dict, num_photos: int) -> None:
         "eval_psnr_flipped": round(row["eval_psnr_flipped"], 2),
         "eval_codes_used": row["eval_codes_used"],
     }
+    if "eval_lpips" in row:
+        facts["eval_lpips"] = round(row["eval_lpips"], 3)
     facts |= training.origin(config, "codec_training")
     checkpoint.update_card(folder, codec=dataclasses.asdict(config.codec), codec_training=facts)
 
@@ -268,6 +281,8 @@ def initial_params(config: Config, pictures: Sequence[Image.Image]) -> PyTree:
 def train(config: Config) -> None:
     """Runs or resumes a training."""
     config = config.resolved()
+    if config.freeze_encoder and config.init is None:
+        raise ValueError("--freeze-encoder needs --init: a random encoder would stay random")
     config.out.mkdir(parents=True, exist_ok=True)
     _, held_out = photos.center_crops(
         config.eval_data, size=config.image_size, shrink=2, count=config.num_eval
@@ -281,8 +296,11 @@ def train(config: Config) -> None:
     sizes = dataclasses.replace(config.codec, dtype=config.dtype)
 
     flip_key = jax.random.key(config.seed + 2)
+    trained = initial_params(config, pictures)
+    frozen = {"encoder": trained.pop("encoder")} if config.freeze_encoder else {}
 
-    def loss(params, x, key):
+    def loss(params, frozen, x, key):
+        params = frozen | params
         codec = make_codec(sizes, params)
         return codec_loss(
             functools.partial(codec.encode, params),
@@ -294,10 +312,13 @@ def train(config: Config) -> None:
         )
 
     @jax.jit
-    def update(state, batch):
+    def step(state, frozen, batch):
         key = jax.random.fold_in(flip_key, state.step)
-        (_, terms), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch, key)
+        (_, terms), grads = jax.value_and_grad(loss, has_aux=True)(state.params, frozen, batch, key)
         return training.apply_gradients(state, grads, optimizer, config.ema_decay), terms
+
+    def update(state, batch):
+        return step(state, frozen, batch)
 
     def batches(steps):
         return photos.prefetched_batches(
@@ -305,14 +326,15 @@ def train(config: Config) -> None:
         )
 
     def score(state, row):
-        scores = evaluate(state.ema, held_out, config.codec)
-        export(state.ema, config, row | scores, len(pictures))
-        restored = np.asarray(jax.jit(reconstruct)(make_codec(config.codec, state.ema), sample))
+        params = frozen | state.ema
+        scores = evaluate(params, held_out, config.codec, perceptual)
+        export(params, config, row | scores, len(pictures))
+        restored = np.asarray(jax.jit(reconstruct)(make_codec(config.codec, params), sample))
         training.save_grid([sample, restored], config.out / "codec_reconstructions.png", zoom=2)
         return scores
 
     log = config.out / "codec.jsonl"
-    state = training.init_state(initial_params(config, pictures), optimizer)
+    state = training.init_state(trained, optimizer)
     state = training.fit(state, update, batches, score, config, log)
 
     panels = {"squared error": ["mse"], "held-out PSNR (dB)": ["eval_psnr"]}

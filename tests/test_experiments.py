@@ -134,6 +134,24 @@ def test_training_starts_from_given_weights(codec_run, prior_run, tmp_path):
         assert card[f"{part}_training"]["started_from"]["steps"] == run.resolved().steps
 
 
+@pytest.mark.slow
+def test_a_frozen_encoder_stays_and_the_decoder_learns(codec_run, tmp_path):
+    init = codec_run.out / "model"
+    config = dataclasses.replace(codec_run, out=tmp_path, init=init, freeze_encoder=True)
+    train_codec.train(config)
+    before, after = (load_file(f / "codec.safetensors") for f in (init, tmp_path / "model"))
+    assert before.keys() == after.keys()
+    for name in before:
+        changed = not np.array_equal(before[name], after[name])
+        assert changed == name.startswith("decoder"), name
+    assert read_card(tmp_path / "model")["codec_training"]["freeze_encoder"] is True
+
+
+def test_a_random_encoder_cannot_be_frozen(codec_run, tmp_path):
+    with pytest.raises(ValueError, match="needs --init"):
+        train_codec.train(dataclasses.replace(codec_run, out=tmp_path, freeze_encoder=True))
+
+
 def test_patch_training_comes_first_and_is_not_repeated(folder, codec_run, tmp_path):
     """The run starts from a codec that equals its patch path, which learnt something by itself."""
     config = codec_run.resolved()
