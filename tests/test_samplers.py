@@ -272,12 +272,17 @@ def test_bad_options(name, options, message):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("aps", {"num_steps": 1}),
-        ("g2d2", {"num_steps": 1}),
-        ("redge", {"num_steps": 1}),
-        ("entrgi", {"num_steps": 1, "num_trajectories": 1}),
         ("straight_through", {"init_noise": 0.0}),
-        ("straight_through", {"init_noise": 0.0, "variables": "tokens"}),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("aps", {"num_steps": 1}),
+                ("g2d2", {"num_steps": 1}),
+                ("redge", {"num_steps": 1}),
+                ("entrgi", {"num_steps": 1, "num_trajectories": 1}),
+                ("straight_through", {"init_noise": 0.0, "variables": "tokens"}),
+            ]
+        ),
     ],
 )
 def test_every_gradient_sampler_can_start_from_the_encoder(name, options):
