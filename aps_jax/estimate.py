@@ -7,11 +7,14 @@ measurement says where to begin, and costs no run of the decoder.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from aps_jax.likelihood import gaussian_energy
+from aps_jax.tokenizer import encode_tokens
 from aps_jax.types import Array, Codec, ImageShape, Operator, Params, PyTree
 
 #: Standard deviation of the difference of neighbouring pixels, for values in [-1, 1].
@@ -59,21 +62,24 @@ def smooth_estimate(
 def estimated_tokens(
     params: Params,
     y: PyTree,
+    config: Any,
     *,
     image_shape: ImageShape,
     grid: tuple[int, int],
-    decode_scale: int,
-    num_samples: int,
-    sigma: float,
 ) -> Array:
     """Tokens int32 [S * B, L] of the smooth estimate of B measurements, the same for all samples.
 
-    Arguments are those of `smooth_estimate` and `encoder_tokens`; `num_samples` is S.
+    Args:
+      params: codec and operator.
+      y: measurement of B images.
+      config: any sampler's, for `sigma`, `decode_scale` and S, its `num_samples`.
+      image_shape: (H, W).
+      grid: (h, w) with h * w = L.
     """
     with jax.named_scope("estimate"):
-        x = smooth_estimate(params.operator, y, image_shape=image_shape, sigma=sigma)
-        tokens = encoder_tokens(params.codec, x, grid=grid, decode_scale=decode_scale)
-    return jnp.tile(tokens, (num_samples, 1))
+        x = smooth_estimate(params.operator, y, image_shape=image_shape, sigma=config.sigma)
+        tokens = encoder_tokens(params.codec, x, grid=grid, decode_scale=config.decode_scale)
+    return jnp.tile(tokens, (config.num_samples, 1))
 
 
 def encoder_tokens(codec: Codec, x: Array, *, grid: tuple[int, int], decode_scale: int) -> Array:
@@ -88,8 +94,7 @@ def encoder_tokens(codec: Codec, x: Array, *, grid: tuple[int, int], decode_scal
     x = jnp.repeat(jnp.repeat(x, decode_scale, axis=1), decode_scale, axis=2)
     height, width = (side * codec.stride for side in grid)
     past_edges = ((0, 0), (0, height - x.shape[1]), (0, width - x.shape[2]), (0, 0))
-    features = codec.encode(codec.params, jnp.pad(x, past_edges, mode="edge"))
-    return codec.quantize(codec.codebook, features)[1].reshape(x.shape[0], -1)
+    return encode_tokens(codec, jnp.pad(x, past_edges, mode="edge")).reshape(x.shape[0], -1)
 
 
 def encoder_logits(codec: Codec, tokens: Array, weight: float) -> Array:

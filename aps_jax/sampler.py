@@ -136,15 +136,7 @@ def aps_init(
     logits = jnp.zeros((*tokens.shape, num_codes))
     estimate = None
     if config.encoder_start > 0:
-        estimate = estimated_tokens(
-            params,
-            y,
-            image_shape=image_shape,
-            grid=grid,
-            decode_scale=config.decode_scale,
-            num_samples=config.num_samples,
-            sigma=config.sigma,
-        )
+        estimate = estimated_tokens(params, y, config, image_shape=image_shape, grid=grid)
     return SamplerState(
         tokens=tokens,
         step=jnp.zeros((), jnp.int32),
@@ -276,18 +268,22 @@ def _shapes(params: Params, y: PyTree, config: APSConfig) -> tuple[ImageShape, t
 
 def _start(codec: Codec, state: SamplerState, log_prior: Array, config: APSConfig) -> Array:
     """Where phi begins: `config.warm_start` and `config.encoder_start`."""
-    fresh = log_prior
-    if state.estimate is not None:
-        fresh = fresh + encoder_logits(codec, state.estimate, config.encoder_start)
+
+    def fresh() -> Array:
+        if state.estimate is None:
+            return log_prior
+        return log_prior + encoder_logits(codec, state.estimate, config.encoder_start)
+
+    def carried() -> Array:
+        share = 1.0 if state.evidence is None else state.evidence[..., None]
+        kept = share * state.displacement
+        if config.warm_start == "displacement":
+            return log_prior + kept
+        return kept + (1 - share) * log_prior
+
     if config.warm_start == "none":
-        return fresh
-    share = 1.0 if state.evidence is None else state.evidence[..., None]
-    carried = share * state.displacement
-    if config.warm_start == "displacement":
-        carried = log_prior + carried
-    else:
-        carried = carried + (1 - share) * log_prior
-    return jnp.where(state.step == 0, fresh, carried)
+        return fresh()
+    return jax.lax.cond(state.step == 0, fresh, carried)
 
 
 def _propose(params: Params, logits: Array, keys: Key, config: APSConfig) -> Array:

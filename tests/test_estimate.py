@@ -18,14 +18,12 @@ from aps_jax.tokenizer import encode_tokens
 SIDE, SIGMA = 16, 0.05
 
 
-def smooth_images(batch=2):
+def images(batch=2):
+    """Waves, smooth and within 0.8."""
     rows, columns = np.meshgrid(np.linspace(0, 1, SIDE), np.linspace(0, 1, SIDE), indexing="ij")
     waves = [np.sin(3 * rows + i) * np.cos(4 * columns - i) for i in range(3 * batch)]
-    return jnp.asarray(0.8 * np.stack(waves, -1).reshape(SIDE, SIDE, batch, 3), jnp.float32)
-
-
-def images(batch=2):
-    return jnp.moveaxis(smooth_images(batch), 2, 0)
+    x = 0.8 * np.stack(waves, -1).reshape(SIDE, SIDE, batch, 3)
+    return jnp.asarray(np.moveaxis(x, 2, 0), jnp.float32)
 
 
 def matrix_of(operator):

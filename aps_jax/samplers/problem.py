@@ -154,16 +154,13 @@ def encoder_bonus(problem: Problem) -> Array | float:
 
 def smooth_tokens(problem: Problem) -> Array:
     """Tokens [R, L] that the encoder has for a smooth image that explains the measurement."""
-    config = problem.config
-    batch = problem.tokens.shape[0] // config.num_samples
+    batch = problem.tokens.shape[0] // problem.config.num_samples
     return estimated_tokens(
         problem.params,
         jax.tree.map(lambda leaf: leaf[:batch], problem.y),
+        problem.config,
         image_shape=problem.image_shape,
         grid=problem.grid,
-        decode_scale=config.decode_scale,
-        num_samples=config.num_samples,
-        sigma=config.sigma,
     )
 
 
