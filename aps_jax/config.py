@@ -104,11 +104,12 @@ class APSConfig:
         logits (both ours).
       warm_moments: carry Adam's moments over as well (ours).
       evidence_floor: scales Adam's updates by how much the measurement says about each token
-        (`likelihood.evidence_of`), and lets a warm start carry over only as much of phi; the rest
-        starts at the prior's logits. 0 is off (ours).
+        (`aps_jax.evidence`), and lets a warm start carry over only as much of phi; the rest starts
+        as phi did at first. 0 is off (ours).
       encoder_start: raise the logits that phi starts from near the codes that the encoder has for a
         smooth estimate of the image, by 2 nats times this per bit of LFQ (`aps_jax.estimate`): at
-        the first timestep of a warm start, at every one of a cold start. 0 is off (ours).
+        every timestep of a cold start, at the first of a warm start (and, with `evidence_floor`, at
+        the others for what the measurement does not say). 0 is off (ours).
       early_stop: freeze an image's phi once its smoothed loss changes by less than this share per
         inner step, several steps in a row; 0 never (ours).
       remasking: whose confidence decides what is kept: "anchored" the tilted x_phi (APS-II),

@@ -166,7 +166,6 @@ class InnerState(NamedTuple):
     smoothed: Array  # [B], moving average of the loss
     num_quiet: Array  # int32 [B], steps in a row with next to no change; QUIET_STEPS freezes
     num_steps: Array  # int32 [B]
-    evidence: Array | None  # [B, L]
 
 
 class InnerResult(NamedTuple):
@@ -179,8 +178,6 @@ class InnerResult(NamedTuple):
         stop is on, NaN without inner steps).
       num_steps: inner steps taken int32 [B].
       losses: objective at every inner step [M, B] if traced, else None.
-      evidence: how much the measurement says about each token, in [0, 1] [B, L], or None if
-        `config.evidence_floor` is 0.
     """
 
     logits: Array
@@ -188,26 +185,6 @@ class InnerResult(NamedTuple):
     loss: Array
     num_steps: Array
     losses: Array | None
-    evidence: Array | None
-
-
-def evidence_of(code_gradient: Array, is_masked: Array, floor: float) -> Array:
-    """How much the measurement says about each token, in [0, 1] [B, L] (ours).
-
-    s^2 / (s^2 + (floor * mean s)^2), where s is the length of the measurement term's gradient with
-    respect to the token's code and the mean is over the image's masked tokens. Adam takes steps of
-    one size however small the gradient is, so a token that the measurement does not reach would be
-    driven by rounding and by what leaks through normalisation layers.
-
-    Args:
-      code_gradient: [B, L, d].
-      is_masked: bool [B, L].
-      floor: share of the mean strength at which the evidence is 1/2.
-    """
-    strength = jnp.sum(code_gradient**2, axis=-1)
-    count = jnp.maximum(jnp.sum(is_masked, axis=-1), 1)
-    mean = jnp.sum(jnp.where(is_masked, jnp.sqrt(strength), 0.0), axis=-1) / count
-    return strength / (strength + (floor * mean[:, None]) ** 2 + jnp.finfo(jnp.float32).tiny)
 
 
 def make_optimizer(config: APSConfig) -> optax.GradientTransformation:
@@ -226,7 +203,6 @@ def objective(
     grid: tuple[int, int],
     image_shape: ImageShape,
     config: APSConfig,
-    probe: Array | None = None,
     targets: list[PyTree] | None = None,
 ) -> Array:
     """Loss of the test-time logits, per image [B].
@@ -241,8 +217,6 @@ def objective(
       grid: (h, w) with h * w = L.
       image_shape: (H, W).
       config: options.
-      probe: zeros [B, L, d] added to the codes; its gradient is that of the measurement term with
-        respect to the codes, whatever the logits.
       targets: as for `measurement_loss`.
 
     Returns:
@@ -257,8 +231,6 @@ def objective(
         codes, _ = quantized_expectation(codec, logits)
         known = codec.codebook[jnp.where(is_masked, 0, tokens)]
         codes = jnp.where(is_masked[..., None], codes, known)
-        if probe is not None:
-            codes = codes + probe
     prediction = predict(
         params,
         codes,
@@ -325,40 +297,33 @@ def refine(
     grid: tuple[int, int],
     image_shape: ImageShape,
     config: APSConfig,
+    evidence: Array | None = None,
 ) -> InnerResult:
     """Runs the inner loop: `num_inner_steps` of Adam on phi, gradients through decoder and A only.
 
     With `config.early_stop > 0` an image's logits freeze once its smoothed loss has changed by less
     than that share in each of `QUIET_STEPS` steps in a row, and the loop ends when all images have;
     images never influence each other. Arguments are those of `objective`, plus the starting
-    `opt_state`.
+    `opt_state` and `evidence` [B, L], what the updates of each token are scaled by.
     """
     optimizer = make_optimizer(config)
-    is_weighed = config.evidence_floor > 0
-    is_masked = tokens == params.codec.num_codes
-    num_bits = params.codec.codebook.shape[-1]
-    probe = jnp.zeros((*tokens.shape, num_bits)) if is_weighed else None
     # Outside the loop, whether or not a compiler would move it there.
     targets = perceptual_targets(params, y, config)
 
-    def total(phi: Array, probe: Array | None) -> tuple[Array, Array]:
+    def total(phi: Array) -> tuple[Array, Array]:
         losses = objective(
             params, y, phi, log_prior, tokens, step_weight,
-            grid=grid, image_shape=image_shape, config=config, probe=probe, targets=targets,
+            grid=grid, image_shape=image_shape, config=config, targets=targets,
         )  # fmt: skip
         return jnp.sum(losses), losses
 
     def step(state: InnerState) -> tuple[InnerState, Array]:
         is_active = state.num_quiet < QUIET_STEPS
-        (grads, code_grads), losses = jax.grad(total, (0, 1), has_aux=True)(state.logits, probe)
+        grads, losses = jax.grad(total, has_aux=True)(state.logits)
         with jax.named_scope("adam"):
             updates, opt_state = optimizer.update(grads, state.opt_state)
-            if is_weighed:
-                evidence = evidence_of(code_grads, is_masked, config.evidence_floor)
+            if evidence is not None:
                 updates = updates * evidence[..., None]
-                # Frozen with the image, or it would depend on the rest of the batch.
-                evidence = jnp.where(is_active[:, None], evidence, state.evidence)
-                state = state._replace(evidence=evidence)
             if config.early_stop == 0:
                 phi = state.logits + updates
                 return state._replace(
@@ -375,7 +340,6 @@ def refine(
             smoothed=jnp.where(is_active, smoothed, state.smoothed),
             num_quiet=jnp.where(is_active, num_quiet, state.num_quiet),
             num_steps=state.num_steps + is_active,
-            evidence=state.evidence,
         ), losses
 
     batch = logits.shape[0]
@@ -385,14 +349,13 @@ def refine(
         smoothed=jnp.zeros(batch),
         num_quiet=jnp.zeros(batch, jnp.int32),
         num_steps=jnp.zeros(batch, jnp.int32),
-        evidence=jnp.zeros(tokens.shape) if is_weighed else None,
     )
     num_rows = config.num_inner_steps if config.trace else 1
     history = jnp.full((num_rows, batch), jnp.nan)
     if config.num_inner_steps == 0:
         nothing = jnp.full(batch, jnp.nan)
         losses = history if config.trace else None
-        return InnerResult(logits, opt_state, nothing, state.num_steps, losses, state.evidence)
+        return InnerResult(logits, opt_state, nothing, state.num_steps, losses)
 
     def advance(j: Array, carry: tuple[InnerState, Array]) -> tuple[InnerState, Array]:
         state, history = carry
@@ -418,5 +381,4 @@ def refine(
         loss=state.smoothed,
         num_steps=state.num_steps,
         losses=history if config.trace else None,
-        evidence=state.evidence,
     )

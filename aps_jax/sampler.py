@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from aps_jax import remasking, schedule
 from aps_jax.config import APSConfig
 from aps_jax.estimate import encoder_logits, estimated_tokens
+from aps_jax.evidence import pixel_sensitivity, token_evidence
 from aps_jax.likelihood import make_optimizer, quantized_expectation, refine
 from aps_jax.problem import (
     fit_shapes,
@@ -38,7 +39,7 @@ class SamplerState(NamedTuple):
       tokens: z, int32 [S * B, L], sample-major; the value K is the mask.
       step: timesteps done, int32.
       displacement: phi, or phi minus the prior's logits [S * B, L, K], as the warm start needs.
-      evidence: what the measurement said about each token at the last step [S * B, L], if weighed.
+      evidence: how much the measurement says about each token [S * B, L], if weighed.
       moments: Adam's state, if it is carried over.
       estimate: tokens of the smooth estimate [S * B, L], if phi starts near them.
     """
@@ -137,11 +138,23 @@ def aps_init(
     estimate = None
     if config.encoder_start > 0:
         estimate = estimated_tokens(params, y, config, image_shape=image_shape, grid=grid)
+    evidence = None
+    if config.evidence_floor > 0:
+        with jax.named_scope("evidence"):
+            evidence = token_evidence(
+                pixel_sensitivity(params.operator, y, image_shape=image_shape),
+                tokens[:batch] == num_codes,
+                grid=grid,
+                stride=params.codec.stride,
+                decode_scale=config.decode_scale,
+                floor=config.evidence_floor,
+            )
+        evidence = jnp.tile(evidence, (config.num_samples, 1))
     return SamplerState(
         tokens=tokens,
         step=jnp.zeros((), jnp.int32),
         displacement=None if config.warm_start == "none" else logits,
-        evidence=jnp.zeros(tokens.shape) if config.evidence_floor > 0 else None,
+        evidence=evidence,
         moments=make_optimizer(config).init(logits) if config.warm_moments else None,
         estimate=estimate,
     )
@@ -181,6 +194,7 @@ def aps_step(
         grid=grid,
         image_shape=image_shape,
         config=config,
+        evidence=state.evidence,
     )
 
     with jax.named_scope("remasking"):
@@ -216,7 +230,6 @@ def aps_step(
         tokens=tokens,
         step=state.step + 1,
         displacement=displacement,
-        evidence=inner.evidence,
         moments=moments,
     )
     return state, info
@@ -275,11 +288,13 @@ def _start(codec: Codec, state: SamplerState, log_prior: Array, config: APSConfi
         return log_prior + encoder_logits(codec, state.estimate, config.encoder_start)
 
     def carried() -> Array:
-        share = 1.0 if state.evidence is None else state.evidence[..., None]
-        kept = share * state.displacement
+        kept = state.displacement
         if config.warm_start == "displacement":
-            return log_prior + kept
-        return kept + (1 - share) * log_prior
+            kept = log_prior + kept
+        if state.evidence is None:
+            return kept
+        share = state.evidence[..., None]
+        return share * kept + (1 - share) * fresh()
 
     if config.warm_start == "none":
         return fresh()

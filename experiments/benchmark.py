@@ -46,8 +46,9 @@ class Arguments:
       untuned: run without tuning, although the configuration asks for it.
       table: only rewrite table and plots from existing rows.
       minutes: stop after so many minutes; the same command goes on. 0 for no limit.
-      only: labels of tasks or methods; nothing else is computed. Processes with other `--only` and
-        `--out` may run side by side; `cat` their rows (or tuning rows) into one folder afterwards.
+      only: labels of tasks and methods; nothing else is computed (all tasks if none is named, all
+        methods likewise). Processes with other `--only` and `--out` may run side by side; `cat`
+        their rows (or tuning rows) into one folder afterwards.
       limit: use only the first so many photos of the configuration; 0 for all.
       smoke: a tiny run of every method that proves that everything works.
       blur_weights: folder of `convert.kernel_wizard`; without, nonlinear blur is left out.

@@ -103,6 +103,13 @@ def patch_codec(num_bits=NUM_BITS, stride=4, seed=0):
     )
 
 
+def channel_matrix(operator, side):
+    """A linear operator on one channel of side x side images, as a float64 matrix by columns."""
+    basis = np.eye(side * side).reshape(-1, side, side, 1)
+    columns = operator(jnp.asarray(np.repeat(basis, 3, axis=-1), jnp.float32))[..., 0]
+    return np.asarray(columns, np.float64).reshape(side * side, -1).T
+
+
 def _mixing_logits(params, tokens):
     hidden = params["embed"][tokens]
     hidden = jnp.tanh(hidden + jnp.mean(hidden, axis=(1, 2), keepdims=True))

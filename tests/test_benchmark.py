@@ -230,6 +230,9 @@ def test_parts_run_side_by_side_are_the_whole(bench, tmp_path):
     assert timeless(read(tmp_path)) == timeless(read(tmp_path, "whole/rows.jsonl"))
     assert bench(out="third", only=("best",))[0] == 0
     assert {row["method"] for row in read(tmp_path, "third/rows.jsonl")} == {"best"}
+    assert bench(out="fourth", only=("twice", "bicubic"))[0] == 0
+    chosen = {(row["task"], row["method"]) for row in read(tmp_path, "fourth/rows.jsonl")}
+    assert chosen == {("twice", "bicubic")}
     code, err = bench(only=("bset",))
     assert code == 2 and "best" in err
 

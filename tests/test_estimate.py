@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import NUM_CODES, patch_codec
+from conftest import NUM_CODES, channel_matrix, patch_codec
 
 from aps_jax import operators
 from aps_jax.estimate import (
@@ -24,13 +24,6 @@ def images(batch=2):
     waves = [np.sin(3 * rows + i) * np.cos(4 * columns - i) for i in range(3 * batch)]
     x = 0.8 * np.stack(waves, -1).reshape(SIDE, SIDE, batch, 3)
     return jnp.asarray(np.moveaxis(x, 2, 0), jnp.float32)
-
-
-def matrix_of(operator):
-    """A of one channel as a float64 matrix, column by column."""
-    basis = np.eye(SIDE * SIDE).reshape(-1, SIDE, SIDE, 1)
-    columns = operator(jnp.asarray(np.repeat(basis, 3, axis=-1), jnp.float32))[..., 0]
-    return np.asarray(columns, np.float64).reshape(SIDE * SIDE, -1).T
 
 
 def differences():
@@ -56,7 +49,7 @@ def test_it_nearly_minimises_its_energy(operator):
     x = images()
     y = operator(x) + SIGMA * jax.random.normal(jax.random.key(0), operator(x).shape)
     estimate = smooth_estimate(operator, y, image_shape=(SIDE, SIDE), sigma=SIGMA)
-    a, d = matrix_of(operator), differences()
+    a, d = channel_matrix(operator, SIDE), differences()
     target = np.asarray(y, np.float64).transpose(0, 3, 1, 2).reshape(6, -1).T
     best = np.linalg.solve(a.T @ a / SIGMA**2 + d.T @ d / SMOOTHNESS**2, a.T @ target / SIGMA**2)
 

@@ -173,7 +173,8 @@ class Session:
     Attributes:
       plan: what is to be done.
       rows: what is done, the new rows included.
-      only: labels of tasks or methods; nothing else is computed. Empty for everything.
+      only: labels of tasks and methods; nothing else is computed. All tasks if none is named, all
+        methods likewise.
     """
 
     def __init__(
@@ -204,11 +205,17 @@ class Session:
             for task in self.plan.study.tasks.values()
             for budget in self.plan.study.budgets_of(task.label)
             for method in self.plan.methods(task)
-            if not self.only or {task.label, method.label} & set(self.only)
+            if self._is_wanted(task, method)
         ]
         self.num_all = sum(len(missing) for job in jobs for missing in self._missing(*job).values())
         for job in jobs:
             self._run_method(*job)
+
+    def _is_wanted(self, task: Task, method: Method) -> bool:
+        wanted = set(self.only)
+        tasks = wanted & set(self.plan.study.tasks)
+        methods = wanted - tasks
+        return (not tasks or task.label in tasks) and (not methods or method.label in methods)
 
     def _missing(self, task: Task, method: Method, budget: Budget | None) -> dict[Cell, list[int]]:
         """Indices of the photos that the cells of a method lack."""

@@ -1,0 +1,86 @@
+"""How much a measurement can say about each token (ours): what the operator sees of its pixels.
+
+Adam takes steps of one size however small the gradient is, so a token that no measured pixel
+reaches would be driven by rounding and by what leaks through the decoder's normalisation layers.
+The size of the gradient cannot tell such a token from one that is already explained; the operator
+can.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from aps_jax.likelihood import residuals
+from aps_jax.types import Array, ImageShape, Operator, PyTree
+
+#: Random images and random directions of y that `pixel_sensitivity` averages over.
+NUM_PROBES = 2
+
+
+def pixel_sensitivity(operator: Operator, y: PyTree, *, image_shape: ImageShape) -> Array:
+    """Sum of the squared derivatives of the measurement with respect to each pixel [B, H, W].
+
+    An estimate: gradients of sums of the measured entries with random signs, at uniformly random
+    images, so that a pixel which saturates at one of them counts by the others. All images of a
+    batch get the same images and signs, and the same at every call.
+
+    Args:
+      operator: random state drawn; per-image state must be that of the B images.
+      y: measurement of B images, of which the shape matters and what was measured.
+      image_shape: (H, W).
+    """
+    batch = jax.tree.leaves(y)[0].shape[0]
+
+    def probe(key: Array) -> Array:
+        key_image, key_signs = jax.random.split(key)
+        x = jax.random.uniform(key_image, (1, *image_shape, 3), minval=-1.0, maxval=1.0)
+
+        def signed_sum(x: Array) -> Array:
+            zeros = jax.tree.map(jnp.zeros_like, y)
+            pairs = residuals(operator, operator(x), zeros)
+            keys = jax.random.split(key_signs, len(pairs))
+            signs = [
+                jax.random.rademacher(k, r.shape[1:], r.dtype)
+                for k, (r, _) in zip(keys, pairs, strict=True)
+            ]
+            return sum(jnp.sum(r * w * s) for s, (r, w) in zip(signs, pairs, strict=True))
+
+        with jax.default_matmul_precision("float32"):
+            gradient = jax.grad(signed_sum)(jnp.broadcast_to(x, (batch, *image_shape, 3)))
+        return jnp.sum(gradient**2, axis=-1)
+
+    keys = jax.random.split(jax.random.key(0), NUM_PROBES)
+    return jnp.mean(jax.lax.map(probe, keys), axis=0)
+
+
+def token_evidence(
+    sensitivity: Array,
+    is_unknown: Array,
+    *,
+    grid: tuple[int, int],
+    stride: int,
+    decode_scale: int,
+    floor: float,
+) -> Array:
+    """How much the measurement says about each token, in [0, 1] [B, L].
+
+    s^2 / (s^2 + (floor * mean s)^2), where s^2 is the sensitivity summed over the token's own
+    pixels and the mean is over the image's unknown tokens. Pixels past the image's edges have none.
+
+    Args:
+      sensitivity: of pixels [B, H, W].
+      is_unknown: bool [B, L], False where a token is given.
+      grid: (h, w) with h * w = L.
+      stride: decoded pixels per token along each axis.
+      decode_scale: how many times larger than the image the codec decodes.
+      floor: share of the mean s at which the evidence is 1/2.
+    """
+    decoded = jnp.repeat(jnp.repeat(sensitivity, decode_scale, axis=1), decode_scale, axis=2)
+    height, width = (side * stride for side in grid)
+    past_edges = ((0, 0), (0, height - decoded.shape[1]), (0, width - decoded.shape[2]))
+    patches = jnp.pad(decoded, past_edges).reshape(-1, grid[0], stride, grid[1], stride)
+    strength = jnp.sum(patches, axis=(2, 4)).reshape(is_unknown.shape)
+    count = jnp.maximum(jnp.sum(is_unknown, axis=-1), 1)
+    mean = jnp.sum(jnp.where(is_unknown, jnp.sqrt(strength), 0.0), axis=-1) / count
+    return strength / (strength + (floor * mean[:, None]) ** 2 + jnp.finfo(jnp.float32).tiny)
