@@ -56,7 +56,7 @@ class Arguments:
     inner_steps: int = 10
     repeats: int = 9
     matmul_side: int = 1024
-    sections: tuple[str, ...] = ("loop", "levers", "parts", "torch", "start", "growth")
+    sections: tuple[str, ...] = ("loop", "levers", "parts", "cores", "torch", "start", "growth")
     out: Path | None = None
     smoke: bool = False
 
@@ -105,6 +105,37 @@ def torch_section(params: Params, model: Any, arguments: Arguments) -> dict[str,
     for name, values in seconds.items():
         rows[name]["over jax"] = timing.ratio(values, seconds["jax"])
     return facts | {"seconds": rows}
+
+
+def cores_section(params: Params, arguments: Arguments) -> dict[str, Any]:
+    """A device per CPU core against one device with all cores, in a process that has them.
+
+    The rate of matrix products is this process's, where one device has all cores.
+    """
+    count = os.cpu_count() or 1
+    if jax.default_backend() != "cpu" or count == 1:
+        return {"skipped": "needs a CPU with several cores"}
+    if len(jax.devices()) > 1:
+        return speed_parts.core_section(params, arguments)
+    result = _in_a_process_of_its_own("cores", arguments, num_devices=count)
+    rate = timing.matmul_rate(arguments.matmul_side, arguments.repeats)
+    for row in result["seconds"].values():
+        if "FLOP/s" in row:
+            row["FLOP/s over matmul"] = row["FLOP/s"] / rate["median"]
+    return result | {"matmul FLOP/s": rate}
+
+
+def _in_a_process_of_its_own(section: str, arguments: Arguments, *, num_devices: int) -> Any:
+    words = ["--model", arguments.model, "--sections", section]
+    for name in ("image_size", "batch_size", "num_steps", "inner_steps", "repeats", "matmul_side"):
+        words += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(
+            [sys.executable, "-m", "experiments.speed", *words, "--out", folder],
+            env=os.environ | {"JAX_NUM_CPU_DEVICES": str(num_devices)},
+            stdout=subprocess.DEVNULL, check=True,
+        )  # fmt: skip
+        return json.loads((Path(folder) / "speed.json").read_text())[section]
 
 
 _START = """
@@ -188,6 +219,7 @@ def measure(arguments: Arguments) -> dict[str, Any]:
         "loop": lambda: speed_parts.loop_section(params, arguments),
         "levers": lambda: speed_parts.lever_section(params, arguments),
         "parts": lambda: speed_parts.part_section(params, arguments),
+        "cores": lambda: cores_section(params, arguments),
         "torch": lambda: torch_section(params, model, arguments),
         "start": lambda: start_section(arguments),
         "growth": lambda: growth_section(params, arguments),

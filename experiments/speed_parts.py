@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import aps_jax
-from aps_jax import convolution, likelihood, tokenizer
+from aps_jax import convolution, likelihood, sharding, tokenizer
 from aps_jax.perceptual import MIN_SIDE, PerceptualUnavailable, load_lpips
 from aps_jax.prior import make_prior
 from aps_jax.tokenizer import init_codec_params, make_codec
 from aps_jax.transformer import init_transformer_params
-from aps_jax.types import Array, Params
+from aps_jax.types import Array, Params, image_keys
 from experiments import timing
 from experiments.flops import count_flops
 
@@ -281,6 +283,46 @@ def part_section(params: Params, arguments: Any) -> dict[str, Any]:
         rows[name]["FLOP"] = count
         rows[name]["FLOP/s over matmul"] = count / rows[name]["median"] / rate["median"]
     return {"seconds": rows, "matmul FLOP/s": rate}
+
+
+def core_section(params: Params, arguments: Any) -> dict[str, Any]:
+    """The sampler, and the decoder's gradient, on one device and spread over all there are.
+
+    Both have the same cores. One device hands parts of single operations to them, several devices
+    hand images.
+    """
+    count = len(jax.devices())
+    batch = math.ceil(arguments.batch_size / count) * count
+    config = aps_jax.APSConfig(num_steps=arguments.num_steps, num_inner_steps=arguments.inner_steps)
+    sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
+    codec = params.codec
+    gradient = jax.jit(jax.grad(lambda codes, params: jnp.sum(codec.decode(params, codes) ** 2)))
+    side = arguments.image_size // codec.stride
+    codes = jnp.sign(
+        jax.random.normal(jax.random.key(1), (batch, side, side, codec.codebook.shape[1]))
+    )
+    y = params.operator(images(batch, arguments.image_size))
+    keys = image_keys(jax.random.key(0), batch)
+    runs: dict[str, Callable[[], Any]] = {}
+    for name, mesh in (
+        ("one device", sharding.make_mesh(1)),
+        (f"{count} devices", sharding.make_mesh()),
+    ):
+        own = sharding.shard_params(params, mesh)
+        own_y, own_keys, own_codes = sharding.shard_batch((y, keys, codes), mesh)
+        runs[f"sampler, {name}"] = functools.partial(sample, own, own_y, own_keys, config=config)
+        runs[f"decoder, {name}"] = functools.partial(gradient, own_codes, own.codec.params)
+    seconds = timing.interleave(runs, arguments.repeats)
+    flops = count_flops(gradient, codes, codec.params)
+    rows: dict[str, Any] = {}
+    for name, values in seconds.items():
+        part = name.split(",")[0]
+        rows[name] = timing.spread(values) | {
+            "over one device": timing.ratio(values, seconds[f"{part}, one device"])
+        }
+        if part == "decoder":
+            rows[name]["FLOP/s"] = flops / rows[name]["median"]
+    return {"batch": batch, "seconds": rows}
 
 
 def whole_run(

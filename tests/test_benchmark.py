@@ -5,6 +5,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -235,6 +237,29 @@ def test_parts_run_side_by_side_are_the_whole(bench, tmp_path):
     assert chosen == {("twice", "bicubic")}
     code, err = bench(only=("bset",))
     assert code == 2 and "best" in err
+
+
+@pytest.mark.slow
+def test_devices_share_the_batches(tmp_path, folder):
+    """The number of devices is fixed when JAX starts, so the runs have processes of their own."""
+    config = tmp_path / "study.json"
+    config.write_text(json.dumps(STUDY | {"model": "photo64", "seeds": [0]}))
+    rows = []
+    for count in ("1", "2"):
+        words = [config, "--data", folder, "--out", tmp_path / count]
+        done = subprocess.run(
+            [sys.executable, "-m", "experiments.benchmark", *map(str, words)],
+            env=os.environ | {"JAX_NUM_CPU_DEVICES": count, "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        rows.append(timeless(read(tmp_path, f"{count}/rows.jsonl")))
+    alone, shared = rows
+    assert alone.keys() == shared.keys()
+    for cell, row in alone.items():
+        assert shared[cell]["psnr"] == pytest.approx(row["psnr"], abs=0.01)
 
 
 def test_rows_of_something_else_are_refused(bench, tmp_path, model):

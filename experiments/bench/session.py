@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import aps_jax
-from aps_jax import images
+from aps_jax import images, sharding
 from aps_jax.pretrained import Model, load_kernel_wizard, model_folder
 from aps_jax.tasks import make_operator
 from aps_jax.types import Array, Operator, Params
@@ -168,7 +169,7 @@ class Plan:
 
 
 class Session:
-    """Computes the missing rows of a plan.
+    """Computes the missing rows of a plan, batches spread over as many devices as divide them.
 
     Attributes:
       plan: what is to be done.
@@ -189,8 +190,12 @@ class Session:
         ignored: Sequence[str] = (),
         only: Sequence[str] = (),
     ) -> None:
-        self.plan, self.crops, self.model, self.perceptual = plan, crops, model, perceptual
+        self.plan, self.crops, self.perceptual = plan, crops, perceptual
         self.only = only
+        self.mesh = sharding.make_mesh(math.gcd(plan.study.batch_size, len(jax.devices())))
+        self.params = sharding.shard_params(
+            Params(model.prior, model.codec, None, perceptual), self.mesh
+        )
         self.on_progress, self.deadline = on_progress, deadline
         self.rows = plan.rows(version=aps_jax.__version__, ignored=ignored)
         self.done: dict[Cell, set[str]] = {}
@@ -274,8 +279,9 @@ class Session:
         key, noise, keys = restoring.keys_of(seed, self.crops.positions[padded])
         operator = self.plan.operators[task.label].init(key, self.plan.image_shape)
         y = restoring.measured(operator, noise, x, float(task.sigma))
-        params = Params(self.model.prior, self.model.codec, operator, self.perceptual)
-        return x, y, params, keys
+        x, y, keys = sharding.shard_batch((x, y, keys), self.mesh)
+        operator = jax.device_put(operator, sharding.replicated(self.mesh))
+        return x, y, self.params.replace(operator=operator), keys
 
     def _score(
         self,
