@@ -104,8 +104,9 @@ class APSConfig:
         logits (both ours).
       warm_moments: carry Adam's moments over as well (ours).
       evidence_floor: scales Adam's updates by how much the measurement says about each token
-        (`aps_jax.evidence`), and lets a warm start carry over only as much of phi; the rest starts
-        as phi did at first. 0 is off (ours).
+        (`aps_jax.evidence`), those of the prior term included, and lets a warm start carry over
+        only as much of phi; the rest starts at the current prior's logits, raised by
+        `encoder_start`. 0 is off (ours).
       encoder_start: raise the logits that phi starts from near the codes that the encoder has for a
         smooth estimate of the image, by 2 nats times this per bit of LFQ (`aps_jax.estimate`): at
         every timestep of a cold start, at the first of a warm start (and, with `evidence_floor`, at

@@ -15,19 +15,21 @@ from aps_jax.likelihood import residuals
 from aps_jax.types import Array, ImageShape, Operator, PyTree
 
 #: Random images and random directions of y that `pixel_sensitivity` averages over.
-NUM_PROBES = 2
+NUM_PROBES = 16
 
 
 def pixel_sensitivity(operator: Operator, y: PyTree, *, image_shape: ImageShape) -> Array:
     """Sum of the squared derivatives of the measurement with respect to each pixel [B, H, W].
 
-    An estimate: gradients of sums of the measured entries with random signs, at uniformly random
-    images, so that a pixel which saturates at one of them counts by the others. All images of a
-    batch get the same images and signs, and the same at every call.
+    The sum is over entries of the measurement and channels of the pixel. An estimate: gradients of
+    sums of the measured entries with random signs, at uniformly random images, so that a pixel
+    which saturates at some of them counts by the others. All images of a batch get the same images
+    and signs, and the same at every call.
 
     Args:
       operator: random state drawn; per-image state must be that of the B images.
-      y: measurement of B images, of which the shape matters and what was measured.
+      y: measurement of B images, of which only the shapes are used; `operator.observed` says which
+        entries are missing.
       image_shape: (H, W).
     """
     batch = jax.tree.leaves(y)[0].shape[0]

@@ -127,7 +127,13 @@ def aps_sample(
 def aps_init(
     params: Params, y: PyTree, *, config: APSConfig, known_tokens: Array | None = None
 ) -> SamplerState:
-    """The state before the first timestep: everything masked but the known tokens."""
+    """The state before the first timestep: everything masked but the known tokens.
+
+    With `encoder_start` it computes the smooth estimate (`aps_jax.estimate.NUM_STEPS` gradients of
+    the operator and one run of the encoder), with `evidence_floor` what y says about each token
+    (`aps_jax.evidence.NUM_PROBES` gradients of the operator). Arguments and errors are those of
+    `aps_sample`.
+    """
     image_shape, grid = _shapes(params, y, config)
     batch, num_tokens = jax.tree.leaves(y)[0].shape[0], grid[0] * grid[1]
     num_codes = params.codec.num_codes

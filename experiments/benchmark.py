@@ -175,10 +175,13 @@ def _progress() -> Iterator[Callable[[int, int, str], None]]:
 def tune(study: Study, identity: str, arguments: Arguments) -> Session:
     """Runs all trials and writes what they found."""
     trials = tuning.tuning_study(study)
-    only = [label for label in trials.methods if tuning.method_of(label) in arguments.only]
+    only = [label for label in trials.tasks if label in arguments.only]
+    only += [label for label in trials.methods if tuning.method_of(label) in arguments.only]
+    if arguments.only and not only:
+        raise ValueError(f"--only {' '.join(arguments.only)}: nothing of these is tuned")
     session = run(trials, arguments.out / "tuning.jsonl", arguments, only=only)
     if only:
-        print("tuned.json needs all methods: run --tune without --only on the joined tuning.jsonl")
+        print("tuned.json needs everything: run --tune without --only on the joined tuning.jsonl")
         return session
     found = tuning.record(study, session.rows, identity)
     tuning.write(arguments.out / "tuned.json", found)

@@ -112,10 +112,10 @@ def cores_section(params: Params, arguments: Arguments) -> dict[str, Any]:
 
     The rate of matrix products is this process's, where one device has all cores.
     """
-    count = os.cpu_count() or 1
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if jax.default_backend() != "cpu" or count == 1:
         return {"skipped": "needs a CPU with several cores"}
-    if len(jax.devices()) > 1:
+    if len(jax.devices()) > 1 or _DEVICES in os.environ:
         return speed_parts.core_section(params, arguments)
     result = _in_a_process_of_its_own("cores", arguments, num_devices=count)
     rate = timing.matmul_rate(arguments.matmul_side, arguments.repeats)
@@ -125,6 +125,10 @@ def cores_section(params: Params, arguments: Arguments) -> dict[str, Any]:
     return result | {"matmul FLOP/s": rate}
 
 
+#: How many devices JAX makes of a CPU.
+_DEVICES = "JAX_NUM_CPU_DEVICES"
+
+
 def _in_a_process_of_its_own(section: str, arguments: Arguments, *, num_devices: int) -> Any:
     words = ["--model", arguments.model, "--sections", section]
     for name in ("image_size", "batch_size", "num_steps", "inner_steps", "repeats", "matmul_side"):
@@ -132,7 +136,7 @@ def _in_a_process_of_its_own(section: str, arguments: Arguments, *, num_devices:
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
             [sys.executable, "-m", "experiments.speed", *words, "--out", folder],
-            env=os.environ | {"JAX_NUM_CPU_DEVICES": str(num_devices)},
+            env=os.environ | {_DEVICES: str(num_devices)},
             stdout=subprocess.DEVNULL, check=True,
         )  # fmt: skip
         return json.loads((Path(folder) / "speed.json").read_text())[section]

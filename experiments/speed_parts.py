@@ -322,7 +322,7 @@ def core_section(params: Params, arguments: Any) -> dict[str, Any]:
         }
         if part == "decoder":
             rows[name]["FLOP/s"] = flops / rows[name]["median"]
-    return {"batch": batch, "seconds": rows}
+    return {"batch": batch, "devices": count, "seconds": rows}
 
 
 def whole_run(

@@ -235,6 +235,8 @@ def test_parts_run_side_by_side_are_the_whole(bench, tmp_path):
     assert bench(out="fourth", only=("twice", "bicubic"))[0] == 0
     chosen = {(row["task"], row["method"]) for row in read(tmp_path, "fourth/rows.jsonl")}
     assert chosen == {("twice", "bicubic")}
+    code, err = bench(out="fifth", only=("twice", "best"))
+    assert code == 2 and "none of the methods runs on the tasks" in err
     code, err = bench(only=("bset",))
     assert code == 2 and "best" in err
 
@@ -259,6 +261,7 @@ def test_devices_share_the_batches(tmp_path, folder):
     alone, shared = rows
     assert alone.keys() == shared.keys()
     for cell, row in alone.items():
+        assert (row["devices"], shared[cell]["devices"]) == (1, 2)
         assert shared[cell]["psnr"] == pytest.approx(row["psnr"], abs=0.01)
 
 

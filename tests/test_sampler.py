@@ -9,7 +9,7 @@ import pytest
 from conftest import NUM_CODES, mixing_prior, patch_codec
 
 import aps_jax
-from aps_jax import APSConfig, Params, operators, schedule
+from aps_jax import APSConfig, Params, operators, sampler, schedule
 from aps_jax.estimate import encoder_logits, smooth_estimate
 from aps_jax.tokenizer import encode_tokens
 from aps_jax.types import Perceptual, image_keys
@@ -610,3 +610,45 @@ def test_unmeasured_tokens_start_afresh_at_every_timestep():
         moved = moved.reshape(side, side)
         assert moved[:, : side // 2].max() > 1
         np.testing.assert_allclose(moved[:, side // 2 :], 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("warm_start", ["logits", "displacement"])
+def test_a_warm_start_carries_over_as_much_as_the_evidence(warm_start):
+    params = make_params()
+    config = APSConfig(warm_start=warm_start, evidence_floor=0.3, encoder_start=0.5)
+    state = aps_jax.aps_init(params, measured(params), config=config)
+    rng = np.random.default_rng(0)
+    carried, log_prior = rng.normal(size=(2, *state.displacement.shape))
+    share = rng.uniform(size=(*state.evidence.shape, 1))
+    state = state._replace(
+        step=jnp.asarray(1),
+        displacement=jnp.asarray(carried, jnp.float32),
+        evidence=jnp.asarray(share[..., 0], jnp.float32),
+    )
+    start = sampler._start(params.codec, state, jnp.asarray(log_prior, jnp.float32), config)
+    fresh = log_prior + encoder_logits(params.codec, state.estimate, 0.5)
+    kept = carried + (log_prior if warm_start == "displacement" else 0)
+    np.testing.assert_allclose(start, share * kept + (1 - share) * fresh, atol=1e-4)
+
+
+def test_evidence_of_samples_and_of_larger_decodings_is_that_of_their_image():
+    """Masks of their own for two images; samples are sample-major."""
+    masks = np.random.default_rng(0).uniform(size=(2, SIDE, SIDE, 1)) < [[[[0.2]]], [[[0.8]]]]
+    masks[0, : SIDE // 2] = False
+    operator = operators.inpainting_random(fraction=0.5).replace(
+        params=jnp.asarray(masks, jnp.float32)
+    )
+    params = make_params(operator)
+    y = measured(params)[:2]
+    options = {"evidence_floor": 0.3, "num_samples": 2}
+    both = aps_jax.aps_init(params, y, config=APSConfig(**options)).evidence
+    assert np.ptp(both[0]) > 0.5
+    for i in range(2):
+        alone = params.replace(operator=operator.replace(params=operator.params[i : i + 1]))
+        found = aps_jax.aps_init(alone, y[i : i + 1], config=APSConfig(**options)).evidence
+        np.testing.assert_allclose(found, both[i::2], rtol=1e-5)
+    finer = aps_jax.aps_init(params, y, config=APSConfig(**options, decode_scale=2)).evidence
+    side = SIDE // params.codec.stride
+    halves = finer.reshape(4, 2 * side, 2 * side)
+    np.testing.assert_array_equal(halves[0, :side], 0)
+    assert halves[0, side:].max() > 0.5

@@ -78,9 +78,9 @@ def test_smoke_run_measures_everything(tmp_path):
     assert rows["decoder forward and backward"]["FLOP"] > 1.5 * rows["decoder forward"]["FLOP"] > 0
     cores = result["cores"]
     if "skipped" not in cores:
-        names = [name for name in cores["seconds"] if name.startswith("decoder, ")]
-        assert names == ["decoder, one device", f"decoder, {cores['batch']} devices"]
-        assert cores["seconds"][names[1]]["FLOP/s over matmul"] > 0
+        spread = cores["seconds"][f"decoder, {cores['devices']} devices"]
+        assert spread["over one device"]["median"] > 0
+        assert ("FLOP/s over matmul" in spread) == (len(jax.devices()) == 1)
     assert result["start"]["cold"]["import"] > 0
     assert result["growth"]["seconds"]["base"]["over base"]["median"] == 1
     torch = result["torch"]

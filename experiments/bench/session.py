@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -173,6 +172,8 @@ class Session:
 
     Attributes:
       plan: what is to be done.
+      mesh: devices that every batch is spread over.
+      params: models on all of them, without an operator.
       rows: what is done, the new rows included.
       only: labels of tasks and methods; nothing else is computed. All tasks if none is named, all
         methods likewise.
@@ -192,12 +193,17 @@ class Session:
     ) -> None:
         self.plan, self.crops, self.perceptual = plan, crops, perceptual
         self.only = only
-        self.mesh = sharding.make_mesh(math.gcd(plan.study.batch_size, len(jax.devices())))
+        batch = plan.study.batch_size
+        self.mesh = sharding.make_mesh(
+            max(n for n in range(1, len(jax.devices()) + 1) if batch % n == 0)
+        )
         self.params = sharding.shard_params(
             Params(model.prior, model.codec, None, perceptual), self.mesh
         )
         self.on_progress, self.deadline = on_progress, deadline
         self.rows = plan.rows(version=aps_jax.__version__, ignored=ignored)
+        if any(budget and budget.like for budget in plan.study.budgets):
+            self._require_devices()
         self.done: dict[Cell, set[str]] = {}
         for row in self.rows:
             self.done.setdefault(cell_of(row), set()).add(row["image"])
@@ -212,9 +218,21 @@ class Session:
             for method in self.plan.methods(task)
             if self._is_wanted(task, method)
         ]
+        if self.only and not jobs:
+            raise ValueError(f"--only {' '.join(self.only)}: none of the methods runs on the tasks")
         self.num_all = sum(len(missing) for job in jobs for missing in self._missing(*job).values())
         for job in jobs:
             self._run_method(*job)
+
+    def _require_devices(self) -> None:
+        """ValueError if rows, whose seconds a budget is found from, are of other devices."""
+        counts = {row.get("devices", 1) for row in self.rows} - {self.mesh.size}
+        if counts:
+            raise ValueError(
+                f"{self.plan.log} holds rows of batches spread over {max(counts)} devices, here "
+                f"are {self.mesh.size}, and a budget in seconds cannot mix them; run on as many, "
+                "or give --out another folder"
+            )
 
     def _is_wanted(self, task: Task, method: Method) -> bool:
         wanted = set(self.only)
@@ -302,6 +320,7 @@ class Session:
                 "image": self.crops.names[i],
                 "fingerprint": found,
                 "version": aps_jax.__version__,
+                "devices": self.mesh.size,
             }
             if restored.is_finite[place] and table[place]:
                 row |= table[place]
