@@ -597,6 +597,11 @@ def test_equal_seconds_run_and_resume(bench, tmp_path):
             assert row["decoder_evaluations"] == found
     assert bench(raw)[0] == 0  # the third photo, under what was found for the first two
     assert read(tmp_path)[: len(rows)] == rows
+    # Seconds of other devices do not compare.
+    path = tmp_path / "out" / "rows.jsonl"
+    path.write_text(path.read_text().replace('"devices": 1', '"devices": 3'))
+    code, err = bench(raw)
+    assert code == 2 and "over 3 devices, here are 1" in err
 
 
 # Aggregation and configurations.
