@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from aps_jax.field import cover_field
 from aps_jax.likelihood import gaussian_energy
 from aps_jax.tokenizer import encode_tokens
 from aps_jax.types import Array, Codec, ImageShape, Operator, Params, PyTree
@@ -91,10 +92,8 @@ def encoder_tokens(codec: Codec, x: Array, *, grid: tuple[int, int], decode_scal
       grid: (h, w) of the field.
       decode_scale: how many times larger than the image the codec decodes.
     """
-    x = jnp.repeat(jnp.repeat(x, decode_scale, axis=1), decode_scale, axis=2)
-    height, width = (side * codec.stride for side in grid)
-    past_edges = ((0, 0), (0, height - x.shape[1]), (0, width - x.shape[2]), (0, 0))
-    return encode_tokens(codec, jnp.pad(x, past_edges, mode="edge")).reshape(x.shape[0], -1)
+    x = cover_field(x, grid=grid, stride=codec.stride, decode_scale=decode_scale, mode="edge")
+    return encode_tokens(codec, x).reshape(x.shape[0], -1)
 
 
 def encoder_logits(codec: Codec, tokens: Array, weight: float) -> Array:

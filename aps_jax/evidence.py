@@ -11,7 +11,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from aps_jax.field import cover_field
 from aps_jax.likelihood import residuals
+from aps_jax.tokenizer import space_to_depth
 from aps_jax.types import Array, ImageShape, Operator, PyTree
 
 #: Random images and random directions of y that `pixel_sensitivity` averages over.
@@ -78,11 +80,10 @@ def token_evidence(
       decode_scale: how many times larger than the image the codec decodes.
       floor: share of the mean s at which the evidence is 1/2.
     """
-    decoded = jnp.repeat(jnp.repeat(sensitivity, decode_scale, axis=1), decode_scale, axis=2)
-    height, width = (side * stride for side in grid)
-    past_edges = ((0, 0), (0, height - decoded.shape[1]), (0, width - decoded.shape[2]))
-    patches = jnp.pad(decoded, past_edges).reshape(-1, grid[0], stride, grid[1], stride)
-    strength = jnp.sum(patches, axis=(2, 4)).reshape(is_unknown.shape)
+    pixels = cover_field(
+        sensitivity[..., None], grid=grid, stride=stride, decode_scale=decode_scale, mode="constant"
+    )
+    strength = jnp.sum(space_to_depth(pixels, stride), axis=-1).reshape(is_unknown.shape)
     count = jnp.maximum(jnp.sum(is_unknown, axis=-1), 1)
     mean = jnp.sum(jnp.where(is_unknown, jnp.sqrt(strength), 0.0), axis=-1) / count
     return strength / (strength + (floor * mean[:, None]) ** 2 + jnp.finfo(jnp.float32).tiny)

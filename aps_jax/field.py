@@ -100,3 +100,21 @@ def prior_logits(prior: Prior, tokens: Array, *, is_unconditional: bool = False)
         share = share_h[index][None, :, None, None]
         field = field.at[:, top : top + size_h].add(strips[index] * share)
     return field
+
+
+def cover_field(
+    x: Array, *, grid: tuple[int, int], stride: int, decode_scale: int, mode: str
+) -> Array:
+    """Images [B, H, W, C] as large as what a field decodes to, [B, h * stride, w * stride, C].
+
+    Args:
+      x: what is enlarged (nearest) and continued at the right and at the bottom.
+      grid: (h, w) of the field, which may reach past the images.
+      stride: decoded pixels per token along each axis.
+      decode_scale: how many times larger than the images the codec decodes.
+      mode: "edge" continues the last rows and columns, "constant" zeros.
+    """
+    x = jnp.repeat(jnp.repeat(x, decode_scale, axis=1), decode_scale, axis=2)
+    height, width = (side * stride for side in grid)
+    past_edges = ((0, 0), (0, height - x.shape[1]), (0, width - x.shape[2]), (0, 0))
+    return jnp.pad(x, past_edges, mode=mode)

@@ -27,6 +27,7 @@ import numpy as np
 import tyro
 
 import aps_jax
+from aps_jax.commands.doctor import num_cpus
 from aps_jax.files import write_atomically, write_json
 from aps_jax.types import Params
 from experiments import speed_parts, timing
@@ -112,7 +113,7 @@ def cores_section(params: Params, arguments: Arguments) -> dict[str, Any]:
 
     The rate of matrix products is this process's, where one device has all cores.
     """
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = num_cpus()
     if jax.default_backend() != "cpu" or count == 1:
         return {"skipped": "needs a CPU with several cores"}
     if len(jax.devices()) > 1 or _DEVICES in os.environ:

@@ -121,7 +121,7 @@ def diagnose(model: str) -> int:
         f"aps_jax {aps_jax.__version__}, Python {platform.python_version()}, {platform.platform()}"
     )
     print(", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES))
-    print(f"{_num_cpus()} CPU cores; devices: {', '.join(map(str, jax.devices()))}")
+    print(f"{num_cpus()} CPU cores; devices: {', '.join(map(str, jax.devices()))}")
     try:
         load_lpips()
         print("LPIPS: available")
@@ -138,7 +138,8 @@ def diagnose(model: str) -> int:
     return 0
 
 
-def _num_cpus() -> int:
+def num_cpus() -> int:
+    """CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

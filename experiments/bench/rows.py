@@ -59,3 +59,13 @@ def require_version(path: Path, rows: Iterable[Row], *, only: str | None) -> Non
             f"{path} holds rows of aps_jax {', '.join(versions)}, this is {aps_jax.__version__}; "
             "give --out another folder"
         )
+
+
+def require_devices(path: Path, rows: Iterable[Row], *, only: int) -> None:
+    """Refuses rows of batches spread over other than `only` devices, whose seconds differ."""
+    others = {row.get("devices", 1) for row in rows} - {only}
+    if others:
+        raise ValueError(
+            f"{path} holds rows of batches spread over {max(others)} devices, here are {only}, and "
+            "a budget in seconds cannot mix them; run on as many, or give --out another folder"
+        )

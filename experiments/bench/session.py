@@ -26,6 +26,7 @@ from experiments.bench.rows import (
     Row,
     cell_of,
     read_rows,
+    require_devices,
     require_own,
     require_version,
 )
@@ -191,7 +192,7 @@ class Session:
         ignored: Sequence[str] = (),
         only: Sequence[str] = (),
     ) -> None:
-        self.plan, self.crops, self.perceptual = plan, crops, perceptual
+        self.plan, self.crops = plan, crops
         self.only = only
         batch = plan.study.batch_size
         self.mesh = sharding.make_mesh(
@@ -203,7 +204,7 @@ class Session:
         self.on_progress, self.deadline = on_progress, deadline
         self.rows = plan.rows(version=aps_jax.__version__, ignored=ignored)
         if any(budget and budget.like for budget in plan.study.budgets):
-            self._require_devices()
+            require_devices(plan.log, self.rows, only=self.mesh.size)
         self.done: dict[Cell, set[str]] = {}
         for row in self.rows:
             self.done.setdefault(cell_of(row), set()).add(row["image"])
@@ -223,16 +224,6 @@ class Session:
         self.num_all = sum(len(missing) for job in jobs for missing in self._missing(*job).values())
         for job in jobs:
             self._run_method(*job)
-
-    def _require_devices(self) -> None:
-        """ValueError if rows, whose seconds a budget is found from, are of other devices."""
-        counts = {row.get("devices", 1) for row in self.rows} - {self.mesh.size}
-        if counts:
-            raise ValueError(
-                f"{self.plan.log} holds rows of batches spread over {max(counts)} devices, here "
-                f"are {self.mesh.size}, and a budget in seconds cannot mix them; run on as many, "
-                "or give --out another folder"
-            )
 
     def _is_wanted(self, task: Task, method: Method) -> bool:
         wanted = set(self.only)
@@ -312,7 +303,7 @@ class Session:
         y: Any,
         params: Params,
     ) -> list[Row]:
-        perceptual = self.perceptual if self.plan.study.lpips else None
+        perceptual = self.params.perceptual if self.plan.study.lpips else None
         table = restoring.scored(params.operator, perceptual, restored.images, x, y)
         rows = []
         for place, i in enumerate(index):
