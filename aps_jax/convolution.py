@@ -5,6 +5,9 @@ the kernel. Inside a `fori_loop` or `scan` body that view is never materialised 
 falls back to a path more than ten times slower. Here the input gradient is written as an ordinary
 forward convolution with an explicitly flipped and transposed kernel, which takes the fast path
 everywhere (`python -m experiments.speed` measures it).
+
+On images of a few pixels, such as the deepest features of LPIPS, that path is slow too, up to 90
+times; there a convolution is one matrix product with the pixels' neighbourhoods.
 """
 
 from __future__ import annotations
@@ -21,13 +24,32 @@ from aps_jax.types import Array
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-def _forward(x: Array, kernel: Array, strides: tuple[int, int], padding: Any) -> Array:
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_LAYOUT)
+#: Output pixels up to which a convolution is a matrix product.
+_FEW_PIXELS = 16
+
+
+def _forward(x: Array, kernel: Array, padding: tuple[tuple[int, int], ...]) -> Array:
+    taps = kernel.shape[:2]
+    height, width = (
+        size + sum(pads) - tap + 1
+        for size, pads, tap in zip(x.shape[1:3], padding, taps, strict=True)
+    )
+    if height * width > _FEW_PIXELS:
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_LAYOUT)
+    # Padding is negative where a gradient goes back through generous padding.
+    edges = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
+    padded = jax.lax.pad(x, jnp.zeros((), x.dtype), edges)
+    near = [
+        padded[:, row : row + height, column : column + width]
+        for row in range(taps[0])
+        for column in range(taps[1])
+    ]
+    return jnp.concatenate(near, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _unit_stride(x: Array, kernel: Array, padding: tuple[tuple[int, int], ...]) -> Array:
-    return _forward(x, kernel, (1, 1), padding)
+    return _forward(x, kernel, padding)
 
 
 def _unit_stride_fwd(x, kernel, padding):
@@ -41,9 +63,9 @@ def _unit_stride_bwd(padding, residuals, cotangent):
         (size - 1 - low, size - 1 - high)
         for size, (low, high) in zip(kernel.shape[:2], padding, strict=True)
     )
-    grad_x = _forward(cotangent, flipped, (1, 1), reverse)
+    grad_x = _forward(cotangent, flipped, reverse)
     # Unused by the sampler, whose weights are frozen: dead code there, needed for training.
-    _, kernel_vjp = jax.vjp(lambda k: _forward(x, k, (1, 1), padding), kernel)
+    _, kernel_vjp = jax.vjp(lambda k: _forward(x, k, padding), kernel)
     return grad_x, kernel_vjp(cotangent)[0]
 
 

@@ -21,25 +21,27 @@ def field_shape(image_shape: ImageShape, stride: int) -> tuple[int, int]:
     return -(-image_shape[0] // stride), -(-image_shape[1] // stride)
 
 
-def window_starts(length: int, window: int) -> tuple[int, ...]:
+def window_starts(length: int, window: int, overlap: float = 0.25) -> tuple[int, ...]:
     """First positions of evenly spread windows that cover `length` tokens along one axis.
 
-    Neighbouring windows share at least a quarter of their tokens; all lie inside the field.
+    All lie inside the field, and neighbours share at least `overlap`, in [0, 1), of their tokens.
     """
+    if not 0 <= overlap < 1:
+        raise ValueError(f"the overlap of windows must be in [0, 1), got {overlap}")
     if length <= window:
         return (0,)
-    stride = max(1, window - -(-window // 4))
+    stride = max(1, window - math.ceil(overlap * window))
     count = math.ceil((length - window) / stride) + 1
     return tuple(round(index * (length - window) / (count - 1)) for index in range(count))
 
 
-def blend_weights(length: int, window: int) -> np.ndarray:
+def blend_weights(length: int, window: int, overlap: float = 0.25) -> np.ndarray:
     """Share of every window in every token along one axis, float32 [windows, min(window, length)].
 
     Raised cosine, largest at the window's centre and positive everywhere; over the windows that
     cover a token the shares sum to 1.
     """
-    starts = window_starts(length, window)
+    starts = window_starts(length, window, overlap)
     size = min(window, length)
     profile = np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2
     total = np.zeros(length)
@@ -58,7 +60,8 @@ def prior_logits(prior: Prior, tokens: Array, *, is_unconditional: bool = False)
     and images of the batch never influence each other.
 
     Args:
-      prior: `prior.window` is the largest grid side it takes.
+      prior: `prior.window` is the largest grid side it takes, `prior.overlap` the least share of
+        a window that its neighbours have too.
       tokens: int [B, h, w] in [0, K], K for the mask.
       is_unconditional: use `prior.apply_unconditional`.
 
@@ -76,7 +79,7 @@ def prior_logits(prior: Prior, tokens: Array, *, is_unconditional: bool = False)
     if window is None or max(height, width) <= window:
         return apply(prior.params, tokens)
 
-    rows, columns = window_starts(height, window), window_starts(width, window)
+    rows, columns = (window_starts(side, window, prior.overlap) for side in (height, width))
     size_h, size_w = min(window, height), min(window, width)
     pieces = jnp.stack(
         [
@@ -90,7 +93,7 @@ def prior_logits(prior: Prior, tokens: Array, *, is_unconditional: bool = False)
     logits = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
 
     # [rows, columns, B, size_h, size_w, K] -> strips as wide as the field -> the field.
-    share_h, share_w = blend_weights(height, window), blend_weights(width, window)
+    share_h, share_w = (blend_weights(side, window, prior.overlap) for side in (height, width))
     strips = jnp.zeros((*logits.shape[:1], *logits.shape[2:4], width, prior.num_codes))
     for index, left in enumerate(columns):
         share = share_w[index][None, None, None, :, None]

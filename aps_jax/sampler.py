@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from aps_jax import remasking, schedule
+from aps_jax.categorical import draw_tokens
 from aps_jax.config import APSConfig
 from aps_jax.estimate import encoder_logits, estimated_tokens
 from aps_jax.evidence import pixel_sensitivity, token_evidence
@@ -312,7 +313,7 @@ def _propose(params: Params, logits: Array, keys: Key, config: APSConfig) -> Arr
         return quantized_expectation(params.codec, logits)[1]
     if config.draw == "argmax":
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+    return draw_tokens(keys, logits)
 
 
 def _anchors(

@@ -162,6 +162,7 @@ class Prior:
       window: largest grid side the model was trained on; larger fields are covered by overlapping
         windows (`aps_jax.field`). None if the model takes any size by itself.
       apply_unconditional: like `apply` without the condition, for classifier-free guidance.
+      overlap: least share, in [0, 1), of a window that its neighbours cover too.
     """
 
     params: PyTree
@@ -169,6 +170,7 @@ class Prior:
     num_codes: int = _static()
     window: int | None = _static(None)
     apply_unconditional: Callable[[PyTree, Array], Array] | None = _static(None)
+    overlap: float = _static(0.25)
 
 
 @flax.struct.dataclass

@@ -29,7 +29,7 @@ from aps_jax.checkpoint import read_card
 from aps_jax.files import write_json
 from aps_jax.images import from_uint8, to_uint8
 from aps_jax.pretrained import load_codec, model_folder
-from aps_jax.tokenizer import depth_to_space, reconstruct, space_to_depth
+from aps_jax.tokenizer import decode_tokens, depth_to_space, encode_tokens, space_to_depth
 from aps_jax.types import Array, Key
 from experiments import photos
 
@@ -55,7 +55,7 @@ class Arguments:
     out: Path
     model: str = "photo64"
     short_side: int = 256
-    count: int = 50
+    count: int = 200
     num_patches: int = 400_000
     num_iterations: int = 12
     seed: int = 0
@@ -127,21 +127,24 @@ def main(arguments: Arguments) -> None:
         patches = space_to_depth(x, side)
         coded = centres[nearest(patches.reshape(-1, 3 * side**2), centres)]
         vq = depth_to_space(coded.reshape(patches.shape), side)
-        return {"codec": reconstruct(codec, x), "patch VQ": vq}
+        tokens = encode_tokens(codec, x)
+        images = {"codec": decode_tokens(codec, tokens), "patch VQ": vq}
+        return images, jnp.bincount(tokens.reshape(-1), length=codec.num_codes)
 
     @jax.jit
     def score(a, b):
         return metrics.psnr(a, b), metrics.ssim(a, b), perceptual(jnp.clip(a, -1, 1), b)
 
     rows = {name: [] for name in ("codec", "JPEG", "patch VQ")}
-    rates = []
+    rates, used = [], np.zeros(codec.num_codes, int)
     paths = photos.spread(photos.list_images([arguments.eval_data]), arguments.count)
     for path in track(paths, "photos"):
         pixels = np.asarray(photos.load_rgb(path, arguments.short_side))
         height, width = (8 * (n // 8) for n in pixels.shape[:2])
         pixels = pixels[:height, :width]
         x = jnp.asarray(from_uint8(pixels))[None]
-        candidates = restored(codec, centres, x)
+        candidates, counts = restored(codec, centres, x)
+        used += np.asarray(counts)
         decoded, rate = jpeg(pixels, bits / side**2 * height * width)
         rates.append(rate)
         candidates["JPEG"] = jnp.asarray(from_uint8(decoded))[None]
@@ -160,6 +163,8 @@ def main(arguments: Arguments) -> None:
         "short_side": arguments.short_side,
         "bits_per_pixel": bits / side**2,
         "jpeg_bits_per_pixel": round(float(np.mean(rates)), 4),
+        "tokens": int(used.sum()),
+        "codes_used": round(float(np.mean(used > 0)), 4),
         "codec_training": read_card(folder)["codec_training"],
     } | {name: summary(values) for name, values in rows.items()}
     write_json(arguments.out, result)

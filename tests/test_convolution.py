@@ -66,6 +66,15 @@ def test_paddings_that_the_decoder_may_meet(size, padding):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("image_size", [(1, 1), (2, 2), (1, 4), (4, 4), (5, 4)])
+def test_images_of_a_few_pixels(image_size):
+    x, kernel = draw(3, (3, *image_size, 5), (3, 3, 5, 4))
+    got = value_and_gradients(x, kernel, ours, "SAME")
+    expected = value_and_gradients(x, kernel, lax_conv, "SAME")
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
 def uses_own_gradient(**settings):
     x, kernel = draw(2, (1, 6, 6, 4), (3, 3, settings.pop("inputs", 4), 4))
     strides = settings.pop("strides", (1, 1))

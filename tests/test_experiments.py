@@ -25,6 +25,7 @@ from experiments import (
     train_codec,
     train_prior,
     training,
+    window_placement,
 )
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
@@ -283,6 +284,30 @@ def test_k_means_finds_separate_clusters(rng):
     np.testing.assert_array_equal(
         codec_yardsticks.nearest(points, centres), jnp.argmin(distances, axis=-1)
     )
+
+
+def test_window_placements_are_scored_at_masked_tokens(folder, prior_run, tmp_path):
+    model = aps_jax.load_pretrained(str(prior_run.out / "model"))
+    out = tmp_path / "windows.json"
+    window_placement.main(
+        window_placement.Arguments(
+            eval_data=folder, out=out, model=str(prior_run.out / "model"), count=3, ratios=(1.0,)
+        )
+    )
+    found = json.loads(out.read_text())
+    side = 2 * model.prior.window
+    crops = photos.evaluation_crops(folder, size=side * model.codec.stride, shrink=2, count=3)
+    assert found["photos"] == len(crops.images) == 3 and found["field"] == side
+    names = ("overlap 0", "overlap 0.25", "one call")
+    assert [found[name]["windows"] for name in names] == [4, 9, 1]
+    assert found["overlap 0.25"]["ce_1_over_shipped"] == [0, 0]
+
+    # All masked: every window sees the same, whatever the photo.
+    tokens = aps_jax.tokenizer.encode_tokens(model.codec, crops.images).reshape(3, side, side)
+    masked = jnp.full((1, side, side), model.prior.num_codes)
+    log_probs = jax.nn.log_softmax(model.prior.apply(model.prior.params, masked))[0]
+    picked = log_probs[jnp.arange(side)[:, None], jnp.arange(side), tokens]
+    np.testing.assert_allclose(found["one call"]["ce_1"], -picked.mean(), atol=1e-4)
 
 
 def test_jpeg_is_the_best_one_within_the_rate(rng):

@@ -44,10 +44,11 @@ def random_tokens(shape, seed=1):
     return jnp.asarray(np.random.default_rng(seed).integers(0, K + 1, shape), jnp.int32)
 
 
+@pytest.mark.parametrize("overlap", [0, 0.25, 0.75])
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_windows_cover_the_field_and_overlap(length, window):
-    starts = window_starts(length, window)
+def test_windows_cover_the_field_and_overlap(length, window, overlap):
+    starts = window_starts(length, window, overlap)
     size = min(window, length)
     covered = np.zeros(length, int)
     for start in starts:
@@ -57,7 +58,7 @@ def test_windows_cover_the_field_and_overlap(length, window):
     assert starts[0] == 0 and starts[-1] == length - size
     gaps = np.diff(starts)
     if window > 1:
-        assert all(gaps <= size - -(-size // 4))
+        assert all(gaps <= max(1, size - np.ceil(overlap * size)))
     assert all(gaps >= 1) and (len(gaps) == 0 or np.ptp(gaps) <= 1)
 
 
@@ -93,6 +94,24 @@ def test_a_pointwise_prior_is_the_same_with_and_without_windows(shape):
     prior, tokens = pointwise_prior(4), random_tokens((2, *shape))
     whole = jax.nn.log_softmax(prior.apply(prior.params, tokens))
     np.testing.assert_allclose(run(prior, tokens), whole, atol=1e-5)
+
+
+def test_a_prior_says_how_much_its_windows_overlap():
+    tokens = random_tokens((1, 9, 8))
+    calls = []
+
+    def apply(params, tokens):
+        calls.append(tokens.shape)
+        return mean_apply(params, tokens)
+
+    results = [
+        prior_logits(pointwise_prior(4, apply).replace(overlap=overlap), tokens)
+        for overlap in (0.0, 0.25, 0.75)
+    ]
+    assert not np.allclose(results[0], results[1]) and not np.allclose(results[1], results[2])
+    for overlap in (-0.1, 1.0):
+        with pytest.raises(ValueError, match="overlap of windows"):
+            prior_logits(pointwise_prior(4).replace(overlap=overlap), tokens)
 
 
 def test_a_constant_prior_stays_constant():

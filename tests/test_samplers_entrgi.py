@@ -77,7 +77,7 @@ def test_the_surest_position_comes_first():
         toy.make_params(JOINT), jnp.asarray(Y[None], jnp.float32), jax.random.key(0),
         config=EntRGiConfig(num_steps=LENGTH, num_inner_steps=0), known_tokens=None,
     )  # fmt: skip
-    state = entrgi._step(problem, problem.keys, problem.tokens, jnp.asarray(0))
+    state = entrgi._step(problem, 0.0, problem.keys, problem.tokens, jnp.asarray(0))
     marginals = toy.conditionals(JOINT, np.full(LENGTH, CODES))
     entropy = -(marginals * np.log(marginals)).sum(axis=1)
     assert np.flatnonzero(np.asarray(state)[0] < CODES).tolist() == [np.argmin(entropy)]

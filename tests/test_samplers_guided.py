@@ -10,7 +10,7 @@ import toy
 from toy import CODES, FIELDS, HEIGHT, LENGTH, STATES, WIDTH
 
 from aps_jax import schedule
-from aps_jax.samplers import SAMPLERS, decoding, g2d2, selection
+from aps_jax.samplers import SAMPLERS, g2d2, selection
 from aps_jax.samplers.g2d2 import G2D2Config
 from aps_jax.samplers.svdd import SVDDConfig
 
@@ -214,10 +214,3 @@ def test_guidance_lowers_the_energy(transition):
         np.testing.assert_array_equal(num_masked, np.broadcast_to(counts[:, None], (8, 300)))
     else:
         assert np.all(np.diff(num_masked, axis=0) <= 0)  # it never masks a token again
-
-
-def test_the_tail_beyond_top_p_is_cut():
-    log_probs = jnp.log(jnp.array([[[0.1, 0.6, 0.25, 0.05], [0.96, 0.02, 0.01, 0.01]]]))
-    kept = np.isfinite(decoding.top_p(log_probs, 0.8))[0]
-    np.testing.assert_array_equal(kept, [[0, 1, 1, 0], [1, 0, 0, 0]])
-    assert np.all(np.isfinite(decoding.top_p(log_probs, 1.0)))

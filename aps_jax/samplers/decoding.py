@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from aps_jax import remasking, schedule
+from aps_jax.categorical import draw_tokens
 from aps_jax.samplers.config import DecodingConfig
-from aps_jax.samplers.problem import Field, draw_tokens, fold, prior_log_probs, split
+from aps_jax.samplers.problem import Field, fold, prior_log_probs, split
 from aps_jax.types import Array, Key
 
 
@@ -107,20 +108,6 @@ def _remask_probability(field: Field, state: Decoding, gamma_t: Array, gamma_s: 
 
 def _uniform(keys: Key, like: Array) -> Array:
     return jax.vmap(lambda key: jax.random.uniform(key, like.shape[1:]))(keys)
-
-
-def top_p(log_probs: Array, mass: float) -> Array:
-    """Log-probabilities [R, L, K] without the tail beyond the likeliest tokens that hold `mass`.
-
-    The likeliest token always stays; the rest of the mass is not put back.
-    """
-    if mass >= 1:
-        return log_probs
-    order = jnp.argsort(-log_probs, axis=-1)
-    probs = jnp.take_along_axis(jax.nn.softmax(log_probs, axis=-1), order, axis=-1)
-    before = jnp.cumsum(probs, axis=-1) - probs
-    is_kept = jnp.take_along_axis(before < mass, jnp.argsort(order, axis=-1), axis=-1)
-    return jnp.where(is_kept, log_probs, -jnp.inf)
 
 
 def decode_step(field: Field, keys: Key, state: Decoding, step: Array) -> Decoding:

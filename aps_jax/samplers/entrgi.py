@@ -17,15 +17,14 @@ import jax.numpy as jnp
 import optax
 
 from aps_jax import remasking, schedule
+from aps_jax.categorical import draw_tokens, top_p
 from aps_jax.config import Evaluations, check_options
 from aps_jax.likelihood import expected_code
 from aps_jax.sampler import SampleResult, StepInfo
 from aps_jax.samplers.config import GradientConfig, PriorConfig
-from aps_jax.samplers.decoding import top_p
 from aps_jax.samplers.problem import (
     Problem,
     codes_of,
-    draw_tokens,
     encoder_bonus,
     energy,
     finish,

@@ -18,14 +18,13 @@ import numpy as np
 import optax
 
 from aps_jax import remasking, schedule
+from aps_jax.categorical import draw_tokens, top_p
 from aps_jax.config import check_options
 from aps_jax.likelihood import expected_code
 from aps_jax.sampler import SampleResult, StepInfo
 from aps_jax.samplers.config import StarConfig
-from aps_jax.samplers.decoding import top_p
 from aps_jax.samplers.problem import (
     Problem,
-    draw_tokens,
     encoder_bonus,
     finish,
     fold,

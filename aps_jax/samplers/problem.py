@@ -120,11 +120,6 @@ def split(keys: Key, num: int) -> Key:
     return jnp.swapaxes(jax.vmap(lambda key: jax.random.split(key, num))(keys), 0, 1)
 
 
-def draw_tokens(keys: Key, log_probs: Array) -> Array:
-    """One token per position, int32 [R, L], from log-probabilities [R, L, K]."""
-    return jax.vmap(jax.random.categorical)(keys, log_probs).astype(jnp.int32)
-
-
 def prior_log_probs(field: Field, tokens: Array) -> Array:
     """Log p(x_l | tokens) [R, L, K]; clean tokens are carried over, so one-hot with a floor."""
     config = field.config

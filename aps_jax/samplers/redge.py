@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from aps_jax import lfq
+from aps_jax.categorical import draw_tokens
 from aps_jax.config import check_options
 from aps_jax.sampler import SampleResult, StepInfo
 from aps_jax.samplers.config import StarConfig
@@ -25,7 +26,6 @@ from aps_jax.samplers.g2d2 import kl_term, star_transition
 from aps_jax.samplers.problem import (
     Problem,
     codes_of,
-    draw_tokens,
     encoder_bonus,
     finish,
     fold,

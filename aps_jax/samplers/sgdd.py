@@ -22,12 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from aps_jax import remasking
+from aps_jax.categorical import draw_tokens
 from aps_jax.config import Evaluations, check_options
 from aps_jax.sampler import SampleResult, StepInfo
 from aps_jax.samplers.config import PriorConfig
 from aps_jax.samplers.problem import (
     Problem,
-    draw_tokens,
     energy,
     finish,
     fold,
@@ -143,8 +143,10 @@ def sgdd_sample(
         x, z, loss = sgdd_step(problem, fold(keys_loop, k), *carry, k)
         return (x, z), step_info(problem, z, loss)
 
-    uniform = jnp.zeros((*problem.tokens.shape, problem.mask))
-    start = with_known_tokens(problem, draw_tokens(keys_start, uniform))
+    def any_tokens(key: Key) -> Array:
+        return jax.random.randint(key, problem.tokens.shape[1:], 0, problem.mask)
+
+    start = with_known_tokens(problem, jax.vmap(any_tokens)(keys_start))
     (_, z), info = jax.lax.scan(step, (start, start), jnp.arange(config.num_steps))
     return finish(problem, z, info)
 

@@ -19,13 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aps_jax.categorical import draw_tokens
 from aps_jax.config import Evaluations, check_options
 from aps_jax.sampler import SampleResult, StepInfo
 from aps_jax.samplers import decoding, selection
 from aps_jax.samplers.config import DecodingConfig
 from aps_jax.samplers.problem import (
     Problem,
-    draw_tokens,
     energy,
     finish,
     fold,
