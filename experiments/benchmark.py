@@ -235,6 +235,8 @@ def benchmark(arguments: Arguments) -> int:
         raise ValueError(f"{log} has no rows; leave out --table and give --data")
     text = summary.table(study, rows)
     write_atomically(arguments.out / "table.md", (text + "\n").encode())
+    short = summary.overview(study, rows)
+    write_atomically(arguments.out / "overview.md", (short + "\n").encode())
     summary.plot(study, rows, arguments.out)
     print(text)
     return code

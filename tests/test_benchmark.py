@@ -634,6 +634,9 @@ def test_aggregation_against_numpy(rng):
     assert f"| a | 4 | {means[0].mean():.2f} ± {means[0].std():.2f} |" in text
     assert f"| 7 | {found.mean:+.2f} ± {found.half_width:.2f} | +0.000 ± 0.000 |" in text
     assert "left out: 1 (a on hdr)" in text
+    short = summary.overview(parsed, rows).splitlines()
+    assert short[2] == f"| b | {means[1].mean():.2f}; 0.250 (4) |"
+    assert short[3] == f"| a | {found.mean:+.2f} ± {found.half_width:.2f}; +0.000 ± 0.000 (4) |"
 
 
 CONFIGS = sorted((photos.Path(benchmark.__file__).parent / "configs").glob("*.json"))

@@ -102,6 +102,49 @@ def table(study: Study, rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def overview(study: Study, rows: Sequence[Row]) -> str:
+    """Markdown, one table per budget: PSNR and LPIPS, the reference's means and others' gains.
+
+    Only gains say how methods compare, since not all of them are run on all photos.
+    """
+    lines = []
+    for budget in study.budgets:
+        label = budget.label if budget else None
+        found = {
+            (task, method): scores_of(rows, task, method, label)
+            for task in _tasks_of(study, label)
+            for method in study.methods
+        }
+        tasks = [task for task in study.tasks if any(found.get((task, m)) for m in study.methods)]
+        lines += [f"### {label}", ""] if label else []
+        lines += [line(["PSNR, dB; LPIPS (photos)", *tasks]), "|" + "---|" * (len(tasks) + 1)]
+        for method in sorted(study.methods, key=lambda m: m != study.compare_to):
+            if any(found[task, method] for task in tasks):
+                references = [found[task, study.compare_to] for task in tasks]
+                scores = [found[task, method] for task in tasks]
+                is_reference = method == study.compare_to
+                cells = [
+                    _means(own) if is_reference else _gains(own, reference)
+                    for own, reference in zip(scores, references, strict=True)
+                ]
+                lines.append(line([method, *cells]))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _means(scores: Scores) -> str:
+    shown = (_spread(scores, metric).split(" ")[0] for metric in ("psnr", "lpips"))
+    return f"{'; '.join(shown)} ({len(scores)})" if scores else "–"
+
+
+def _gains(scores: Scores, reference: Scores) -> str:
+    found = [gain(scores, reference, metric) for metric in ("psnr", "lpips")]
+    if found[0] is None:
+        return "–"
+    psnr, lpips = (_signed(g, _DIGITS[m]) for g, m in zip(found, ("psnr", "lpips"), strict=True))
+    return f"{psnr}; {lpips} ({len(scores.keys() & reference.keys())})"
+
+
 def line(cells: Iterable[str]) -> str:
     """A line of a Markdown table."""
     return "| " + " | ".join(cells) + " |"
