@@ -42,7 +42,8 @@ class Arguments:
       config: JSON file of the benchmark.
       data: folder of held-out photos.
       out: folder of the rows, the table, the plots and the pictures.
-      tune: search the options of every method on photos of their own; writes OUT/tuned.json.
+      tune: search the options of every method on photos of their own; writes OUT/tuned.json, with
+        the methods that are finished.
       untuned: run without tuning, although the configuration asks for it.
       table: only rewrite table and plots from existing rows.
       minutes: stop after so many minutes; the same command goes on. 0 for no limit.
@@ -180,9 +181,6 @@ def tune(study: Study, identity: str, arguments: Arguments) -> Session:
     if arguments.only and not only:
         raise ValueError(f"--only {' '.join(arguments.only)}: nothing of these is tuned")
     session = run(trials, arguments.out / "tuning.jsonl", arguments, only=only)
-    if only:
-        print("tuned.json needs everything: run --tune without --only on the joined tuning.jsonl")
-        return session
     found = tuning.record(study, session.rows, identity)
     tuning.write(arguments.out / "tuned.json", found)
     for method, entry in found["methods"].items():
@@ -218,7 +216,10 @@ def benchmark(arguments: Arguments) -> int:
             identity = tuning_identity(study, arguments)
             if arguments.tune:
                 return _outcome(tune(study, identity, arguments))
-            study = tuning.tuned(study, arguments.out / "tuned.json", identity)
+            methods = [label for label in study.methods if label in arguments.only]
+            wanted = () if arguments.table else methods or tuple(study.methods)
+            record = arguments.out / "tuned.json"
+            study = tuning.tuned(study, record, identity, wanted=wanted)
         log = arguments.out / "rows.jsonl"
         code = 0
         if not arguments.table:

@@ -482,9 +482,17 @@ def test_tuning_is_recorded_and_used(bench, tmp_path, monkeypatch):
     }
     some = next(iter(methods))
     assert bench(raw, tune=True, only=(some,), out="part")[0] == 0
-    assert not (tmp_path / "part" / "tuned.json").exists()
+    part = json.loads((tmp_path / "part" / "tuned.json").read_text())
+    assert list(part["methods"]) == [some]
     parts = {row["method"] for row in read(tmp_path, "part/tuning.jsonl")}
     assert parts == {f"{some} #{index}" for index in range(3)}
+
+    # What is tuned can be run before the rest is.
+    code, err = bench(raw, out="part")
+    assert code == 2 and "not tuned yet: codes" in err
+    assert bench(raw, out="part", only=(some,))[0] == 0
+    assert {row["method"] for row in read(tmp_path, "part/rows.jsonl")} == {some}
+    assert bench(raw, out="part", table=True)[0] == 0
 
     undo = interrupt_after(monkeypatch, 1)
     assert bench(raw, tune=True)[0] == 130
@@ -541,6 +549,7 @@ def test_failed_trials_cannot_win(model):
     assert tuning.record(parsed, rows, "")["methods"]["no prior"]["best"] == 1  # lower is better
     del rows[1]["lpips"]
     assert tuning.record(parsed, rows, "")["methods"]["no prior"]["best"] == 0
+    assert tuning.record(parsed, rows[:-1], "")["methods"] == {}  # not finished
     del rows[0]["lpips"]
     with pytest.raises(ValueError, match="every trial of 'no prior' failed"):
         tuning.record(parsed, rows, "")

@@ -69,8 +69,11 @@ def table(study: Study, rows: Sequence[Row]) -> str:
     """
     has_budgets = study.budgets != (None,)
     lines = []
+    begun = {(row["task"], row["budget"]) for row in rows}
     for task in study.tasks:
         for budget in study.budgets_of(task):
+            if (task, budget.label if budget else None) not in begun:
+                continue
             lines += [f"### {task}, {budget.label}" if budget else f"### {task}", ""]
             columns = ["method", "photos", *(_UNITS[metric] for metric in METRICS)]
             columns += ["denoiser evaluations"] * has_budgets + ["decoder evaluations"]
@@ -110,6 +113,8 @@ def overview(study: Study, rows: Sequence[Row]) -> str:
     lines = []
     for budget in study.budgets:
         label = budget.label if budget else None
+        if all(row["budget"] != label for row in rows):
+            continue
         found = {
             (task, method): scores_of(rows, task, method, label)
             for task in _tasks_of(study, label)
@@ -215,7 +220,8 @@ def _tasks_of(study: Study, budget: str | None) -> list[str]:
 def _plot_gains(study: Study, rows: Sequence[Row], budget: str | None, path: Path) -> Path | None:
     """Per task and metric: the gain of each method, with its interval."""
     found = {}
-    tasks = _tasks_of(study, budget)
+    begun = {row["task"] for row in rows if row["budget"] == budget}
+    tasks = [task for task in _tasks_of(study, budget) if task in begun]
     for task in tasks:
         reference = scores_of(rows, task, study.compare_to, budget)
         for method in study.methods:
@@ -250,7 +256,10 @@ def _plot_sweep(study: Study, rows: Sequence[Row], budget: str | None, path: Pat
     for method in study.methods.values():
         if method.x is not None:
             lines.setdefault(method.series or "", []).append((method.x, method.label))
-    tasks = _tasks_of(study, budget)
+    begun = {row["task"] for row in rows if row["budget"] == budget}
+    tasks = [task for task in _tasks_of(study, budget) if task in begun]
+    if not tasks:
+        return None
     picture, axes = figure(len(tasks), 2, (4.5, 3.2))
     is_empty = True
     values = [x for line in lines.values() for x, _ in line]

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def method_of(label: str) -> str:
 def record(study: Study, rows: Sequence[Row], identity: str) -> dict[str, Any]:
     """What tuning found: the options of the best trial of each method, and all scores.
 
-    A trial with a failed photo cannot win.
+    A trial with a failed photo cannot win. Methods whose trials are not finished are left out.
 
     Raises:
       ValueError: if every trial of a method failed.
@@ -95,16 +95,19 @@ def record(study: Study, rows: Sequence[Row], identity: str) -> dict[str, Any]:
     for method in study.methods.values():
         if not method.space:
             continue
-        trials = []
+        trials, counts = [], set()
         for index, options in enumerate(trials_of(method, tuning.trials, tuning.seed)):
             own = [row for row in rows if row["method"] == _label(method, index)]
             values = [
                 [row.get(tuning.metric, np.nan) for row in own if row["task"] == label]
                 for label in labels
             ]
+            counts |= {len(v) for v in values}
             means = [float(np.mean(v)) for v in values if v]
             score = float(np.mean(means)) if means else float("nan")
             trials.append({"options": options, "score": score})
+        if counts != {max(counts)} or counts == {0}:
+            continue
         scores = METRICS[tuning.metric] * np.array([trial["score"] for trial in trials])
         if np.isnan(scores).all():
             raise ValueError(f"every trial of {method.label!r} failed; widen its search space")
@@ -118,11 +121,18 @@ def write(path: Path, found: dict[str, Any]) -> None:
     write_json(path, found)
 
 
-def tuned(study: Study, path: Path, identity: str) -> Study:
+def tuned(study: Study, path: Path, identity: str, *, wanted: Collection[str] = ()) -> Study:
     """The study with the options that tuning found.
 
+    Args:
+      study: as parsed.
+      path: file of the record.
+      identity: what the record must be of.
+      wanted: labels of methods that are going to be run.
+
     Raises:
-      ValueError: if there is no record, or if it is of another configuration.
+      ValueError: if there is no record, if it is of another configuration, or if it lacks a method
+        that is wanted and to be tuned.
     """
     try:
         stored = json.loads(path.read_text())
@@ -138,6 +148,12 @@ def tuned(study: Study, path: Path, identity: str) -> Study:
     if found != identity:
         raise ValueError(
             f"{path} is of another configuration or model; run with --tune and another --out"
+        )
+    lacking = [label for label in wanted if study.methods[label].space and label not in options]
+    if lacking:
+        raise ValueError(
+            f"not tuned yet: {', '.join(lacking)}; run --tune to the end, or name other methods "
+            "with --only"
         )
     methods = {
         label: method.changed(options.get(label, {})) for label, method in study.methods.items()
