@@ -29,7 +29,7 @@ def test_quickstart_and_operator_example_run(capsys):
 
 
 def test_tables_are_those_that_the_studies_wrote():
-    assert "<!-- table: experiments/results/restoration/table.md -->" in README
+    assert "<!-- table: experiments/results/restoration/overview.md -->" in README
     assert filled(README) == README, "run python -m experiments.readme"
 
 
@@ -42,8 +42,10 @@ def test_the_studies_tables_are_those_of_their_rows():
         if study.tuning is not None:
             found = json.loads((folder / "tuned.json").read_text())
             study = tuning.tuned(study, folder / "tuned.json", found["identity"])
-        text = summary.table(study, rows.read_rows(folder / "rows.jsonl"))
-        assert (folder / "table.md").read_text().strip() == text.strip(), config.stem
+        found = rows.read_rows(folder / "rows.jsonl")
+        for name in ("table", "overview"):
+            text = getattr(summary, name)(study, found)
+            assert (folder / f"{name}.md").read_text().strip() == text.strip(), config.stem
 
 
 def test_memory_of_real_models_is_that_of_the_plan():
