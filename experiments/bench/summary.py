@@ -106,14 +106,15 @@ def table(study: Study, rows: Sequence[Row]) -> str:
 
 
 def overview(study: Study, rows: Sequence[Row]) -> str:
-    """Markdown, one table per budget: PSNR and LPIPS, the reference's means and others' gains.
+    """Markdown, a table per budget: PSNR and LPIPS, means of the reference and gains of others.
 
     Only gains say how methods compare, since not all of them are run on all photos.
     """
     lines = []
+    begun = {row["budget"] for row in rows}
     for budget in study.budgets:
         label = budget.label if budget else None
-        if all(row["budget"] != label for row in rows):
+        if label not in begun:
             continue
         found = {
             (task, method): scores_of(rows, task, method, label)
@@ -121,7 +122,7 @@ def overview(study: Study, rows: Sequence[Row]) -> str:
             for method in study.methods
         }
         tasks = [task for task in study.tasks if any(found.get((task, m)) for m in study.methods)]
-        lines += [f"### {label}", ""] if label else []
+        lines += [f"### {label}", ""] if len(begun) > 1 else []
         lines += [line(["PSNR, dB; LPIPS (photos)", *tasks]), "|" + "---|" * (len(tasks) + 1)]
         for method in sorted(study.methods, key=lambda m: m != study.compare_to):
             if any(found[task, method] for task in tasks):
