@@ -472,8 +472,9 @@ def test_more_errors(bench, tmp_path):
 def test_tuning_is_recorded_and_used(bench, tmp_path, monkeypatch):
     methods = {
         "no prior": STUDY["methods"]["no prior"] | {"tune": {"learning_rate": [0.01, 0.1, 3.0]}},
-        "codes": {"sampler": "straight_through", "tune": {"variables": ["bits", "tokens"],
-                  "learning_rate": [0.01, 0.5]}},
+        # As given it stays at its random start, so that tuning must change it.
+        "codes": {"sampler": "straight_through", "config": {"learning_rate": 1e-6},
+                  "tune": {"variables": ["bits", "tokens"], "learning_rate": [0.5, 1.0]}},
     }  # fmt: skip
     raw = STUDY | {
         "tasks": {"super_resolution": {"scale": 2}},
