@@ -14,6 +14,7 @@ _CHOICES = {
     "rule": ("count", "threshold"),
     "schedule": tuple(sorted(SCHEDULES)),
     "threshold_schedule": ("cosine", "fixed"),
+    "learning_rate_schedule": ("constant", "cosine"),
     "measurement_term": ("l1", "gaussian"),
     "prior_term": ("overlap", "kl"),
     "prior_weighting": ("uniform", "elbo"),
@@ -88,6 +89,10 @@ class APSConfig:
       num_steps: timesteps T.
       num_inner_steps: Adam steps M per timestep; 0 leaves the prior's logits as they are.
       learning_rate: of Adam on the logits phi.
+      learning_rate_schedule: "constant", or "cosine" to 0 over all inner steps of all timesteps,
+        which suits a warm start (ours).
+      keep_best: each timestep ends with the phi of the least objective that its inner steps have
+        evaluated, in place of the last; a single inner step has no choice (ours).
       adam_eps: epsilon of Adam (ours). Gradients below it barely move their logit, so larger values
         leave codes that the prior thinks unlikely where they are.
       measurement_term: "l1" (mean absolute error + perceptual_weight * LPIPS) or "gaussian"
@@ -133,6 +138,8 @@ class APSConfig:
     num_steps: int = 15
     num_inner_steps: int = 100
     learning_rate: float = 1.0
+    learning_rate_schedule: str = "constant"
+    keep_best: bool = False
     adam_eps: float = 1e-8
     measurement_term: str = "l1"
     perceptual_weight: float = 0.0

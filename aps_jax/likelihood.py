@@ -166,6 +166,7 @@ class InnerState(NamedTuple):
     smoothed: Array  # [B], moving average of the loss
     num_quiet: Array  # int32 [B], steps in a row with next to no change; QUIET_STEPS freezes
     num_steps: Array  # int32 [B]
+    best: tuple[Array, Array] | None  # logits [B, L, K] of the least loss so far, and that loss [B]
 
 
 class InnerResult(NamedTuple):
@@ -175,7 +176,7 @@ class InnerResult(NamedTuple):
       logits: refined phi [B, L, K].
       opt_state: optimiser state.
       loss: objective at the last inner step [B], before its update (its moving average where early
-        stop is on, NaN without inner steps).
+        stop is on, the least one with `keep_best`, NaN without inner steps).
       num_steps: inner steps taken int32 [B].
       losses: objective at every inner step [M, B] if traced, else None.
     """
@@ -298,13 +299,15 @@ def refine(
     image_shape: ImageShape,
     config: APSConfig,
     evidence: Array | None = None,
+    rates: Array | None = None,
 ) -> InnerResult:
     """Runs the inner loop: `num_inner_steps` of Adam on phi, gradients through decoder and A only.
 
     With `config.early_stop > 0` an image's logits freeze once its smoothed loss has changed by less
     than that share in each of `QUIET_STEPS` steps in a row, and the loop ends when all images have;
     images never influence each other. Arguments are those of `objective`, plus the starting
-    `opt_state` and `evidence` [B, L], what the updates of each token are scaled by.
+    `opt_state`, `evidence` [B, L], what the updates of each token are scaled by, and `rates` [M],
+    what those of each inner step are.
     """
     optimizer = make_optimizer(config)
     # Outside the loop, whether or not a compiler would move it there.
@@ -317,13 +320,19 @@ def refine(
         )  # fmt: skip
         return jnp.sum(losses), losses
 
-    def step(state: InnerState) -> tuple[InnerState, Array]:
+    def step(state: InnerState, j: Array) -> tuple[InnerState, Array]:
         is_active = state.num_quiet < QUIET_STEPS
         grads, losses = jax.grad(total, has_aux=True)(state.logits)
+        if state.best is not None:
+            is_better = losses < state.best[1]
+            best = jnp.where(is_better[:, None, None], state.logits, state.best[0])
+            state = state._replace(best=(best, jnp.where(is_better, losses, state.best[1])))
         with jax.named_scope("adam"):
             updates, opt_state = optimizer.update(grads, state.opt_state)
             if evidence is not None:
                 updates = updates * evidence[..., None]
+            if rates is not None:
+                updates = updates * rates[j]
             if config.early_stop == 0:
                 phi = state.logits + updates
                 return state._replace(
@@ -334,7 +343,7 @@ def refine(
         change = jnp.abs(smoothed - state.smoothed)
         is_quiet = (change < config.early_stop * smoothed) & (state.num_steps > 0)
         num_quiet = jnp.where(is_quiet, state.num_quiet + 1, 0)
-        return InnerState(
+        return state._replace(
             logits=phi,
             opt_state=opt_state,
             smoothed=jnp.where(is_active, smoothed, state.smoothed),
@@ -343,12 +352,14 @@ def refine(
         ), losses
 
     batch = logits.shape[0]
+    has_choice = config.keep_best and config.num_inner_steps > 1
     state = InnerState(
         logits=logits,
         opt_state=opt_state,
         smoothed=jnp.zeros(batch),
         num_quiet=jnp.zeros(batch, jnp.int32),
         num_steps=jnp.zeros(batch, jnp.int32),
+        best=(logits, jnp.full(batch, jnp.inf)) if has_choice else None,
     )
     num_rows = config.num_inner_steps if config.trace else 1
     history = jnp.full((num_rows, batch), jnp.nan)
@@ -359,7 +370,7 @@ def refine(
 
     def advance(j: Array, carry: tuple[InnerState, Array]) -> tuple[InnerState, Array]:
         state, history = carry
-        state, losses = step(state)
+        state, losses = step(state, j)
         return state, history.at[j if config.trace else 0].set(losses)
 
     if config.early_stop == 0:
@@ -375,10 +386,11 @@ def refine(
             lambda carry: (carry[0] + 1, *advance(carry[0], carry[1:])),
             (jnp.zeros((), jnp.int32), state, history),
         )
+    phi, loss = (state.logits, state.smoothed) if state.best is None else state.best
     return InnerResult(
-        logits=state.logits,
+        logits=phi,
         opt_state=state.opt_state,
-        loss=state.smoothed,
+        loss=loss,
         num_steps=state.num_steps,
         losses=history if config.trace else None,
     )

@@ -202,6 +202,7 @@ def aps_step(
         image_shape=image_shape,
         config=config,
         evidence=state.evidence,
+        rates=_rates(state.step, config),
     )
 
     with jax.named_scope("remasking"):
@@ -306,6 +307,16 @@ def _start(codec: Codec, state: SamplerState, log_prior: Array, config: APSConfi
     if config.warm_start == "none":
         return fresh()
     return jax.lax.cond(state.step == 0, fresh, carried)
+
+
+def _rates(step: Array, config: APSConfig) -> Array | None:
+    """Share of the learning rate at every inner step of a timestep [M]; None if it is constant."""
+    if config.learning_rate_schedule == "constant":
+        return None
+    rates = schedule.learning_rates(
+        config.learning_rate_schedule, config.num_steps, config.num_inner_steps
+    )
+    return jnp.asarray(rates)[step]
 
 
 def _propose(params: Params, logits: Array, keys: Key, config: APSConfig) -> Array:

@@ -1,4 +1,4 @@
-"""How many tokens stay masked after each step; plain numbers, decided before tracing.
+"""What changes from step to step, foremost how many tokens stay masked; decided before tracing.
 
 Progress r = i/T runs from 0 (all masked) to 1 (all clean); gamma(r) is the share still masked.
 In the paper's time t = 1 - r, and alpha_t = 1 - gamma(1 - t) is the probability of being clean.
@@ -65,3 +65,24 @@ def thresholds(kind: str, num_steps: int, start: float) -> np.ndarray:
     else:
         raise ValueError(f"unknown threshold schedule {kind!r}; choose from ['cosine', 'fixed']")
     return np.clip(values, 0, 1).astype(np.float32)
+
+
+def learning_rates(kind: str, num_steps: int, num_inner_steps: int) -> np.ndarray:
+    """Share of the learning rate at every inner step, float32 [num_steps, num_inner_steps] (ours).
+
+    Args:
+      kind: "constant" is 1 throughout; "cosine" falls from 1 to near 0 over all inner steps of all
+        timesteps.
+      num_steps: T.
+      num_inner_steps: M.
+    """
+    progress = np.arange(num_steps * num_inner_steps) / max(num_steps * num_inner_steps, 1)
+    if kind == "constant":
+        values = np.ones_like(progress)
+    elif kind == "cosine":
+        values = (1 + np.cos(np.pi * progress)) / 2
+    else:
+        raise ValueError(
+            f"unknown learning-rate schedule {kind!r}; choose from ['constant', 'cosine']"
+        )
+    return values.reshape(num_steps, num_inner_steps).astype(np.float32)

@@ -376,17 +376,17 @@ def test_images_of_a_batch_do_not_meet(problem):
 # The inner loop.
 
 
-def run(problem, params, y=None, evidence=None, **options):
+def run(problem, params, y=None, evidence=None, rates=None, **options):
     config = APSConfig(measurement_term="gaussian", sigma=0.5, prior_weight=0.7, **options)
     y, logits, prior, tokens, weight = arguments(problem, y)
     moments = likelihood.make_optimizer(config).init(logits)
     return jax.jit(likelihood.refine, static_argnames=("grid", "image_shape", "config"))(
         params, y, logits, moments, prior, tokens, weight,
-        grid=GRID, image_shape=IMAGE, config=config, evidence=evidence,
+        grid=GRID, image_shape=IMAGE, config=config, evidence=evidence, rates=rates,
     )  # fmt: skip
 
 
-def numpy_adam(problem, num_steps, learning_rate, eps, share=1.0):
+def numpy_adam(problem, num_steps, learning_rate, eps, share=1.0, rates=None):
     phi = problem["logits"]
     first, second, losses = 0.0, 0.0, []
     for step in range(1, num_steps + 1):
@@ -395,7 +395,8 @@ def numpy_adam(problem, num_steps, learning_rate, eps, share=1.0):
         first = 0.9 * first + 0.1 * grad
         second = 0.999 * second + 0.001 * grad**2
         mean, square = first / (1 - 0.9**step), second / (1 - 0.999**step)
-        phi = phi - share * learning_rate * mean / (np.sqrt(square) + eps)
+        rate = learning_rate * (1 if rates is None else rates[step - 1])
+        phi = phi - share * rate * mean / (np.sqrt(square) + eps)
     return phi, np.array(losses)
 
 
@@ -431,6 +432,34 @@ def test_evidence_scales_the_updates(problem):
     np.testing.assert_allclose(result.logits, phi, atol=2e-4)
     np.testing.assert_allclose(result.losses, losses, rtol=1e-4)
     np.testing.assert_array_equal(result.logits[1, 0], f32(problem["logits"][1, 0]))
+
+
+def test_rates_scale_the_updates_of_each_step(problem):
+    rates = np.array([1.0, 0.7, 0.2, 0.0])
+    options = {"num_inner_steps": 4, "learning_rate": 0.3}
+    result = run(problem, make_params(problem, operators.denoising()), rates=f32(rates), **options)
+    phi, losses = numpy_adam(problem, 4, 0.3, 1e-8, rates=rates)
+    np.testing.assert_allclose(result.logits, phi, atol=2e-4)
+    np.testing.assert_allclose(result.loss, losses[-1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("early_stop", [0.0, 1e-30])
+def test_the_best_phi_is_kept(problem, early_stop):
+    params = make_params(problem, operators.denoising())
+    # Steps so long that the loss goes up and down.
+    options = {"learning_rate": 3.0, "keep_best": True, "early_stop": early_stop}
+    result = run(problem, params, num_inner_steps=7, trace=True, **options)
+    path = [numpy_adam(problem, n, 3.0, 1e-8) for n in range(8)]
+    losses = path[-1][1]
+    np.testing.assert_allclose(result.losses, losses, rtol=1e-3)
+    best = np.argmin(losses, axis=0)
+    assert best.min() > 0 and best[0] != best[1]
+    expected = np.stack([path[step][0][image] for image, step in enumerate(best)])
+    np.testing.assert_allclose(result.logits, expected, atol=2e-3)
+    np.testing.assert_allclose(result.loss, losses.min(axis=0), rtol=1e-3)
+    # A single step has evaluated nothing but the start, and moves on from it.
+    single = run(problem, params, num_inner_steps=1, **options)
+    np.testing.assert_allclose(single.logits, path[1][0], atol=2e-3)
 
 
 def test_no_inner_steps_leave_the_logits(problem):

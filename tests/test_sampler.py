@@ -65,6 +65,7 @@ OPTIONS = {
     "perceptual, one step": {"perceptual_weight": 0.1, "prior_temperature": 0.7, "num_steps": 1},
     "guidance": {"guidance_scale": 1.5, "early_stop": 0.05, "adam_eps": 1e-3},
     "evidence": {"evidence_floor": 0.3, "warm_start": "logits", "prior_weight": 0.01},
+    "cosine rate": {"learning_rate_schedule": "cosine", "keep_best": True, "warm_start": "logits"},
     "kl": {"prior_term": "kl", "prior_weight": 1.0},
     "encoder start": {"encoder_start": 2.0, "decode_scale": 2, "num_samples": 2},
     "no inner steps": {"num_inner_steps": 0, "draw": "categorical"},
@@ -152,6 +153,21 @@ def test_a_threshold_of_one_reveals_one_token_per_step():
     np.testing.assert_array_equal(result.info.num_masked[:, 0, 0], [15, 14, 13, 0])
 
 
+def test_the_learning_rate_falls_over_the_run():
+    params = make_params()
+    y, key = measured(params), jax.random.key(0)
+    options = {"learning_rate_schedule": "cosine", "warm_start": "logits", "learning_rate": 0.2}
+    config = APSConfig(num_steps=4, num_inner_steps=1, **options)
+    state, moves = aps_jax.aps_init(params, y, config=config), []
+    for _ in range(config.num_steps):
+        before = state.displacement
+        state, _ = aps_jax.aps_step(params, y, state, key, config=config)
+        moves.append(np.abs(state.displacement - before).max())
+    # The first step of Adam is as long as the learning rate; the first phi is the prior's.
+    cosine = (1 + np.cos(np.pi * np.array([1, 2, 3]) / 4)) / 2
+    np.testing.assert_allclose(moves[1:], 0.2 * cosine, rtol=1e-3)
+
+
 # Known tokens.
 
 
@@ -184,6 +200,8 @@ ALL_AT_ONCE = APSConfig(
     gumbel_temperature=1.0,
     prior_weight=0.1,
     early_stop=0.01,
+    learning_rate_schedule="cosine",
+    keep_best=True,
 )
 
 

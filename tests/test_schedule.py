@@ -75,7 +75,17 @@ def test_thresholds():
     np.testing.assert_allclose(schedule.thresholds("cosine", 1, 0.9), [0.9], rtol=1e-6)
 
 
+def test_learning_rates():
+    np.testing.assert_array_equal(schedule.learning_rates("constant", 2, 3), np.ones((2, 3)))
+    rates = schedule.learning_rates("cosine", 2, 3)
+    expected = [[1, (2 + np.sqrt(3)) / 4, 0.75], [0.5, 0.25, (2 - np.sqrt(3)) / 4]]
+    np.testing.assert_allclose(rates, expected, atol=1e-7)
+    assert schedule.learning_rates("cosine", 3, 0).shape == (3, 0)
+
+
 def test_bad_arguments():
+    with pytest.raises(ValueError, match="unknown learning-rate schedule 'x'"):
+        schedule.learning_rates("x", 4, 5)
     with pytest.raises(ValueError, match="unknown schedule 'cosin'.*linear"):
         schedule.masked_share("cosin", 4)
     with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):

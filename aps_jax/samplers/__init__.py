@@ -70,9 +70,9 @@ SAMPLERS: dict[str, Sampler] = {
             "code of MMaDA": ("rule", "schedule"),
             "Adam": ("adam_eps",),
             "neutral": (
-                "perceptual_weight", "prior_temperature", "warm_start", "warm_moments",
-                "evidence_floor", "encoder_start", "early_stop", "gumbel_temperature",
-                "guidance_scale", "trace", *_SHAPE,
+                "perceptual_weight", "prior_temperature", "learning_rate_schedule", "keep_best",
+                "warm_start", "warm_moments", "evidence_floor", "encoder_start", "early_stop",
+                "gumbel_temperature", "guidance_scale", "trace", *_SHAPE,
             ),
             "ours": ("prior_weighting", "threshold", "threshold_schedule"),
         },
