@@ -326,7 +326,10 @@ def refine(
         if state.best is not None:
             is_better = losses < state.best[1]
             best = jnp.where(is_better[:, None, None], state.logits, state.best[0])
-            state = state._replace(best=(best, jnp.where(is_better, losses, state.best[1])))
+            least = jnp.where(is_better, losses, state.best[1])
+            # NaN stays, since nothing is less: a failed step shows in the result's loss.
+            least = jnp.where(jnp.isfinite(losses), least, jnp.nan)
+            state = state._replace(best=(best, least))
         with jax.named_scope("adam"):
             updates, opt_state = optimizer.update(grads, state.opt_state)
             if evidence is not None:

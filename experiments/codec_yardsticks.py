@@ -165,7 +165,7 @@ def main(arguments: Arguments) -> None:
         "jpeg_bits_per_pixel": round(float(np.mean(rates)), 4),
         "tokens": int(used.sum()),
         "codes_used": round(float(np.mean(used > 0)), 4),
-        "codec_training": read_card(folder)["codec_training"],
+        "codec_training": read_card(folder).get("codec_training"),
     } | {name: summary(values) for name, values in rows.items()}
     write_json(arguments.out, result)
     print(json.dumps(result, indent=2))

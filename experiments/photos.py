@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from aps_jax.images import load_image, to_uint8
+
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
@@ -59,9 +61,12 @@ def spread(paths: Sequence[Path], count: int, offset: int = 0) -> list[Path]:
 
 
 def load_rgb(path: Path, max_short_side: int | None = None) -> Image.Image:
-    """Decodes one file as RGB, shrinking it to `max_short_side` if it is larger."""
-    with Image.open(path) as image:
-        image = image.convert("RGB")
+    """Decodes one file as `aps_jax.images.load_image` does, in 8 bits, and shrinks what is larger.
+
+    Raises:
+      ValueError: if it is not a whole image.
+    """
+    image = Image.fromarray(to_uint8(load_image(path)))
     if max_short_side is not None and min(image.size) > max_short_side:
         factor = max_short_side / min(image.size)
         image = image.resize(
@@ -177,8 +182,7 @@ def evaluation_crops(
         name = path.relative_to(folder).as_posix()
         try:
             photo = load_rgb(path)
-        # Pillow's readers fail with any of these on damaged files.
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError) as error:
             unreadable[name] = " ".join(str(error).split()) or type(error).__name__
             continue
         if min(photo.size) < side:

@@ -1,7 +1,7 @@
 """Restores a folder of images on as many devices and hosts as there are.
 
     python -m experiments.sweep PHOTOS --size 64 --task super_resolution --out runs/sweep
-    python -m experiments.sweep experiments/configs/sweep.json --out runs/sweep
+    python -m experiments.sweep SWEEP.json --out runs/sweep
 
 Every host takes each n-th image of the sorted list, spreads its batches over its own devices and
 writes an image and a row at a time. Batches never cross hosts: a host that dies stops nobody, and

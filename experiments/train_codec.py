@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Sequence
 
 import jax
@@ -39,7 +40,7 @@ class Config(training.RunConfig):
     """Settings of one training run.
 
     Attributes:
-      codec: sizes of the codec.
+      codec: sizes of the codec; with `init` those of its codec.
       image_size: side of the training crops.
       commitment: weight of the distance between features and their codes.
       entropy: weight of the missing entropy of the codebook, log K - H(mean code distribution). A
@@ -81,9 +82,13 @@ class Config(training.RunConfig):
     patch_entropy: float = 0.02
 
     def resolved(self) -> Config:
-        """The settings of a smoke run, if one was asked for."""
+        """With the sizes of `init`, and the settings of a smoke run if one was asked for."""
+        config = self
+        if self.init is not None:
+            sizes = training.initial_sizes(self, "codec", CodecConfig)
+            config = dataclasses.replace(self, codec=dataclasses.replace(sizes, dtype="float32"))
         if not self.smoke:
-            return self
+            return config
         tiny = CodecConfig(
             num_bits=6,
             encoder_channels=(8, 8, 16),
@@ -94,8 +99,9 @@ class Config(training.RunConfig):
             patch_width=16,
         )
         return dataclasses.replace(
-            self, codec=tiny, image_size=32, steps=6, batch_size=4, warmup=2, eval_every=3,
-            save_every=3, num_eval=4, patch_steps=3, patch_batch=64,
+            config, codec=config.codec if self.init else tiny, image_size=32, steps=6,
+            batch_size=4, warmup=2, eval_every=3, save_every=3, num_eval=4, patch_steps=3,
+            patch_batch=64,
         )  # fmt: skip
 
 
@@ -178,6 +184,7 @@ def evaluate(
         "eval_psnr": float(scores.mean()),
         "eval_psnr_std": float(scores.std()),
         "eval_psnr_flipped": float(np.concatenate(flipped_scores).mean()),
+        "eval_photos": len(images),
         "eval_codes_used": len(np.unique(np.concatenate(used))),
     }
 
@@ -197,7 +204,8 @@ def export(params: PyTree, config: Config, row: dict, num_photos: int) -> None:
         "freeze_encoder": config.freeze_encoder,
         "optimizer": config.optimizer,
         "seconds": round(row["seconds"]),
-        "device": jax.devices()[0].device_kind,
+        "device": training.device_name(),
+        "eval_photos": row["eval_photos"],
         "eval_psnr": round(row["eval_psnr"], 2),
         "eval_psnr_flipped": round(row["eval_psnr_flipped"], 2),
         "eval_codes_used": row["eval_codes_used"],
@@ -283,12 +291,17 @@ def train(config: Config) -> None:
     config = config.resolved()
     if config.freeze_encoder and config.init is None:
         raise ValueError("--freeze-encoder needs --init: a random encoder would stay random")
-    config.out.mkdir(parents=True, exist_ok=True)
+    training.claim(config)
     _, held_out = photos.center_crops(
         config.eval_data, size=config.image_size, shrink=2, count=config.num_eval
     )
     pictures = photos.load_photos(config.data, min_side=config.image_size, max_short_side=256)
-    print(f"{len(pictures)} training photos, {len(held_out)} held out", flush=True)
+    num_found = len(photos.list_images(config.data))
+    print(
+        f"{len(pictures)} of {num_found} training photos are at least {config.image_size} pixels "
+        f"on a side; {len(held_out)} photos are held out",
+        flush=True,
+    )
     sample = held_out[:8]
     optimizer = training.make_optimizer(config)
     perceptual = aps_jax.load_lpips() if config.perceptual else None
@@ -342,4 +355,4 @@ def train(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    train(tyro.cli(Config))
+    sys.exit(training.run("train_codec", train, tyro.cli(Config)))

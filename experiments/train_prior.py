@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -23,6 +25,7 @@ import numpy as np
 import tyro
 
 from aps_jax import checkpoint, lfq
+from aps_jax.files import write_atomically
 from aps_jax.pretrained import load_codec, model_folder
 from aps_jax.prior import grid_hidden, make_prior
 from aps_jax.samplers import decoding
@@ -44,8 +47,8 @@ class Config(training.RunConfig):
     """Settings of one training run.
 
     Attributes:
-      codec: model folder of the frozen codec (`codec.safetensors` and `card.json`).
-      width: residual width.
+      codec: name or folder of the model whose codec is used, frozen.
+      width: residual width; with `init` all sizes of the prior are those of its prior.
       num_layers: number of blocks.
       num_heads: attention heads.
       mlp_width: hidden width of the MLP.
@@ -73,13 +76,18 @@ class Config(training.RunConfig):
     num_eval: int = 128
 
     def resolved(self) -> Config:
-        """The settings of a smoke run, if one was asked for."""
+        """With the sizes of `init`, and the settings of a smoke run if one was asked for."""
+        config = dataclasses.replace(self, codec=model_folder(self.codec))
+        if self.init is not None:
+            sizes = training.initial_sizes(self, "prior", TransformerConfig)
+            names = ("width", "num_layers", "num_heads", "mlp_width", "code_rank", "rope_theta")
+            config = dataclasses.replace(config, **{name: getattr(sizes, name) for name in names})
         if not self.smoke:
-            return self
+            return config
+        tiny = {"width": 16, "num_layers": 2, "num_heads": 2, "mlp_width": 24, "code_rank": 4}
         return dataclasses.replace(
-            self, width=16, num_layers=2, num_heads=2, mlp_width=24, code_rank=4, image_size=32,
-            num_crops=12, window=4, steps=6, batch_size=4, num_targets=8, warmup=2, eval_every=3,
-            save_every=3, num_eval=4,
+            config, **({} if self.init else tiny), image_size=32, num_crops=12, window=4, steps=6,
+            batch_size=4, num_targets=8, warmup=2, eval_every=3, save_every=3, num_eval=4,
         )  # fmt: skip
 
     def transformer(self, num_bits: int) -> TransformerConfig:
@@ -140,7 +148,9 @@ def crop_tokens(config: Config, codec: Codec) -> dict[str, np.ndarray]:
             [np.asarray(encode(codec, held_out[i : i + 16])) for i in range(0, len(held_out), 16)]
         ),
     }
-    np.savez(path, key=np.asarray(key), **tokens)
+    archive = io.BytesIO()
+    np.savez(archive, key=np.asarray(key), **tokens)
+    write_atomically(path, archive.getvalue())
     return tokens
 
 
@@ -285,7 +295,7 @@ def initial_params(config: Config, model: TransformerConfig) -> PyTree:
 def train(config: Config) -> None:
     """Runs or resumes a training."""
     config = config.resolved()
-    config.out.mkdir(parents=True, exist_ok=True)
+    training.claim(config)
     codec = load_codec(config.codec)
     tokens = crop_tokens(config, codec)
     model = config.transformer(codec.codebook.shape[1])
@@ -328,7 +338,8 @@ def train(config: Config) -> None:
         "batch_size": config.batch_size,
         "optimizer": config.optimizer,
         "seconds": round(rows[-1]["seconds"]),
-        "device": jax.devices()[0].device_kind,
+        "device": training.device_name(),
+        "eval_crops": len(tokens["eval"]),
     } | training.origin(config, "prior_training")
     prior = export(state.ema, config, model, facts)
     scores = yardsticks | prior_scores.evaluate(prior, tokens["eval"], config.window)
@@ -342,4 +353,4 @@ def train(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    train(tyro.cli(Config))
+    sys.exit(training.run("train_prior", train, tyro.cli(Config)))

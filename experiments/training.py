@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +20,9 @@ import orbax.checkpoint as ocp
 from PIL import Image
 
 from aps_jax import checkpoint, sharding
+from aps_jax.perceptual import PerceptualUnavailable
 from aps_jax.pretrained import model_folder
+from experiments import rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,8 +33,8 @@ class RunConfig:
       data: folders of training photos, searched recursively.
       eval_data: folder of held-out photos.
       out: folder of the run; the same folder again resumes it.
-      init: model folder whose weights the run starts from, such as that of `photo64`, instead of
-        random ones.
+      init: name or folder of a model whose sizes and weights the run starts from, such as
+        `photo64`, instead of random weights.
       optimizer: "muon" or "adamw".
       learning_rate: peak learning rate.
       warmup: steps of linear warm-up.
@@ -70,6 +74,65 @@ class RunConfig:
     tensorboard: bool = False
     description: str = ""
     smoke: bool = False
+
+
+#: Settings that a resumed run may change, beside paths.
+_FREE = (
+    "description", "eval_every", "minutes", "num_eval", "save_every", "smoke", "steps",
+    "tensorboard",
+)  # fmt: skip
+
+
+def claim(config: RunConfig) -> None:
+    """Makes the folder of the run, as that of these settings.
+
+    Raises:
+      ValueError: if it holds a run with other settings, which this one cannot go on from.
+    """
+    config.out.mkdir(parents=True, exist_ok=True)
+    settings = {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in _FREE and "Path" not in repr(value)
+    }
+    rows.claim(config.out / "run.json", settings)
+
+
+def initial_sizes(config: RunConfig, part: str, kind: Callable[..., Any]) -> Any:
+    """Sizes of a part of the model in `config.init`, from its card.
+
+    Raises:
+      ValueError: if there is no such model, or it lacks this part.
+    """
+    folder = model_folder(config.init)
+    card = checkpoint.read_card(folder)
+    if part not in card:
+        raise ValueError(f"--init {config.init} has no {part}; leave it out")
+    return checkpoint.parse_config(kind, card[part], folder / checkpoint.CARD_NAME)
+
+
+def device_name() -> str:
+    """The devices of this process, for cards."""
+    devices = jax.devices()
+    if devices[0].platform == "cpu":
+        return f"cpu, {os.cpu_count()} cores"
+    return f"{len(devices)} x {devices[0].device_kind}"
+
+
+def run(name: str, train: Callable[[Any], None], config: RunConfig) -> int:
+    """Trains and returns the exit code; what a user can get wrong ends as one line and code 2."""
+    try:
+        train(config)
+    except KeyboardInterrupt:
+        print(
+            f"{name}: interrupted; the same command goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 130
+    except (ValueError, OSError, PerceptualUnavailable) as error:
+        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def origin(config: RunConfig, part: str) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Arguments:
       out: JSON file to write.
       model: name or folder of the model.
       count: photos, halved and cut to squares twice as wide as the window.
-      overlaps: least shares of a window that its neighbours have too.
+      overlaps: least shares of a window that its neighbours have too, beside the model's own.
       ratios: shares of masked tokens.
       seed: of the masks.
     """
@@ -46,7 +46,7 @@ class Arguments:
     out: Path
     model: str = "photo64"
     count: int = 32
-    overlaps: tuple[float, ...] = (0.0, 0.25, 0.75)
+    overlaps: tuple[float, ...] = (0.0, 0.75)
     ratios: tuple[float, ...] = (0.1, 0.5, 0.9)
     seed: int = 0
 
@@ -71,7 +71,8 @@ def main(arguments: Arguments) -> None:
     rng = np.random.default_rng(arguments.seed)
     rank = np.argsort(rng.random((len(tokens), side * side)), axis=-1).reshape(tokens.shape)
 
-    priors = {f"overlap {share:g}": prior.replace(overlap=share) for share in arguments.overlaps}
+    shares = sorted({*arguments.overlaps, prior.overlap})
+    priors = {f"overlap {share:g}": prior.replace(overlap=share) for share in shares}
     priors["one call"] = prior.replace(window=None)
     placements = {}
     for name, placed in priors.items():

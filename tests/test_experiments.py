@@ -148,6 +148,50 @@ def test_a_frozen_encoder_stays_and_the_decoder_learns(codec_run, tmp_path):
     assert read_card(tmp_path / "model")["codec_training"]["freeze_encoder"] is True
 
 
+def test_a_run_goes_on_with_its_own_settings_only(codec_run, tmp_path, capsys):
+    """A full run in the folder of a smoke run would otherwise start from its tiny weights."""
+    config = dataclasses.replace(codec_run, smoke=False, steps=1)
+    assert training.run("train_codec", train_codec.train, config) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("train_codec: error:") and err.count("\n") == 1
+    assert "another run" in err and "choose another folder" in err
+    finished = (codec_run.out / "codec.jsonl").read_text()
+    assert training.run("train_codec", train_codec.train, codec_run) == 0
+    assert (codec_run.out / "codec.jsonl").read_text() == finished
+
+
+def test_smoke_runs_take_the_sizes_of_given_weights(folder, tmp_path):
+    photo64 = aps_jax.load_pretrained("photo64").card
+    common = {"data": (folder,), "eval_data": folder, "out": tmp_path, "smoke": True}
+    codec = train_codec.Config(init="photo64", **common).resolved()
+    assert codec.steps == 6 and codec.codec.num_bits == photo64["codec"]["num_bits"] == 13
+    prior = train_prior.Config(init="photo64", codec="photo64", **common).resolved()
+    assert prior.steps == 6 and prior.width == photo64["prior"]["width"] == 192
+    with pytest.raises(ValueError, match="no model 'photo65'.*photo64"):
+        train_prior.Config(init="photo65", codec="photo64", **common).resolved()
+
+
+def test_damaged_photos_end_a_training_in_one_line(folder, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "half.png").write_bytes((folder / "0.png").read_bytes()[:200])
+    config = train_codec.Config(
+        data=(folder, broken), eval_data=folder, out=tmp_path / "out", smoke=True
+    )
+    assert training.run("train_codec", train_codec.train, config) == 2
+    err = capsys.readouterr().err
+    assert "half.png" in err and err.count("\n") == 1
+
+
+def test_photos_of_sixteen_bits_keep_their_tones(tmp_path):
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    (photo,) = photos.load_photos([tmp_path], min_side=64)
+    expected = np.repeat((ramp / 257)[..., None], 3, axis=-1)
+    assert photo.mode == "RGB"
+    np.testing.assert_allclose(np.asarray(photo, np.float64), expected, atol=0.51)
+
+
 def test_a_random_encoder_cannot_be_frozen(codec_run, tmp_path):
     with pytest.raises(ValueError, match="needs --init"):
         train_codec.train(dataclasses.replace(codec_run, out=tmp_path, freeze_encoder=True))
@@ -291,7 +335,7 @@ def test_window_placements_are_scored_at_masked_tokens(folder, prior_run, tmp_pa
     out = tmp_path / "windows.json"
     window_placement.main(
         window_placement.Arguments(
-            eval_data=folder, out=out, model=str(prior_run.out / "model"), count=3, ratios=(1.0,)
+            eval_data=folder, out=out, model=str(prior_run.out / "model"), count=3, ratios=(0.5,)
         )
     )
     found = json.loads(out.read_text())
@@ -300,14 +344,20 @@ def test_window_placements_are_scored_at_masked_tokens(folder, prior_run, tmp_pa
     assert found["photos"] == len(crops.images) == 3 and found["field"] == side
     names = ("overlap 0", "overlap 0.25", "one call")
     assert [found[name]["windows"] for name in names] == [4, 9, 1]
-    assert found["overlap 0.25"]["ce_1_over_shipped"] == [0, 0]
-
-    # All masked: every window sees the same, whatever the photo.
     tokens = aps_jax.tokenizer.encode_tokens(model.codec, crops.images).reshape(3, side, side)
-    masked = jnp.full((1, side, side), model.prior.num_codes)
-    log_probs = jax.nn.log_softmax(model.prior.apply(model.prior.params, masked))[0]
-    picked = log_probs[jnp.arange(side)[:, None], jnp.arange(side), tokens]
-    np.testing.assert_allclose(found["one call"]["ce_1"], -picked.mean(), atol=1e-4)
+    rank = np.argsort(np.random.default_rng(0).random((3, side**2)), axis=-1)
+    is_masked = (rank < side**2 / 2).reshape(3, side, side)
+    noisy = jnp.where(is_masked, model.prior.num_codes, tokens)
+    log_probs = jax.nn.log_softmax(model.prior.apply(model.prior.params, noisy))
+    losses = -np.take_along_axis(np.asarray(log_probs), np.asarray(tokens)[..., None], -1)[..., 0]
+    expected = np.array([a[b].mean() for a, b in zip(losses, is_masked, strict=True)])
+    assert abs(expected.mean() - losses.mean()) > 1e-3  # all tokens would not do
+    one_call = found["one call"]
+    np.testing.assert_allclose(one_call["ce_0.5"], expected.mean(), atol=1e-4)
+    shipped = found["overlap 0.25"]
+    assert shipped["ce_0.5_over_shipped"] == [0, 0]
+    gain, _ = one_call["ce_0.5_over_shipped"]
+    assert gain == pytest.approx(one_call["ce_0.5"] - shipped["ce_0.5"], abs=2e-4)
 
 
 def test_jpeg_is_the_best_one_within_the_rate(rng):

@@ -462,6 +462,13 @@ def test_the_best_phi_is_kept(problem, early_stop):
     np.testing.assert_allclose(single.logits, path[1][0], atol=2e-3)
 
 
+def test_a_failed_step_is_told_although_a_better_one_was_kept(problem):
+    params = make_params(problem, operators.denoising())
+    result = run(problem, params, num_inner_steps=4, learning_rate=3e38, keep_best=True, trace=True)
+    assert np.all(np.isfinite(result.losses[0])) and not np.all(np.isfinite(result.losses))
+    assert np.all(np.isnan(result.loss)) and np.all(np.isfinite(result.logits))
+
+
 def test_no_inner_steps_leave_the_logits(problem):
     result = run(problem, make_params(problem, operators.denoising()), num_inner_steps=0)
     np.testing.assert_array_equal(result.logits, f32(problem["logits"]))

@@ -1,10 +1,12 @@
 """What the README shows is what the code does and what the studies measured."""
 
-import json
 import re
 from pathlib import Path
 
-from experiments.bench import parsing, rows, summary, tuning
+from experiments import benchmark
+from experiments.bench import parsing, summary, tuning
+from experiments.bench.calibration import Calibration
+from experiments.bench.session import Plan, without_weights
 from experiments.readme import filled
 
 ROOT = Path(__file__).parents[1]
@@ -38,11 +40,14 @@ def test_the_studies_tables_are_those_of_their_rows():
         folder = ROOT / "experiments" / "results" / config.stem
         if not (folder / "rows.jsonl").exists():
             continue
-        study = parsing.load(config)
+        study, left_out = without_weights(parsing.load(config), None)
         if study.tuning is not None:
-            found = json.loads((folder / "tuned.json").read_text())
-            study = tuning.tuned(study, folder / "tuned.json", found["identity"])
-        found = rows.read_rows(folder / "rows.jsonl")
+            arguments = benchmark.Arguments(config=config, out=folder)
+            identity = benchmark.tuning_identity(study, arguments)
+            study = tuning.tuned(study, folder / "tuned.json", identity)
+        # Refused if they are of another configuration.
+        plan = Plan(study, folder / "rows.jsonl", Calibration(folder / "calibration.json"), None)
+        found = plan.rows(version=None, ignored=tuple(left_out))
         for name in ("table", "overview"):
             text = getattr(summary, name)(study, found)
             assert (folder / f"{name}.md").read_text().strip() == text.strip(), config.stem
