@@ -41,7 +41,13 @@ from experiments.bench import restoring, study, summary
 #: What differs between samples, as options of the preset "balanced".
 METHODS: dict[str, dict[str, Any]] = {
     "categorical draws": {"draw": "categorical"},
-    "categorical draws, cold start": {"draw": "categorical", "warm_start": "none"},
+    # A falling rate would leave later cold starts at the prior.
+    "categorical draws, cold start": {
+        "draw": "categorical",
+        "warm_start": "none",
+        "learning_rate": 1.0,
+        "learning_rate_schedule": "constant",
+    },
     "Gumbel noise 1 on confidence": {"draw": "quantized", "gumbel_temperature": 1.0},
     "random remasking": {"draw": "quantized", "remasking": "random"},
 }

@@ -180,6 +180,18 @@ def test_laws_of_every_sampler(name, options):
     np.testing.assert_allclose(backwards.samples[::-1], result.samples, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options"), PAIRS)
+def test_images_alone_equal_images_in_a_batch(name, options):
+    """A loss that were averaged over the batch would show here and nowhere else."""
+    params = make_params()
+    y, keys = params.operator(random_images()), jax.random.split(jax.random.key(3), 3)
+    run = functools.partial(jitted(name), params, config=SAMPLERS[name].config(**options))
+    together, alone = run(y, keys), run(y[1:2], keys[1:2])
+    np.testing.assert_array_equal(alone.tokens[0], together.tokens[1])
+    np.testing.assert_allclose(alone.images[0], together.images[1], atol=1e-5)
+
+
 CALLS = {"denoiser": 0, "decoder": 0}
 
 
