@@ -91,8 +91,8 @@ class APSConfig:
       learning_rate: of Adam on the logits phi.
       learning_rate_schedule: "constant", or "cosine" to 0 over all inner steps of all timesteps,
         which suits a warm start (ours).
-      keep_best: each timestep ends with the phi of the least objective that its inner steps have
-        evaluated, in place of the last; a single inner step has no choice (ours).
+      keep_best: each timestep ends with the phi of the least objective that the second half of its
+        inner steps has evaluated, in place of the last; a single step has no choice (ours).
       adam_eps: epsilon of Adam (ours). Gradients below it barely move their logit, so larger values
         leave codes that the prior thinks unlikely where they are.
       measurement_term: "l1" (mean absolute error + perceptual_weight * LPIPS) or "gaussian"

@@ -324,7 +324,8 @@ def refine(
         is_active = state.num_quiet < QUIET_STEPS
         grads, losses = jax.grad(total, has_aux=True)(state.logits)
         if state.best is not None:
-            is_better = losses < state.best[1]
+            # Adam's first steps may lead uphill, and the start would stay the best for ever.
+            is_better = (losses < state.best[1]) & (j >= config.num_inner_steps // 2)
             best = jnp.where(is_better[:, None, None], state.logits, state.best[0])
             least = jnp.where(is_better, losses, state.best[1])
             # NaN stays, since nothing is less: a failed step shows in the result's loss.
@@ -389,7 +390,11 @@ def refine(
             lambda carry: (carry[0] + 1, *advance(carry[0], carry[1:])),
             (jnp.zeros((), jnp.int32), state, history),
         )
-    phi, loss = (state.logits, state.smoothed) if state.best is None else state.best
+    phi, loss = state.logits, state.smoothed
+    if state.best is not None:
+        # Images may have stopped before the second half.
+        phi = jnp.where(jnp.isposinf(state.best[1])[:, None, None], phi, state.best[0])
+        loss = loss if config.early_stop > 0 else state.best[1]
     return InnerResult(
         logits=phi,
         opt_state=state.opt_state,
