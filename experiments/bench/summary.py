@@ -243,11 +243,14 @@ def _plot_gains(study: Study, rows: Sequence[Row], budget: str | None, path: Pat
                 [g.mean for g in gains], range(len(gains)), xerr=[g.half_width for g in gains],
                 fmt="o", capsize=3,
             )  # fmt: skip
-            axis.set_yticks(range(len(methods)), methods)
+            # Names stand once, at the left.
+            axis.set_yticks(range(len(methods)), methods if axis is row[0] else [])
             axis.invert_yaxis()
+            axis.locator_params(axis="x", nbins=6)
             axis.axvline(0, color="grey", linewidth=1)
-            axis.set_title(f"{task}: {_UNITS[metric]}, gain over {study.compare_to}", fontsize=9)
+            axis.set_title(f"{task}: {_UNITS[metric]}", fontsize=9)
             axis.grid(alpha=0.3)
+    picture.suptitle(f"gain over {study.compare_to}", fontsize=10)
     return save_figure(picture, path)
 
 
