@@ -76,7 +76,7 @@ class RunConfig:
     smoke: bool = False
 
 
-#: Settings that a resumed run may change, beside paths.
+#: Settings that a resumed run may change, beside paths (one, or a tuple of them).
 _FREE = (
     "description", "eval_every", "minutes", "num_eval", "save_every", "smoke", "steps",
     "tensorboard",
@@ -93,7 +93,7 @@ def claim(config: RunConfig) -> None:
     settings = {
         name: value
         for name, value in dataclasses.asdict(config).items()
-        if name not in _FREE and "Path" not in repr(value)
+        if name not in _FREE and not isinstance(value, Path | tuple)
     }
     rows.claim(config.out / "run.json", settings)
 
