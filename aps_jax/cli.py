@@ -189,14 +189,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(lambda: _run(argv), "aps-jax")
 
 
-def guarded(work: Callable[[], int], program: str) -> int:
-    """The exit code of `work`, where expected failures become one line on stderr."""
+def guarded(
+    work: Callable[[], int | None],
+    program: str,
+    *,
+    after_interrupt: str = "nothing was written",
+    memory_cure: str = "restore a smaller image (--size) or fewer --num-samples",
+) -> int:
+    """The exit code of `work`, where expected failures become one line on stderr.
+
+    Args:
+      work: returns an exit code, or None for success.
+      program: what the line begins with.
+      after_interrupt: what Ctrl-C leaves, where the KeyboardInterrupt does not say it.
+      memory_cure: what to do when memory runs out.
+    """
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     try:
-        return work()
+        return work() or 0
     except KeyboardInterrupt as stop:
-        _complain(program, f"interrupted; {str(stop) or 'nothing was written'}")
+        _complain(program, f"interrupted; {str(stop) or after_interrupt}")
         return 130
     except BrokenPipeError:  # The reader of our output, such as `head`, is gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -208,10 +221,14 @@ def guarded(work: Callable[[], int], program: str) -> int:
         _complain(program, f"error: {error}")
         return 2
     except Exception as error:
-        if not is_out_of_memory(error):
+        if is_out_of_memory(error):
+            _complain(program, f"error: out of memory; {memory_cure}")
+            return 2
+        from aps_jax.perceptual import PerceptualUnavailable
+
+        if not isinstance(error, PerceptualUnavailable):
             raise  # A bug: its traceback is wanted.
-        cure = "restore a smaller image (--size) or fewer --num-samples"
-        _complain(program, f"error: out of memory; {cure}")
+        _complain(program, f"error: {error}")
         return 2
 
 

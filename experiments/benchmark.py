@@ -24,9 +24,9 @@ from pathlib import Path
 import tyro
 
 import aps_jax
+from aps_jax.cli import guarded
 from aps_jax.files import write_atomically, write_json
 from aps_jax.names import choose
-from aps_jax.perceptual import PerceptualUnavailable
 from experiments import photos
 from experiments.bench import parsing, summary, tuning
 from experiments.bench.calibration import Calibration
@@ -256,15 +256,12 @@ def _outcome(session: Session) -> int:
 
 def main(arguments: Arguments) -> int:
     """Runs the benchmark; whatever a user can get wrong ends as one line and exit code 2."""
-    try:
-        return benchmark(arguments)
-    except KeyboardInterrupt:
-        print("benchmark: interrupted; finished batches are kept, run the same command to go on",
-              file=sys.stderr)  # fmt: skip
-        return 130
-    except (ValueError, OSError, PerceptualUnavailable) as error:
-        print(f"benchmark: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return guarded(
+        lambda: benchmark(arguments),
+        "benchmark",
+        after_interrupt="finished batches are kept, run the same command to go on",
+        memory_cure="lower batch_size in the configuration",
+    )
 
 
 if __name__ == "__main__":

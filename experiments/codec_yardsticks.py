@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -26,6 +27,7 @@ from rich.progress import track
 import aps_jax
 from aps_jax import metrics
 from aps_jax.checkpoint import read_card
+from aps_jax.cli import guarded
 from aps_jax.files import write_json
 from aps_jax.images import from_uint8, to_uint8
 from aps_jax.pretrained import load_codec, model_folder
@@ -172,4 +174,5 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    cure = "lower --num-patches"
+    sys.exit(guarded(lambda: main(tyro.cli(Arguments)), "codec_yardsticks", memory_cure=cure))

@@ -25,6 +25,7 @@ import ml_dtypes
 import numpy as np
 import tyro
 
+from aps_jax.cli import guarded
 from aps_jax.files import disk_size, write_json
 from aps_jax.tensors import create_tensors
 
@@ -199,4 +200,5 @@ def _measure_format(arguments: Arguments, source: Path, kind: str, size: int) ->
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    cure = "lower --width"
+    sys.exit(guarded(lambda: main(tyro.cli(Arguments)), "convert_scale", memory_cure=cure))

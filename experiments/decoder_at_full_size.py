@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import resource
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from aps_jax.cli import guarded
 from aps_jax.files import write_json
 from aps_jax.tokenizer import CodecConfig, init_codec_params, make_codec
 from aps_jax.transformer import num_params
@@ -101,4 +103,5 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    cure = "lower --image-size"
+    sys.exit(guarded(lambda: main(tyro.cli(Arguments)), "decoder_at_full_size", memory_cure=cure))

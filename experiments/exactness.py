@@ -23,6 +23,7 @@ import tyro
 from rich.progress import track
 
 import aps_jax
+from aps_jax.cli import guarded
 from aps_jax.files import write_atomically
 from aps_jax.names import choose
 from aps_jax.presets import config_class
@@ -260,24 +261,29 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     save_figure(picture, path)
 
 
-def main(arguments: Arguments) -> int:
+def bench(arguments: Arguments) -> None:
     """Computes what is missing, then writes table and plot."""
     if arguments.smoke:
         arguments = dataclasses.replace(arguments, num_measurements=1, num_draws=20)
-    try:
-        if not arguments.table:
-            run(arguments)
-        rows = read_rows(arguments.out / "rows.jsonl", ("fingerprint", "version"))
-        if not rows:
-            raise ValueError(f"{arguments.out} has no rows; leave out --table")
-        text = table(rows)
-        write_atomically(arguments.out / "table.md", (text + "\n").encode())
-        plot(rows, arguments.out / "total_variation.png")
-    except (ValueError, OSError) as error:
-        print(f"exactness: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    if not arguments.table:
+        run(arguments)
+    rows = read_rows(arguments.out / "rows.jsonl", ("fingerprint", "version"))
+    if not rows:
+        raise ValueError(f"{arguments.out} has no rows; leave out --table")
+    text = table(rows)
+    write_atomically(arguments.out / "table.md", (text + "\n").encode())
+    plot(rows, arguments.out / "total_variation.png")
     print(text)
-    return 0
+
+
+def main(arguments: Arguments) -> int:
+    """Runs the bench; whatever a user can get wrong ends as one line and exit code 2."""
+    return guarded(
+        lambda: bench(arguments),
+        "exactness",
+        after_interrupt="finished rows are kept, run the same command to go on",
+        memory_cure="lower --num-draws",
+    )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ python -m experiments.gallery
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ import tyro
 
 import aps_jax
 from aps_jax import images, metrics, report
+from aps_jax.cli import guarded
 from aps_jax.presets import make_config
 from aps_jax.restore import restore
 from aps_jax.tasks import make_operator
@@ -71,4 +73,5 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    cure = "close other programs and try again"
+    sys.exit(guarded(lambda: main(tyro.cli(Arguments)), "gallery", memory_cure=cure))

@@ -27,6 +27,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
 import aps_jax  # noqa: E402
 from aps_jax import APSConfig, Params, sharding  # noqa: E402
+from aps_jax.cli import guarded  # noqa: E402
 from aps_jax.files import write_atomically, write_json  # noqa: E402
 from aps_jax.prior import make_prompted_prior  # noqa: E402
 from aps_jax.prompts import PromptConfig, frame_prompt  # noqa: E402
@@ -279,4 +281,5 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    cure = "plan fewer cases at once (--image-sizes, --meshes)"
+    sys.exit(guarded(lambda: main(tyro.cli(Arguments)), "memory_plan", memory_cure=cure))

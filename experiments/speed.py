@@ -27,6 +27,7 @@ import numpy as np
 import tyro
 
 import aps_jax
+from aps_jax.cli import guarded
 from aps_jax.commands.doctor import num_cpus
 from aps_jax.files import write_atomically, write_json
 from aps_jax.types import Params
@@ -287,4 +288,5 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    cure = "lower --batch-size or --image-size"
+    sys.exit(guarded(lambda: main(tyro.cli(Arguments)), "speed", memory_cure=cure))

@@ -30,6 +30,7 @@ from scipy import stats
 
 import aps_jax
 from aps_jax import metrics
+from aps_jax.cli import guarded
 from aps_jax.files import write_atomically
 from aps_jax.presets import make_config
 from aps_jax.pretrained import model_folder
@@ -254,25 +255,30 @@ def plot(found: Iterable[rows.Row], path: Path) -> None:
     summary.save_figure(picture, path)
 
 
-def main(arguments: Arguments) -> int:
-    """Does what the command line says; returns the exit code."""
+def spread(arguments: Arguments) -> None:
+    """Computes what is missing, then writes table and plot."""
     if arguments.smoke:
         arguments = dataclasses.replace(arguments, count=2, num_samples=2, size=32)
-    try:
-        if not arguments.table:
-            run(arguments)
-        found = rows.read(arguments.out / "rows.jsonl", ("task", "method", "image"))
-        if not found:
-            raise ValueError(f"{arguments.out} has no rows; leave out --table and give --data")
-        claimed = json.loads((arguments.out / "run.json").read_text())
-        text = f"{claimed['num_samples']} samples per photo.\n\n{table(found)}"
-        write_atomically(arguments.out / "table.md", text.encode())
-        plot(found, arguments.out / "calibration.png")
-        print(text)
-    except (ValueError, OSError) as error:
-        print(f"spread: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    if not arguments.table:
+        run(arguments)
+    found = rows.read(arguments.out / "rows.jsonl", ("task", "method", "image"))
+    if not found:
+        raise ValueError(f"{arguments.out} has no rows; leave out --table and give --data")
+    claimed = json.loads((arguments.out / "run.json").read_text())
+    text = f"{claimed['num_samples']} samples per photo.\n\n{table(found)}"
+    write_atomically(arguments.out / "table.md", text.encode())
+    plot(found, arguments.out / "calibration.png")
+    print(text)
+
+
+def main(arguments: Arguments) -> int:
+    """Runs the study; whatever a user can get wrong ends as one line and exit code 2."""
+    return guarded(
+        lambda: spread(arguments),
+        "spread",
+        after_interrupt="finished batches are kept, run the same command to go on",
+        memory_cure="lower --batch-size or --num-samples",
+    )
 
 
 if __name__ == "__main__":

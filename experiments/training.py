@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ import orbax.checkpoint as ocp
 from PIL import Image
 
 from aps_jax import checkpoint, sharding
-from aps_jax.perceptual import PerceptualUnavailable
+from aps_jax.cli import guarded
 from aps_jax.pretrained import model_folder
 from experiments import rows
 
@@ -121,18 +120,12 @@ def device_name() -> str:
 
 def run(name: str, train: Callable[[Any], None], config: RunConfig) -> int:
     """Trains and returns the exit code; what a user can get wrong ends as one line and code 2."""
-    try:
-        train(config)
-    except KeyboardInterrupt:
-        print(
-            f"{name}: interrupted; the same command goes on from the last checkpoint",
-            file=sys.stderr,
-        )
-        return 130
-    except (ValueError, OSError, PerceptualUnavailable) as error:
-        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return guarded(
+        lambda: train(config),
+        name,
+        after_interrupt="the same command goes on from the last checkpoint",
+        memory_cure="lower --batch-size",
+    )
 
 
 def origin(config: RunConfig, part: str) -> dict[str, Any]:

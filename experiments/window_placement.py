@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -20,6 +21,7 @@ import numpy as np
 import tyro
 
 import aps_jax
+from aps_jax.cli import guarded
 from aps_jax.field import prior_logits, window_starts
 from aps_jax.files import write_json
 from aps_jax.tokenizer import encode_tokens
@@ -102,4 +104,5 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    cure = "lower --count"
+    sys.exit(guarded(lambda: main(tyro.cli(Arguments)), "window_placement", memory_cure=cure))

@@ -645,6 +645,23 @@ def test_control_c(restore, photo, real_model, tmp_path):
     assert read(out)["history"] == read(whole)["history"]
 
 
+def test_scripts_share_the_ends_of_a_command(capsys):
+    def ends(error):
+        def work():
+            raise error
+
+        options = {"after_interrupt": "rows are kept", "memory_cure": "lower --count"}
+        return cli.guarded(work, "study", **options), capsys.readouterr().err
+
+    assert cli.guarded(lambda: None, "study") == 0 and cli.guarded(lambda: 1, "study") == 1
+    assert ends(KeyboardInterrupt()) == (130, "study: interrupted; rows are kept\n")
+    assert ends(KeyboardInterrupt("go on")) == (130, "study: interrupted; go on\n")
+    assert ends(MemoryError()) == (2, "study: error: out of memory; lower --count\n")
+    assert ends(PerceptualUnavailable("no\nweights")) == (2, "study: error: no weights\n")
+    with pytest.raises(RuntimeError, match="a bug"):
+        ends(RuntimeError("a bug"))
+
+
 # The other commands.
 
 
