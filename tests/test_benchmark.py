@@ -194,6 +194,37 @@ def test_a_killed_run_goes_on_and_nothing_is_done_twice(bench, tmp_path, monkeyp
     assert (tmp_path / "out" / "pictures" / "twice_no_prior_4_decodes.png").exists()
 
 
+def test_methods_of_the_same_settings_are_computed_once(bench, tmp_path, monkeypatch):
+    plain = STUDY["methods"]["no prior"]
+    methods = {
+        "no prior": plain | {"count": 2},
+        "twin": plain | {"config": plain["config"] | {"learning_rate": 1.0}},  # the default
+        "other": plain | {"config": plain["config"] | {"learning_rate": 0.5}},
+    }
+    raw = STUDY | {"methods": methods}
+    with monkeypatch.context() as patch:
+        patch.setattr(session.Session, "_known", lambda *args: [])
+        assert bench(raw, out="apart")[0] == 0
+    batches, timed = [], session.restoring.timed
+
+    def counted(*args):
+        batches.append(args)
+        return timed(*args)
+
+    monkeypatch.setattr(session.restoring, "timed", counted)
+    code, err = bench(raw)
+    assert code == 0, err
+    assert timeless(read(tmp_path)) == timeless(read(tmp_path, "apart/rows.jsonl"))
+    # Two tasks, two seeds: two photos, the third one for the twin, three photos in batches of two.
+    assert len(batches) == 2 * 2 * (1 + 1 + 2)
+    seconds = {}
+    for row in read(tmp_path):
+        place = (row["task"], row["seed"], row["image"])
+        seconds.setdefault(place, {})[row["method"]] = row["seconds"]
+    pairs = [found for found in seconds.values() if "no prior" in found]
+    assert len(pairs) == 8 and all(found["no prior"] == found["twin"] for found in pairs)
+
+
 def test_tasks_and_budgets_may_be_for_some_photos_and_tasks(bench, tmp_path):
     raw = STUDY | {
         "tasks": STUDY["tasks"] | {"super_resolution": {"scale": 2, "count": 2}},

@@ -258,20 +258,36 @@ class Session:
         found = self.plan.fingerprint(task, method, budget)
         run = None
         for cell, lacking in missing.items():
-            for index in self._batches(lacking):
+            known = self._known(cell, found, lacking)
+            if known:
+                self._keep(cell, known)
+            names = {row["image"] for row in known}
+            for index in self._batches([i for i in lacking if self.crops.names[i] not in names]):
                 x, y, params, keys = self._batch(task, cell.seed, index)
                 if run is None:
                     run = restoring.compile_method(method, config, task.sigma, params, x, y, keys)
                 restored, seconds = restoring.timed(run, params, x, y, keys)
-                rows = self._score(cell, found, index, restored, seconds, x, y, params)
-                append_rows(self.plan.log, rows)
-                self.rows += rows
-                self.done.setdefault(cell, set()).update(row["image"] for row in rows)
-                self.num_done += len(rows)
+                self._keep(cell, self._score(cell, found, index, restored, seconds, x, y, params))
                 if index[0] == 0 and cell.seed == self.plan.study.seeds[0]:
                     self._save_pictures(name, restored.images, x)
                 self.on_progress(self.num_done, self.num_all, name)
                 self._check_time()
+
+    def _known(self, cell: Cell, found: str, lacking: list[int]) -> list[Row]:
+        """Rows of a cell that another method of the same settings has: the same computation."""
+        lacking = {self.crops.names[i] for i in lacking}
+        twins = {
+            row["image"]: row | cell._asdict() for row in self.rows
+            if row["fingerprint"] == found and row["image"] in lacking
+            and cell_of(row)._replace(method=cell.method) == cell
+        }  # fmt: skip
+        return list(twins.values())
+
+    def _keep(self, cell: Cell, rows: list[Row]) -> None:
+        append_rows(self.plan.log, rows)
+        self.rows += rows
+        self.done.setdefault(cell, set()).update(row["image"] for row in rows)
+        self.num_done += len(rows)
 
     def _check_time(self) -> None:
         if self.deadline is not None and time.monotonic() > self.deadline:
