@@ -315,6 +315,8 @@ def test_rows_of_something_else_are_refused(bench, tmp_path, model):
     refused(small | {"sigma": 0.1}, "rows of another configuration", "other settings")
     refused(small | {"images": {"size": 8, "count": 3}}, "rows of another configuration")
     refused(small | {"seeds": [1]}, "seed 0: not in this one")
+    with_prior = {"no prior": STUDY["methods"]["no prior"] | {"prior": "model"}}
+    refused(small | {"methods": with_prior}, "other settings")
     refused(small | {"budgets": {"4 decodes": {"evaluations": 6}}}, "other settings")
     weights = model / "prior.safetensors"
     weights.write_bytes(b"other weights")
@@ -328,9 +330,22 @@ def test_rows_of_something_else_are_refused(bench, tmp_path, model):
     before = log.read_bytes().replace(b'"version": "', b'"version": "0.0.1+')
     log.write_bytes(before)
     refused(small | {"seeds": [0, 1]}, "of aps_jax 0.0.1+", f"this is {aps_jax.__version__}")
+    # A table of another version's rows is welcome, one of several versions' is not.
+    assert bench(small | {"seeds": [0, 1]}, table=True)[0] == 0
+    before = before.replace(b'"version": "0.0.1+', b'"version": "', 1)
+    log.write_bytes(before)
+    refused(small | {"seeds": [0, 1]}, "rows of aps_jax 0.0.1+", table=True)
     before = b'{"step": 3}\n'
     log.write_bytes(before)
     refused(small, "line 1 is not a row")
+
+
+def test_yardsticks_of_another_noise_are_refused(bench):
+    small = STUDY | {"methods": {"bicubic": {"kind": "measurement"}}, "compare_to": "bicubic"}
+    small = small | {"tasks": {"super_resolution": {"scale": 2}}, "budgets": {}}
+    assert bench(small)[0] == 0
+    code, err = bench(small | {"sigma": 0.1})
+    assert code == 2 and "other settings" in err
 
 
 def test_unreadable_photos_are_recorded_and_skipped(bench, folder, tmp_path):
@@ -570,6 +585,15 @@ def test_tuning_is_recorded_and_used(bench, tmp_path, monkeypatch):
     assert code == 2 and "tuned.json is of another configuration" in err
 
 
+def test_trials_are_run_on_all_photos_for_tuning():
+    raw = STUDY | {"tuning": {"images": {"count": 2}, "trials": 2}}
+    methods = {
+        "no prior": {"count": 1, "config": {"num_steps": 2}, "tune": {"learning_rate": [0.1]}}
+    }
+    trials = tuning.tuning_study(parsing.parse(raw | {"methods": methods}))
+    assert [trial.count for trial in trials.methods.values()] == [None, None]
+
+
 def test_failed_trials_cannot_win(model):
     raw = STUDY | {"tuning": {"images": {"count": 2}, "trials": 2, "metric": "lpips"}}
     raw = raw | {"methods": {"no prior": {"tune": {"learning_rate": [0.1]}}}, "budgets": {}}
@@ -646,6 +670,71 @@ def test_equal_seconds_run_and_resume(bench, tmp_path):
     assert code == 2 and "over 3 devices, here are 1" in err
 
 
+def test_calibration_does_not_follow_a_line_that_falls(tmp_path):
+    """Seconds that fall as evaluations rise are noise; what was tried last is kept."""
+    budget = study.Budget(label="s", evaluations=20, like="ref")
+    rows = [
+        {"task": "t", "method": name, "budget": "n", "seconds": seconds}
+        for name, seconds in (("ref", 1.5), ("fast", 0.5))
+    ]
+    calibration = Calibration(tmp_path / "c.json")
+    calibration.settle(
+        "t", "fast", budget, source="a", under=study.Budget(label="n", evaluations=20), rows=rows,
+        make=lambda n: aps_jax.APSConfig(num_steps=1, num_inner_steps=n),
+        try_out=lambda config: 0.4,
+    )  # fmt: skip
+    assert calibration.evaluations("t", "fast", "s", "a") == 60
+
+
+def test_seconds_are_per_photo(monkeypatch):
+    clock = iter([10.0, 16.0])
+    monkeypatch.setattr(session.restoring.time, "perf_counter", lambda: next(clock))
+    x = np.zeros((3, 2, 2, 3))
+    assert session.restoring.timed(lambda *args: x, None, x, None, None) == (x, 2.0)
+
+
+# What a batch is restored with.
+
+
+def test_only_phase_has_no_measurement_to_look_at(bench, tmp_path):
+    tasks = {"super_resolution": {"scale": 2}, "phase_retrieval": {}}
+    methods = {name: STUDY["methods"][name] for name in ("bicubic", "no prior")}
+    code, err = bench(STUDY | {"tasks": tasks, "methods": methods})
+    assert code == 0, err
+    found = {(row["task"], row["method"]) for row in read(tmp_path)}
+    assert ("super_resolution", "bicubic") in found
+    assert [method for task, method in found if task == "phase_retrieval"] == ["no prior"]
+
+
+def test_methods_get_their_prior_and_say_the_steps_they_made(monkeypatch):
+    """`prior: none` puts a prior without an opinion in place of the model's."""
+
+    def sample(params, y, keys, *, config):
+        tokens = jax.numpy.full((len(y), 16), params.prior.num_codes)
+        opinion = jax.numpy.std(params.prior.apply(params.prior.params, tokens))
+        images = jax.numpy.broadcast_to(opinion, (len(y), 1, 8, 8, 3))
+        # Early stop: three of the planned steps.
+        rows = jax.numpy.ones((1, 1, len(y)))
+        info = StepInfo(rows, rows > 0, rows, 3 * rows.astype(int), None)
+        return SampleResult(images[:, 0], keys, info, images, images[:, 0], images[:, 0])
+
+    monkeypatch.setattr(session.restoring, "sample_function", lambda name: sample)
+    operator = aps_jax.operators.denoising()
+    params = aps_jax.Params(mixing_prior(window=4), patch_codec(), operator)
+    x = jax.numpy.zeros((2, 8, 8, 3))
+    keys = jax.random.split(jax.random.key(0), 2)
+    config = aps_jax.APSConfig(num_steps=1, num_inner_steps=9)
+    found = {}
+    for prior in ("model", "none"):
+        method = study.Method(label="m", prior=prior)
+        run = session.restoring.compile_method(method, config, 0.1, params, x, x, keys)
+        found[prior] = run(params, x, x, keys)
+    assert float(found["model"].images.max()) > 0.01
+    assert float(abs(found["none"].images).max()) == 0
+    assert found["model"].cost["gradient_evaluations"].tolist() == [3, 3]
+    assert found["model"].cost["decoder_evaluations"].tolist() == [3, 3]
+
+
 # Aggregation and configurations.
 
 
@@ -719,3 +808,6 @@ def test_the_best_sample_is_that_of_least_residual(rng):
     y = samples[jax.numpy.arange(3), jax.numpy.array([2, 0, 3])] + 0.01
     chosen = session.restoring._best(operator, samples, y)
     np.testing.assert_allclose(chosen, y - 0.01, atol=1e-6)
+    # A sample that is not a number is never the best.
+    broken = samples.at[:, 1].set(np.nan)
+    np.testing.assert_allclose(session.restoring._best(operator, broken, y), chosen, atol=1e-6)
