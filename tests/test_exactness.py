@@ -1,6 +1,8 @@
 """The enumerable posteriors, and the script that measures samplers against them."""
 
+import dataclasses
 import json
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +91,63 @@ def test_perfect_samples_reach_the_floor_and_others_do_not(toy, rng):
     assert far["total_variation"] == pytest.approx(expected, abs=0.05) and expected > 0.3
 
 
+def test_measurements_are_noisy_pictures_of_the_prior(toy):
+    arguments = exactness.Arguments(num_measurements=400, sigma=0.5)
+    y = exactness.measurements(toy, arguments)
+    clean = exactness.measurements(toy, dataclasses.replace(arguments, sigma=0.0))
+    noise = y - clean
+    assert noise.shape == (400, 4) and stats.kstest(noise.ravel() / 0.5, "norm").pvalue > 0.01
+    distance = np.abs(clean[:, None] - toy.predicted).max(axis=-1)
+    assert distance.min(axis=1).max() == 0
+    counts = np.bincount(distance.argmin(axis=1), minlength=64)
+    law = np.zeros(64)  # Fields that look alike are counted as the first of them.
+    first = np.abs(toy.predicted[:, None] - toy.predicted).max(axis=-1).argmin(axis=1)
+    np.add.at(law, first, toy.joint)
+    assert np.abs(counts / 400 - law).sum() / 2 < 0.2
+
+
+def test_every_draw_is_compared_with_the_posterior_of_its_measurement(tmp_path, monkeypatch):
+    """A sampler that tells which measurement it was given."""
+
+    def sample(params, y, key, *, config):
+        seen.append(y.shape)
+        number = jnp.arange(len(y)) % 5  # Draws differ.
+        return Drawn(jnp.stack([number, jnp.round(100 * y[:, 0])], axis=1))
+
+    def distances(toy, y, tokens, sigma):
+        for row, own in zip(y, np.split(tokens, len(y)), strict=True):
+            np.testing.assert_array_equal(own[:, 0], np.arange(len(own)) % 5)
+            np.testing.assert_allclose(own[:, 1] / 100, row[0], atol=0.006)
+        names = ("total_variation", "kl", "floor", "kl_floor")
+        return dict.fromkeys(names, 0.5)
+
+    class Drawn(NamedTuple):
+        tokens: jax.Array
+
+    seen = []
+    sampler = exactness.SAMPLERS["maskgit"]._replace(sample=sample)
+    monkeypatch.setattr(exactness, "SAMPLERS", {"maskgit": sampler})
+    monkeypatch.setattr(exactness, "METHODS", {"prior": exactness.METHODS["prior"]})
+    monkeypatch.setattr(exactness, "distances", distances)
+    arguments = exactness.Arguments(out=tmp_path, num_measurements=3, num_draws=10, toys=("8x2",))
+    exactness.run(arguments)
+    assert seen == [(30, 4)]
+    table = exactness.table(
+        [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    )
+    assert "| prior | 0.500 (0.50) | 0.500 (0.50) | 0.500 (0.50) |" in table  # needs no decodes
+
+
+def test_rows_are_those_of_all_settings():
+    plain = exactness.Arguments()
+    others = [{"num_measurements": 2}, {"num_draws": 9}, {"sigma": 0.4}, {"seed": 1}]
+    found = [
+        exactness.fingerprint("aps", dataclasses.replace(plain, **other)) for other in ({}, *others)
+    ]
+    found.append(exactness.fingerprint("aps, KL prior term", plain))
+    assert len(set(found)) == 6 and exactness.fingerprint("dps", plain) is None
+
+
 def test_the_script_resumes_and_refuses(tmp_path, monkeypatch, capsys):
     chosen = ("prior", "best_of_n")
     methods = {name: exactness.METHODS[name] for name in chosen}
@@ -132,3 +191,5 @@ def test_every_sampler_is_measured_within_its_budget():
                 assert budget == 4 and method in ("svdd_pm", "smc")
                 continue
             assert config.sigma == 0.5 and decoder_evaluations(config) <= budget
+            for name, value in exactness.METHODS[method][1].items():
+                assert getattr(config, name) == (3 if value == "L" else value)
