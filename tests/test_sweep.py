@@ -19,6 +19,7 @@ from conftest import CODEC_CONFIG, PRIOR_CONFIG, mixing_prior, patch_codec, rand
 from PIL import Image
 
 from aps_jax import checkpoint, pretrained, sharding
+from aps_jax.samplers import sample_function
 from aps_jax.tokenizer import init_codec_params
 from aps_jax.transformer import init_transformer_params
 from experiments import hosts, memory, rows, sweep
@@ -101,6 +102,84 @@ def test_results_do_not_depend_on_batches_hosts_or_lists(photo_folder, toy, tmp_
     assert len({image.tobytes() for image in one.values()}) == len(NAMES)
     for row in table(tmp_path / "one"):
         assert row["status"] == "restored" and np.isfinite([row["psnr"], row["residual"]]).all()
+
+
+def test_noise_and_samples_are_those_of_the_seed_and_the_name(photo_folder, toy):
+    options = sweep.read_options(arguments(photo_folder, toy, "out"))
+    path = photo_folder / NAMES[0]
+    one, same, other = (sweep.measure_image(options, name, path) for name in "xxy")
+    seeded = sweep.measure_image(dataclasses.replace(options, seed=1), "x", path)
+    np.testing.assert_array_equal(one.problem.y, same.problem.y)
+    assert np.array_equal(jax.random.key_data(one.key), jax.random.key_data(same.key))
+    # Its operator is that of all images, its noise and its samples are its own.
+    mask, others = (np.asarray(job.problem.operator.params) for job in (one, other))
+    np.testing.assert_array_equal(mask, others)
+    assert not np.array_equal(mask, seeded.problem.operator.params)
+    noise = np.asarray(one.problem.y - other.problem.y)[0]
+    assert np.std(noise[mask[..., 0] > 0]) == pytest.approx(0.05 * 2**0.5, rel=0.2)
+    for job in (other, seeded):
+        assert not np.array_equal(jax.random.key_data(one.key), jax.random.key_data(job.key))
+
+
+def test_images_with_masks_of_their_own_do_not_share_an_operator(toy, tmp_path):
+    rng = np.random.default_rng(0)
+    folder, out = tmp_path / "measured", tmp_path / "out"
+    folder.mkdir()
+    for index in range(4):  # The first two have one mask.
+        image = rng.integers(0, 256, (16, 16, 4), dtype=np.uint8)
+        image[..., 3] = 255 * (np.arange(16) % 4 != max(index, 1))[:, None]
+        Image.fromarray(image).save(folder / f"{index}.png")
+    words = arguments(folder, toy, out)
+    words[words.index("--task") + 1] = "inpainting_mask"
+    options = sweep.read_options([*words, "--measured", "--size", "None"])
+    host = sweep.Host(options, hosts.Place(0, 1))
+    batches = list(host._batches(sweep.photos.named_images(folder)))
+    assert [[job.name for job in batch] for batch in batches] == [
+        ["0.png", "1.png"], ["2.png"], ["3.png"]
+    ]  # fmt: skip
+    assert host.run(sweep.photos.named_images(folder)) == 0
+    assert len(host._compiled) == 1  # A mask is data, and the last batches are filled up.
+    for index, row in enumerate(table(out)):
+        mask = np.arange(16) % 4 != max(index, 1)
+        known, restored = (
+            np.asarray(Image.open(path).convert("RGB"), float) / 127.5 - 1
+            for path in (folder / row["name"], out / "images" / f"{row['name']}.png")
+        )
+        error = np.sqrt(np.mean((known - restored)[mask] ** 2))
+        assert row["residual"] == pytest.approx(error, abs=0.01)
+
+
+def test_seconds_are_per_image_and_divergence_is_told(
+    photo_folder, toy, tmp_path, monkeypatch, capsys
+):
+    def diverged(params, y, keys, *, config):
+        result = sample_function("aps")(params, y, keys, config=config)
+        is_finite = result.info.is_finite.at[:, :, 1].set(False)  # the second of each batch
+        return result._replace(info=result.info._replace(is_finite=is_finite))
+
+    now = iter(range(0, 1000, 10))
+    monkeypatch.setattr(sweep.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(sweep, "sample_function", lambda name: diverged)
+    out = tmp_path / "out"
+    assert sweep.main(arguments(photo_folder, toy, out)) == 1
+    found = table(out)
+    assert [row["status"] for row in found] == ["restored", "diverged"] * 4
+    assert all(row["seconds"] == 5 for row in found[::2])
+    written = {path.relative_to(out / "images").as_posix() for path in out.rglob("*.png")}
+    assert written == {f"{row['name']}.png" for row in found[::2]}
+    assert "objective is not finite; lower learning_rate" in capsys.readouterr().err
+
+
+def test_another_mask_file_is_another_sweep(photo_folder, toy, tmp_path, capsys):
+    mask = tmp_path / "mask.png"
+    words = arguments(photo_folder, toy, tmp_path / "out", "--mask", str(mask))
+    words[words.index("--task") + 1] = "inpainting_mask"
+    for column in (3, 4):
+        pixels = np.full((16, 16), 255, np.uint8)
+        pixels[:, column] = 0
+        Image.fromarray(pixels).save(mask)
+        code = sweep.main(words)
+    assert code == 2 and "task.options.mask" in capsys.readouterr().err
 
 
 def test_a_rerun_does_what_is_missing_and_no_more(photo_folder, toy, tmp_path, capsys):
