@@ -1,13 +1,28 @@
-"""Shared tiny models. Nothing here is trained: tests check laws, not pictures."""
+"""Shared tiny models. Nothing here is trained: tests check laws, not pictures.
 
+Most of the tests' time would be compilation, so they and their child processes leave out most of
+XLA's optimisations; `APS_JAX_TEST_OPTIMIZED=1` compiles as users do.
+"""
+
+import dataclasses
+import os
 import signal
+
+import jaxlib
+
+if not os.environ.get("APS_JAX_TEST_OPTIMIZED"):  # Read once, when JAX starts.
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    # XLA ends the process on a flag that it does not know: only where it was tried.
+    if jaxlib.__version__.startswith("0.10."):
+        _FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aps_jax import lfq
+from aps_jax import checkpoint, lfq
 from aps_jax.prior import make_prior
 from aps_jax.tokenizer import CodecConfig, init_codec_params, make_codec, space_to_depth
 from aps_jax.transformer import TransformerConfig, init_transformer_params
@@ -39,21 +54,6 @@ PRIOR_CONFIG = TransformerConfig(
 def _interrupts_arrive():
     """Shells start background jobs with SIGINT ignored; the tests of Ctrl-C need it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.fixture(scope="module")
-def fast_compilation():
-    """Leaves out most of XLA's optimisations, here and in child processes.
-
-    For modules whose time is compilation and whose subject is not numerical: laws, scripts and the
-    command line. Modules on the numbers of a network or of the objective compile as users do.
-    """
-    option = "jax_disable_most_optimizations"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(option.upper(), "1")
-        jax.config.update(option, True)
-        yield
-        jax.config.update(option, False)
 
 
 def random_params(init, config, seed=0):
@@ -167,3 +167,22 @@ def toy_prior():
 def rng():
     """A fresh NumPy generator of a fixed seed."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A model folder with random weights."""
+    folder = tmp_path_factory.mktemp("model")
+    checkpoint.save_params(
+        folder / "codec.safetensors", random_params(init_codec_params, CODEC_CONFIG)
+    )
+    checkpoint.save_params(
+        folder / "prior.safetensors", random_params(init_transformer_params, PRIOR_CONFIG)
+    )
+    checkpoint.update_card(
+        folder,
+        codec=dataclasses.asdict(CODEC_CONFIG),
+        prior=dataclasses.asdict(PRIOR_CONFIG),
+        prior_window=4,
+    )
+    return folder

@@ -25,8 +25,6 @@ from experiments.bench import parsing, session, study, summary, tuning
 from experiments.bench import rows as rows_of
 from experiments.bench.calibration import Calibration
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 STUDY = {
     "images": {"size": 16, "count": 3},
     "lpips": False,

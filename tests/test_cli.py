@@ -33,8 +33,6 @@ from aps_jax.tokenizer import CodecConfig, init_codec_params
 from aps_jax.transformer import TransformerConfig, init_transformer_params
 from aps_jax.types import Perceptual, bind
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 ROOT = Path(__file__).parents[1]
 STEPS = ["--num-steps", "3", "--num-inner-steps", "2"]
 

@@ -15,8 +15,6 @@ import aps_jax
 from aps_jax import checkpoint
 from aps_jax.tokenizer import CodecConfig
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 CODEC = CodecConfig(
     encoder_channels=(32, 32),
     encoder_blocks=(1, 1),

@@ -15,8 +15,6 @@ from aps_jax.estimate import (
 )
 from aps_jax.tokenizer import encode_tokens
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 SIDE, SIGMA = 16, 0.05
 
 

@@ -10,8 +10,6 @@ from aps_jax import operators
 from aps_jax.evidence import pixel_sensitivity, token_evidence
 from aps_jax.tasks import TASKS, make_operator
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 SIDE = 16
 
 

@@ -12,8 +12,6 @@ from scipy import stats
 
 from experiments import exactness, toy_priors
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 
 @pytest.fixture(scope="module")
 def toy():

@@ -28,8 +28,6 @@ from experiments import (
     window_placement,
 )
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -8,8 +8,6 @@ from aps_jax.prior import make_prior
 from aps_jax.transformer import TransformerConfig, init_transformer_params
 from aps_jax.types import Prior
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 K = 8
 run = jax.jit(prior_logits, static_argnames="is_unconditional")
 LENGTHS = [1, 3, 4, 5, 6, 7, 8, 11, 16, 17, 33]

@@ -15,8 +15,6 @@ from aps_jax.prior import make_prior
 from aps_jax.transformer import init_transformer_params
 from experiments.flops import count_flops
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 
 def test_flops_of_products_and_loops():
     a, b = jnp.zeros((3, 5)), jnp.zeros((5, 7))

@@ -19,8 +19,6 @@ from aps_jax.prompts import (
 from aps_jax.transformer import TransformerConfig, init_transformer_params
 from convert import llada, showo
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 PAD = 22
 FRAME = PromptConfig(
     num_codes=8,

@@ -14,8 +14,6 @@ from conftest import mixing_prior, patch_codec
 import aps_jax
 from aps_jax import APSConfig, Params, operators, presets, restore, samplers
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 CONFIG = APSConfig(
     num_steps=4, num_inner_steps=3, learning_rate=0.5, warm_start="logits", num_samples=2
 )

@@ -15,8 +15,6 @@ from aps_jax.estimate import encoder_logits, smooth_estimate
 from aps_jax.tokenizer import encode_tokens
 from aps_jax.types import Perceptual, image_keys
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 SIDE, LENGTH, BATCH = 16, 16, 2  # 16x16 pixels are 4x4 tokens of stride 4
 SMALL = {"num_steps": 4, "num_inner_steps": 2, "learning_rate": 0.5}
 

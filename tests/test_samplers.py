@@ -16,8 +16,6 @@ from aps_jax.samplers import SAMPLERS, budget
 from aps_jax.tokenizer import encode_tokens
 from aps_jax.types import Perceptual
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 LENGTH, BATCH, SIDE = 16, 2, 16
 
 #: Options that keep a sampler small; several sets where they change the course of its loop.

@@ -16,8 +16,6 @@ from aps_jax.samplers.maskgit import MaskGITConfig
 from aps_jax.samplers.problem import pose
 from aps_jax.samplers.straight_through import StraightThroughConfig
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 COUNT = 4000
 JOINT = toy.skewed_joint()
 

@@ -14,8 +14,6 @@ from aps_jax.prompts import PromptConfig, frame_prompt
 from aps_jax.samplers.text import TextConfig, sample_text
 from aps_jax.transformer import TransformerConfig, init_transformer_params
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 sample = jax.jit(sample_text, static_argnames=("length", "batch", "config"))
 
 #: Dream in small: shared keys, biases, shifted logits.

@@ -13,8 +13,6 @@ import pytest
 from aps_jax import sharding
 from aps_jax.transformer import TransformerConfig, init_transformer_params
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 
 @pytest.fixture(scope="module")
 def facts():

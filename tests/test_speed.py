@@ -14,8 +14,6 @@ from aps_jax.tokenizer import init_codec_params
 from aps_jax.transformer import init_transformer_params
 from experiments import speed, timing
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 
 def test_ratios_are_taken_round_by_round():
     """A machine that turns twice as slow in the middle changes neither ratio nor its quartiles."""

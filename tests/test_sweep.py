@@ -15,38 +15,15 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import CODEC_CONFIG, PRIOR_CONFIG, mixing_prior, patch_codec, random_params
+from conftest import mixing_prior, patch_codec
 from PIL import Image
 
 from aps_jax import checkpoint, pretrained, sharding
 from aps_jax.samplers import sample_function
-from aps_jax.tokenizer import init_codec_params
-from aps_jax.transformer import init_transformer_params
 from experiments import hosts, memory, rows, sweep
-
-pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 ROOT = Path(__file__).parents[1]
 NAMES = [f"{letter}/{index}.png" for letter in "ab" for index in range(4)]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A model folder with random weights."""
-    folder = tmp_path_factory.mktemp("model")
-    checkpoint.save_params(
-        folder / "codec.safetensors", random_params(init_codec_params, CODEC_CONFIG)
-    )
-    checkpoint.save_params(
-        folder / "prior.safetensors", random_params(init_transformer_params, PRIOR_CONFIG)
-    )
-    checkpoint.update_card(
-        folder,
-        codec=dataclasses.asdict(CODEC_CONFIG),
-        prior=dataclasses.asdict(PRIOR_CONFIG),
-        prior_window=4,
-    )
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +37,14 @@ def photo_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def toy(model, monkeypatch):
+def toy(tiny_model, monkeypatch):
     """The folder loads as a model without convolutions, which compiles at once."""
-    loaded = pretrained.Model(mixing_prior(window=4), patch_codec(), checkpoint.read_card(model))
+    loaded = pretrained.Model(
+        mixing_prior(window=4), patch_codec(), checkpoint.read_card(tiny_model)
+    )
     monkeypatch.setattr(pretrained, "load_pretrained", lambda name, prompt: loaded)
     monkeypatch.setattr(sweep.command, "load_distance", lambda *_: None)
-    return model
+    return tiny_model
 
 
 def arguments(photos, model, out, *more):
@@ -339,10 +318,10 @@ def free_address():
 
 
 @pytest.mark.slow
-def test_a_host_dies_and_a_rerun_finishes(photo_folder, model, tmp_path):
+def test_a_host_dies_and_a_rerun_finishes(photo_folder, tiny_model, tmp_path):
     """Two processes meet through JAX's runtime; one is killed, the other finishes all the same."""
     out, address = tmp_path / "out", free_address()
-    words = arguments(photo_folder, model, out, "--batch-size", "1")
+    words = arguments(photo_folder, tiny_model, out, "--batch-size", "1")
     # Long enough for a kill in the middle: the next image takes far longer than the poll below.
     words[words.index("--num-inner-steps") + 1] = "400"
     both = [
@@ -377,10 +356,10 @@ def test_a_host_dies_and_a_rerun_finishes(photo_folder, model, tmp_path):
 
 
 @pytest.mark.slow
-def test_results_do_not_depend_on_devices(photo_folder, model, tmp_path):
+def test_results_do_not_depend_on_devices(photo_folder, tiny_model, tmp_path):
     """One device, two that share the images, and two that share the prior."""
     for name, more in {"1": (), "2x1": (), "1x2": ("--num-model", "2")}.items():
-        words = arguments(photo_folder, model, tmp_path / name, *more)
+        words = arguments(photo_folder, tiny_model, tmp_path / name, *more)
         process = start(*words, num_devices=1 if name == "1" else 2)
         assert process.wait(timeout=400) == 0, process.stderr.read()
     one = pixels(tmp_path / "1")
@@ -391,8 +370,8 @@ def test_results_do_not_depend_on_devices(photo_folder, model, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_host_that_never_joins_is_an_error(photo_folder, model, tmp_path, index):
-    words = arguments(photo_folder, model, tmp_path / "out", "--join-seconds", "3")
+def test_a_host_that_never_joins_is_an_error(photo_folder, tiny_model, tmp_path, index):
+    words = arguments(photo_folder, tiny_model, tmp_path / "out", "--join-seconds", "3")
     words += ["--coordinator", free_address(), "--num-processes", "2", "--process-id", str(index)]
     process = start(*words)
     message = process.communicate(timeout=120)[1]

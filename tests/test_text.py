@@ -16,8 +16,6 @@ from aps_jax.prompts import PromptConfig
 from aps_jax.text import TextError, encode_prompt, load_tokenizer, until
 from aps_jax.transformer import TransformerConfig, init_transformer_params
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
-
 TURNS = [("user", " What is 2+2? "), ("assistant", "4"), ("user", "Sure?")]
 
 
