@@ -27,7 +27,7 @@ import aps_jax
 from aps_jax.cli import guarded
 from aps_jax.files import write_atomically, write_json
 from aps_jax.names import choose
-from experiments import photos
+from experiments import photos, rows
 from experiments.bench import parsing, summary, tuning
 from experiments.bench.calibration import Calibration
 from experiments.bench.session import OutOfTime, Plan, Session, without_weights
@@ -131,11 +131,12 @@ def run(
     write_json(log.parent / "unreadable.json", crops.unreadable)
     deadline = began + 60 * arguments.minutes if arguments.minutes else None
     with _progress() as on_progress:
-        session = Session(
-            plan, crops, model, perceptual,
-            on_progress=on_progress, deadline=deadline, ignored=ignored, only=only,
-        )  # fmt: skip
-        session.run()
+        with rows.alone(log):
+            session = Session(
+                plan, crops, model, perceptual,
+                on_progress=on_progress, deadline=deadline, ignored=ignored, only=only,
+            )  # fmt: skip
+            session.run()
     return session
 
 

@@ -43,6 +43,7 @@ def join(
     *,
     seconds: float,
     fail: Callable[[str], None],
+    is_cluster: bool = False,
 ) -> Place:
     """Meets the other processes; must come before anything else asks JAX for a device.
 
@@ -53,9 +54,11 @@ def join(
       process_id: which of them this is, with `coordinator`.
       seconds: how long to wait for the others.
       fail: told why, from another thread, if they do not come; must end the process.
+      is_cluster: ask JAX even if the environment names no scheduler: TPU pods tell their workers by
+        a metadata server.
 
     Raises:
-      ValueError: if the three do not make sense together.
+      ValueError: if the three do not make sense together, or JAX finds no cluster.
     """
     given = (coordinator, num_processes, process_id)
     if any(value is not None for value in given):
@@ -71,7 +74,7 @@ def join(
             raise ValueError(f"--coordinator must be HOST:PORT, got {coordinator!r}")
         if num_processes == 1:
             return Place(0, 1)
-    elif not scheduled(os.environ):
+    elif not (is_cluster or scheduled(os.environ)):
         return Place(0, 1)
     if not seconds > 0:
         raise ValueError(f"--join-seconds must be positive, got {seconds}")
@@ -94,9 +97,10 @@ def join(
         jax.devices()  # Some devices are found by all processes together.
         place = Place(jax.process_index(), jax.process_count())
         jax.distributed.shutdown()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         first = str(error).splitlines()[0]
-        raise ValueError(f"the processes could not meet at {where}: {first}") from None
+        cure = "" if coordinator else "; give --coordinator, --num-processes and --process-id"
+        raise ValueError(f"the processes could not meet at {where}: {first}{cure}") from None
     finally:
         timer.cancel()
     return place

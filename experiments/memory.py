@@ -1,4 +1,8 @@
-"""What a compiled batch needs of a device's memory, and which batch would fit."""
+"""What a compiled batch needs of a device's memory beside its arguments, and which batch would fit.
+
+The arguments, above all the weights, are on the devices before anything is compiled: what is free
+then is for temporaries and results.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +23,16 @@ def require_fitting(compiled: Any, batch_size: int, mesh: jax.sharding.Mesh) -> 
     needed, free = _needs(compiled), free_memory()
     if needed is None or free is None:
         return
-    if _sharers(mesh) * sum(needed) > free:
+    if _sharers(mesh) * needed > free:
         raise MemoryShortage(advice(compiled, batch_size, mesh))
 
 
-def _needs(compiled: Any) -> tuple[int, int] | None:
-    """Bytes per device that do not depend on the batch (nearly), and those that do."""
+def _needs(compiled: Any) -> int | None:
+    """Bytes per device beside the arguments; they grow with the batch."""
     analysis = compiled.memory_analysis() if compiled is not None else None
     if analysis is None:
         return None
-    return (
-        analysis.argument_size_in_bytes,
-        analysis.temp_size_in_bytes + analysis.output_size_in_bytes,
-    )
+    return analysis.temp_size_in_bytes + analysis.output_size_in_bytes
 
 
 def _sharers(mesh: jax.sharding.Mesh) -> int:
@@ -48,13 +49,15 @@ def advice(compiled: Any, batch_size: int, mesh: jax.sharding.Mesh) -> str:
             f"out of memory with a batch of {batch_size}; set --batch-size {groups} or restore "
             "smaller images (--size)"
         )
-    fixed, growing = needed
-    text = f"a batch of {batch_size} needs about {sum(needed) / 2**30:.2f} GiB on each device"
+    text = (
+        f"a batch of {batch_size} needs about {needed / 2**30:.2f} GiB on each device beside the "
+        "models"
+    )
     if free is None:
         return f"{text}; set a smaller --batch-size or restore smaller images (--size)"
     share = _sharers(mesh)
-    each = growing / (batch_size / groups)
-    fitting = groups * int(max(free / share - fixed, 0) * 0.9 / each)
+    each = needed / (batch_size / groups)
+    fitting = groups * int(free / share * 0.9 / each)
     # What ran out in spite of the estimate needs less than the estimate allows.
     fitting = min(fitting, groups * (batch_size // groups // 2))
     text += f" and {free / share / 2**30:.2f} GiB are free"

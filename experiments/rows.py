@@ -6,10 +6,11 @@ reader takes the files together. A line that a kill has cut off is dropped, neve
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,32 @@ def append(path: Path, rows: Iterable[Row]) -> None:
             f"cannot write {path}: {error.strerror or error}; free some space and run the same "
             "command again, finished rows are kept"
         ) from None
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keeps other processes from writing the log `path` meanwhile, where the system has locks.
+
+    Raises:
+      ForeignResults: if one is writing it now.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Not on Windows.
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ForeignResults(
+                f"another process is writing {path}; wait for it, choose another --out, or tell "
+                "the processes of several hosts apart"
+            ) from None
+        except OSError:  # A file system without locks.
+            pass
+        yield
 
 
 def claim(path: Path, identity: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 import tyro
 
 import aps_jax
-from aps_jax import cli, images, pretrained, report, sharding, tasks
+from aps_jax import checkpoint, cli, images, pretrained, report, sharding, tasks
 from aps_jax.commands import inputs
 from aps_jax.commands import restore as command
 from aps_jax.samplers import sample_function
@@ -48,6 +48,8 @@ class Sweep(cli.Restore):
       num_data: groups of this host's devices that images are spread over; all if left out.
       num_model: devices that share one copy of the prior.
       coordinator: HOST:PORT of process 0; Slurm, GKE and TPU pods need none.
+      cluster: ask JAX for the other processes although no variable of a scheduler tells of them, as
+        on TPU pods.
       num_processes: number of processes, with --coordinator.
       process_id: which one this is, with --coordinator.
       join_seconds: how long to wait for the other processes.
@@ -59,6 +61,7 @@ class Sweep(cli.Restore):
     num_data: int | None = None
     num_model: int = 1
     coordinator: str | None = None
+    cluster: bool = False
     num_processes: int | None = None
     process_id: int | None = None
     join_seconds: float = 300.0
@@ -124,8 +127,12 @@ class Host:
                 f"--batch-size must be a positive multiple of the {groups} groups of devices that "
                 f"share it, got {self.batch_size}"
             )
-        self.model = pretrained.load_pretrained(options.model, prompt=options.prompt)
-        _require_whole_heads(self.model.card, options.num_model)
+        folder = pretrained.model_folder(options.model)
+        _require_whole_heads(checkpoint.read_card(folder), options.num_model)
+        # Each device reads its own part: one alone may not hold the whole prior.
+        self.model = pretrained.load_pretrained(
+            options.model, prompt=options.prompt, mesh=self.mesh
+        )
         self.log = options.out / f"rows-{place.index:04}.jsonl"
         self._jitted = jax.jit(sample_function(options.sampler), static_argnames="config")
         self._compiled: dict[Any, Any] = {}
@@ -136,7 +143,7 @@ class Host:
         """This host's images that have no result yet."""
         share = dict(list(found.items())[self.place.index :: self.place.count])
         finished = {
-            row["name"]
+            row["name"]: row["sha256"]
             for log in sorted(self.options.out.glob("rows-*.jsonl"))
             for row in rows.read(log, ("name", "status"))
             if row["status"] == "restored"
@@ -144,7 +151,7 @@ class Host:
         return {
             name: path
             for name, path in share.items()
-            if not (name in finished and self.target(name).is_file())
+            if not (self.target(name).is_file() and finished.get(name) == _sha256(path))
         }
 
     def target(self, name: str) -> Path:
@@ -224,7 +231,8 @@ class Host:
     def _lpips(self, problem: inputs.Problem) -> Perceptual | None:
         if not self._tried_distance:
             notes: list[str] = []
-            self._distance = command.load_distance(problem, self.config, notes)
+            distance = command.load_distance(problem, self.config, notes)
+            self._distance = jax.device_put(distance, sharding.replicated(self.mesh))
             self._tried_distance = True
             for note in notes:
                 if command.perceptual_weight(self.config) > 0 and self._distance is None:
@@ -252,6 +260,14 @@ class Host:
             raise memory.MemoryShortage(
                 memory.advice(compiled, self.batch_size, self.mesh)
             ) from error
+
+
+def _sha256(path: Path) -> str | None:
+    """Of a file's bytes; None if it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def _require_whole_heads(card: dict[str, Any], num_model: int) -> None:
@@ -323,13 +339,15 @@ def run(options: Sweep) -> int:
         options.num_processes,
         options.process_id,
         seconds=options.join_seconds,
+        is_cluster=options.cluster,
         fail=hosts.give_up(PROGRAM),
     )
     found = photos.named_images(options.image)
     host = Host(options, place)
     rows.claim(options.out / MANIFEST, _identity(options, host.config))
     try:
-        failed = host.run(found)
+        with rows.alone(host.log):
+            failed = host.run(found)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command does what is missing") from None
     if failed:

@@ -42,7 +42,7 @@ def toy(tiny_model, monkeypatch):
     loaded = pretrained.Model(
         mixing_prior(window=4), patch_codec(), checkpoint.read_card(tiny_model)
     )
-    monkeypatch.setattr(pretrained, "load_pretrained", lambda name, prompt: loaded)
+    monkeypatch.setattr(pretrained, "load_pretrained", lambda name, prompt, mesh: loaded)
     monkeypatch.setattr(sweep.command, "load_distance", lambda *_: None)
     return tiny_model
 
@@ -162,7 +162,7 @@ def test_another_mask_file_is_another_sweep(photo_folder, toy, tmp_path, capsys)
 
 
 def test_a_rerun_does_what_is_missing_and_no_more(photo_folder, toy, tmp_path, capsys):
-    """A damaged image is skipped and recorded; once repaired, only it is restored."""
+    """A damaged image is skipped and recorded; once repaired, only what changed is restored."""
     folder, out = tmp_path / "photos", tmp_path / "out"
     shutil.copytree(photo_folder, folder)
     (folder / "a/2.png").write_bytes(b"no image")
@@ -173,10 +173,11 @@ def test_a_rerun_does_what_is_missing_and_no_more(photo_folder, toy, tmp_path, c
     assert set(statuses.values()) == {"restored"} and len(statuses) == 7
     shutil.copy(photo_folder / "a/2.png", folder / "a/2.png")
     (out / "images/b/0.png.png").unlink()
+    shutil.copy(photo_folder / "a/0.png", folder / "b/1.png")  # another photo of that name
     log = out / "rows-0000.jsonl"
     log.write_text(log.read_text() + '{"name": "b/3.png", "status": "rest')  # killed while writing
     assert sweep.main(arguments(folder, toy, out)) == 0
-    assert sorted(row["name"] for row in table(out)[8:]) == ["a/2.png", "b/0.png"]
+    assert sorted(row["name"] for row in table(out)[8:]) == ["a/2.png", "b/0.png", "b/1.png"]
     before = log.read_bytes()
     assert sweep.main(arguments(folder, toy, out)) == 0
     assert log.read_bytes() == before
@@ -249,6 +250,49 @@ def test_bad_sources_and_configurations(photo_folder, toy, tmp_path, capsys):
     assert (options.image, options.sigma, options.seed) == (photo_folder, 0.2, 3)
 
 
+def test_the_prior_is_loaded_to_the_devices_that_share_it(toy, photo_folder, tmp_path, monkeypatch):
+    meshes, load = [], pretrained.load_pretrained
+
+    def watched(name, *, prompt, mesh):
+        meshes.append(mesh)
+        return load(name, prompt, mesh)
+
+    monkeypatch.setattr(pretrained, "load_pretrained", watched)
+    options = sweep.read_options(arguments(photo_folder, toy, tmp_path))
+    host = sweep.Host(options, hosts.Place(0, 1))
+    assert meshes == [host.mesh] and host.mesh.axis_names == ("data", "model")
+    monkeypatch.setattr(sweep.sharding, "make_mesh", lambda *_, **__: host.mesh)
+    with pytest.raises(ValueError, match="does not divide the prior's num_heads = 2"):
+        sweep.Host(dataclasses.replace(options, num_model=4), hosts.Place(0, 1))
+    assert len(meshes) == 1  # Refused before anything is loaded.
+
+
+def test_two_processes_do_not_write_the_same_rows(photo_folder, toy, tmp_path, capsys):
+    out = tmp_path / "out"
+    with rows.alone(out / "rows-0000.jsonl"):
+        assert sweep.main(arguments(photo_folder, toy, out)) == 2
+        assert "another process is writing" in capsys.readouterr().err
+        with rows.alone(out / "rows-0001.jsonl"):  # Another host's.
+            pass
+    assert not (out / "rows-0000.jsonl").exists()
+    assert sweep.main(arguments(photo_folder, toy, out)) == 0
+
+
+def test_a_cluster_is_asked_for_by_name(monkeypatch):
+    calls = []
+
+    def initialize(*given, initialization_timeout):
+        calls.append(given)
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    nothing = {"seconds": 5, "fail": pytest.fail}
+    assert hosts.join(None, None, None, **nothing) == (0, 1) and not calls
+    with pytest.raises(ValueError, match="should be defined.; give --coordinator"):
+        hosts.join(None, None, None, is_cluster=True, **nothing)
+    assert calls == [(None, None, None)]
+
+
 def test_devices_must_divide_heads_and_batches():
     with pytest.raises(ValueError, match="does not divide the prior's num_heads = 2"):
         sweep._require_whole_heads({"prior": {"num_heads": 2, "num_kv_heads": None}}, 4)
@@ -258,7 +302,7 @@ def test_devices_must_divide_heads_and_batches():
 
 
 def test_out_of_memory_names_the_batch_that_fits(photo_folder, toy, tmp_path, capsys, monkeypatch):
-    """Of 8 GiB, 2 are taken whatever the batch and 1 per image: 5 images leave a tenth free."""
+    """Of 8 GiB free beside the models an image takes 1: half the batch is the first to try."""
     gib = 2**30
     analysis = SimpleNamespace(
         argument_size_in_bytes=2 * gib,
@@ -268,12 +312,15 @@ def test_out_of_memory_names_the_batch_that_fits(photo_folder, toy, tmp_path, ca
     compiled = SimpleNamespace(memory_analysis=lambda: analysis)
     mesh = sharding.make_mesh(1, devices=jax.devices()[:1])
     monkeypatch.setattr(memory, "free_memory", lambda: 8 * gib)
-    with pytest.raises(memory.MemoryShortage, match=r"14\.00 GiB.*8\.00.*set --batch-size 5"):
+    with pytest.raises(memory.MemoryShortage, match=r"12\.00 GiB.*8\.00.*set --batch-size 6"):
         memory.require_fitting(compiled, 12, mesh)
-    monkeypatch.setattr(memory, "free_memory", lambda: 3 * gib)
+    monkeypatch.setattr(memory, "free_memory", lambda: 4 * gib)
+    with pytest.raises(memory.MemoryShortage, match="set --batch-size 3"):  # A tenth stays free.
+        memory.require_fitting(compiled, 12, mesh)
+    monkeypatch.setattr(memory, "free_memory", lambda: gib)
     with pytest.raises(memory.MemoryShortage, match="not even one image"):
         memory.require_fitting(compiled, 12, mesh)
-    monkeypatch.setattr(memory, "free_memory", lambda: 14 * gib)
+    monkeypatch.setattr(memory, "free_memory", lambda: 12 * gib)
     memory.require_fitting(compiled, 12, mesh)
 
     def exhausted(*_, config):
