@@ -112,7 +112,7 @@ def load_prior(
 
     Raises:
       ValueError: a prompt for a model that takes none, one that is too long, no text prior, or
-        matrices that the mesh cannot split.
+        heads or matrices that the mesh cannot split.
       aps_jax.checkpoint.CheckpointError: the folder is damaged or does not fit its configuration.
     """
     card = checkpoint.read_card(folder) if card is None else card
@@ -191,6 +191,7 @@ def _load(
     abstract = jax.eval_shape(lambda key: init(key, config), jax.random.key(0))
     shardings = None
     if mesh is not None and section == "prior":
+        sharding.require_whole_heads(config.num_heads, config.num_kv_heads, mesh)
         shardings = sharding.prior_shardings(abstract, mesh)
     elif mesh is not None:
         shardings = jax.tree.map(lambda leaf: sharding.replicated(mesh), abstract)

@@ -127,6 +127,17 @@ def prior_shardings(prior_params: PyTree, mesh: Mesh, *, rules: Rules = PRIOR_RU
     )
 
 
+def require_whole_heads(num_heads: int, num_kv_heads: int | None, mesh: Mesh) -> None:
+    """ValueError if the devices that share a prior cannot share its attention heads evenly."""
+    size = mesh.shape[MODEL]
+    for name, heads in (("num_heads", num_heads), ("num_kv_heads", num_kv_heads)):
+        if heads and heads % size:
+            raise ValueError(
+                f"{size} devices cannot share the prior's {name} = {heads}; choose a divisor of "
+                f"{heads} for the mesh's axis {MODEL!r} (--num-model)"
+            )
+
+
 def split_axis(name: str, *, rules: Rules = PRIOR_RULES) -> int | None:
     """Axis of parameter `name` (path with slashes) that is split, counted from the end, or None.
 

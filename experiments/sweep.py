@@ -26,7 +26,7 @@ import numpy as np
 import tyro
 
 import aps_jax
-from aps_jax import checkpoint, cli, images, pretrained, report, sharding, tasks
+from aps_jax import cli, images, pretrained, report, sharding, tasks
 from aps_jax.commands import inputs
 from aps_jax.commands import restore as command
 from aps_jax.samplers import sample_function
@@ -127,8 +127,6 @@ class Host:
                 f"--batch-size must be a positive multiple of the {groups} groups of devices that "
                 f"share it, got {self.batch_size}"
             )
-        folder = pretrained.model_folder(options.model)
-        _require_whole_heads(checkpoint.read_card(folder), options.num_model)
         # Each device reads its own part: one alone may not hold the whole prior.
         self.model = pretrained.load_pretrained(
             options.model, prompt=options.prompt, mesh=self.mesh
@@ -268,17 +266,6 @@ def _sha256(path: Path) -> str | None:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
         return None
-
-
-def _require_whole_heads(card: dict[str, Any], num_model: int) -> None:
-    """ValueError if the devices that share a prior cannot share its attention heads."""
-    for name in ("num_heads", "num_kv_heads"):
-        heads = card["prior"].get(name)
-        if heads and num_model > 0 and heads % num_model:
-            raise ValueError(
-                f"--num-model {num_model} does not divide the prior's {name} = {heads}; choose a "
-                f"divisor of {heads}"
-            )
 
 
 def _check_task(options: Sweep) -> None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from aps_jax import sharding
+from aps_jax import checkpoint, pretrained, sharding
 from aps_jax.transformer import TransformerConfig, init_transformer_params
 
 
@@ -105,3 +105,19 @@ def test_rules_cover_every_parameter_of_the_transformer(config):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         is_matrix = name.endswith("kernel") and "project" not in name
         assert ("model" in found.spec) == is_matrix, name
+
+
+def test_the_devices_of_a_prior_divide_its_heads(tiny_model, monkeypatch):
+    def mesh(size):
+        return jax.sharding.AbstractMesh((1, size), ("data", "model"))
+
+    sharding.require_whole_heads(8, 4, mesh(4))
+    sharding.require_whole_heads(8, None, mesh(8))
+    with pytest.raises(ValueError, match="3 devices cannot share the prior's num_heads = 8"):
+        sharding.require_whole_heads(8, None, mesh(3))
+    with pytest.raises(ValueError, match="num_kv_heads = 2; choose a divisor of 2"):
+        sharding.require_whole_heads(8, 2, mesh(4))
+    # Told before anything is read.
+    monkeypatch.setattr(checkpoint, "load_params", None)
+    with pytest.raises(ValueError, match="4 devices cannot share the prior's num_heads = 2"):
+        pretrained.load_pretrained(tiny_model, mesh=mesh(4))

@@ -261,10 +261,6 @@ def test_the_prior_is_loaded_to_the_devices_that_share_it(toy, photo_folder, tmp
     options = sweep.read_options(arguments(photo_folder, toy, tmp_path))
     host = sweep.Host(options, hosts.Place(0, 1))
     assert meshes == [host.mesh] and host.mesh.axis_names == ("data", "model")
-    monkeypatch.setattr(sweep.sharding, "make_mesh", lambda *_, **__: host.mesh)
-    with pytest.raises(ValueError, match="does not divide the prior's num_heads = 2"):
-        sweep.Host(dataclasses.replace(options, num_model=4), hosts.Place(0, 1))
-    assert len(meshes) == 1  # Refused before anything is loaded.
 
 
 def test_two_processes_do_not_write_the_same_rows(photo_folder, toy, tmp_path, capsys):
@@ -291,14 +287,6 @@ def test_a_cluster_is_asked_for_by_name(monkeypatch):
     with pytest.raises(ValueError, match="should be defined.; give --coordinator"):
         hosts.join(None, None, None, is_cluster=True, **nothing)
     assert calls == [(None, None, None)]
-
-
-def test_devices_must_divide_heads_and_batches():
-    with pytest.raises(ValueError, match="does not divide the prior's num_heads = 2"):
-        sweep._require_whole_heads({"prior": {"num_heads": 2, "num_kv_heads": None}}, 4)
-    sweep._require_whole_heads({"prior": {"num_heads": 8, "num_kv_heads": 4}}, 4)
-    with pytest.raises(ValueError, match="num_kv_heads = 2"):
-        sweep._require_whole_heads({"prior": {"num_heads": 8, "num_kv_heads": 2}}, 4)
 
 
 def test_out_of_memory_names_the_batch_that_fits(photo_folder, toy, tmp_path, capsys, monkeypatch):
