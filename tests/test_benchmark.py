@@ -768,6 +768,27 @@ def test_aggregation_against_numpy(rng):
     assert short[3] == f"| a | {found.mean:+.2f} ± {found.half_width:.2f}; +0.000 ± 0.000 (4) |"
 
 
+def test_points_of_fewer_photos_are_hollow(monkeypatch, tmp_path):
+    methods = {f"m{x}": {"series": "s", "x": x} for x in (1, 2, 3)}
+    raw = {"tasks": {"hdr": {}}, "methods": methods, "compare_to": "m1", "budgets": {}}
+    rows = [
+        {"task": "hdr", "method": f"m{x}", "budget": None, "seed": 0, "image": f"{photo}",
+         "psnr": 10.0 * x + photo, "lpips": 0.1 * photo}
+        for x in (1, 2, 3) for photo in range(2 if x == 3 else 4)
+    ]  # fmt: skip
+    figures = []
+    monkeypatch.setattr(summary, "save_figure", lambda figure, path: figures.append(figure))
+    summary._plot_sweep(parsing.parse(STUDY | raw), rows, None, tmp_path / "sweep.png")
+    heights = ((11.5, 21.5, 30.5), (0.15, 0.15, 0.05))
+    for axis, expected in zip(figures[0].axes, heights, strict=True):
+        hollow = [line for line in axis.get_lines() if line.get_markerfacecolor() == "white"]
+        assert [tuple(line.get_xdata()) for line in hollow] == [(3,)]
+        assert hollow[0].get_ydata()[0] == pytest.approx(expected[2])
+        whole = next(line for line in axis.get_lines() if len(line.get_xdata()) == 3)
+        np.testing.assert_allclose(whole.get_ydata(), expected)
+        assert hollow[0].get_color() == whole.get_color()
+
+
 CONFIGS = sorted((photos.Path(benchmark.__file__).parent / "configs").glob("*.json"))
 
 

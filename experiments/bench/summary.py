@@ -268,6 +268,8 @@ def _plot_sweep(study: Study, rows: Sequence[Row], budget: str | None, path: Pat
     is_empty = True
     values = [x for line in lines.values() for x, _ in line]
     for row, task in zip(axes, tasks, strict=True):
+        labels = [label for points in lines.values() for _, label in points]
+        most = max(len(scores_of(rows, task, label, budget)) for label in labels)
         for axis, metric in zip(row, ("psnr", "lpips"), strict=True):
             for series, points in lines.items():
                 curve = []
@@ -276,11 +278,20 @@ def _plot_sweep(study: Study, rows: Sequence[Row], budget: str | None, path: Pat
                     found = [photo[metric] for photo in scores.values() if metric in photo]
                     if len(found) > 1:
                         error = 1.96 * np.std(found, ddof=1) / math.sqrt(len(found))
-                        curve.append((x, np.mean(found), error))
+                        curve.append((x, np.mean(found), error, len(found)))
                 if curve:
                     is_empty = False
-                    xs, means, errors = zip(*curve, strict=True)
-                    axis.errorbar(xs, means, yerr=errors, capsize=3, marker="o", label=series)
+                    xs, means, errors, counts = zip(*curve, strict=True)
+                    line = axis.errorbar(
+                        xs, means, yerr=errors, capsize=3, marker="o", label=series
+                    )
+                    # Their heights do not compare with those of other photos.
+                    fewer = [(x, y) for x, y, n in zip(xs, means, counts, strict=True) if n < most]
+                    if fewer:
+                        axis.plot(
+                            *zip(*fewer, strict=True), "o", color=line[0].get_color(), mfc="white",
+                            zorder=3, label=f"{series}, fewer photos",
+                        )  # fmt: skip
             if min(values) > 0 and max(values) >= 20 * min(values):
                 axis.set_xscale("log")
             axis.set_xlabel(study.x_label)
