@@ -785,7 +785,7 @@ def test_points_of_fewer_photos_are_hollow(monkeypatch, tmp_path):
         assert [tuple(line.get_xdata()) for line in hollow] == [(3,)]
         assert hollow[0].get_ydata()[0] == pytest.approx(expected[2])
         whole = next(line for line in axis.get_lines() if len(line.get_xdata()) == 3)
-        np.testing.assert_allclose(whole.get_ydata(), expected)
+        np.testing.assert_allclose(np.asarray(whole.get_ydata(), float), expected)
         assert hollow[0].get_color() == whole.get_color()
 
 
