@@ -128,19 +128,26 @@ def _inside_and_alone(params: Params, arguments: Any) -> dict[str, Any]:
     step = Step(params, arguments.batch_size, arguments.image_size, long)
     sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
     alone, key = step.alone(), jax.random.key(0)
+    product, side = timing.matmul(arguments.matmul_side), arguments.matmul_side
     seconds = timing.interleave(
         {
             "long": lambda: sample(params, step.y, key, config=long),
             "short": lambda: sample(params, step.y, key, config=short),
             "alone": lambda: [alone() for _ in range(count)],
+            "matmul": lambda: [product() for _ in range(10)],
         },
         arguments.repeats,
     )
     inside, outside = (seconds["long"] - seconds["short"]) / count, seconds["alone"] / count
+    flop = count_flops(step.gradient(), *step.arguments())
     return {
         "inside": timing.spread(inside),
         "alone": timing.spread(outside),
         "inside over alone": timing.ratio(inside, outside),
+        "FLOP": flop,
+        "inside: FLOP/s over matmul": timing.ratio(
+            flop * seconds["matmul"] / (10 * 2 * side**3), inside
+        ),
     }
 
 

@@ -71,8 +71,11 @@ def test_smoke_run_measures_everything(tmp_path):
     assert set(result["arguments"]["sections"]) <= set(result)
     for kind in ("library gradient", "stock gradient"):
         assert result["loop"][kind]["alone"]["median"] > 0
+        assert "inside: FLOP/s over matmul" in result["loop"][kind]
     assert set(result["levers"]) >= {"library", "mean code by product", "group norm of Flax"}
     rows = result["parts"]["seconds"]
+    flop = result["loop"]["library gradient"]["FLOP"]
+    assert flop >= rows["decoder forward and backward"]["FLOP"]
     assert rows["decoder forward and backward"]["FLOP"] > 1.5 * rows["decoder forward"]["FLOP"] > 0
     cores = result["cores"]
     if "skipped" not in cores:
