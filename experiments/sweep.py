@@ -26,7 +26,7 @@ import numpy as np
 import tyro
 
 import aps_jax
-from aps_jax import cli, images, pretrained, report, sharding, tasks
+from aps_jax import checkpoint, cli, images, pretrained, report, sharding, tasks
 from aps_jax.commands import inputs
 from aps_jax.commands import restore as command
 from aps_jax.samplers import sample_function
@@ -149,7 +149,7 @@ class Host:
         return {
             name: path
             for name, path in share.items()
-            if not (self.target(name).is_file() and finished.get(name) == _sha256(path))
+            if not (self.target(name).is_file() and _is_file_of(path, finished.get(name)))
         }
 
     def target(self, name: str) -> Path:
@@ -260,12 +260,12 @@ class Host:
             ) from error
 
 
-def _sha256(path: Path) -> str | None:
-    """Of a file's bytes; None if it cannot be read."""
+def _is_file_of(path: Path, sha256: str | None) -> bool:
+    """Whether a file can be read and has these bytes."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256 is not None and checkpoint.fingerprint(path) == sha256
     except OSError:
-        return None
+        return False
 
 
 def _check_task(options: Sweep) -> None:
@@ -348,7 +348,7 @@ def _identity(options: Sweep, config: Any) -> dict[str, Any]:
     for name in ("kernel", "mask"):
         path = getattr(options, name)
         if path is not None:
-            facts["task"]["options"][name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            facts["task"]["options"][name] = checkpoint.fingerprint(path)
     return facts | {"model": facts["model"]["sha256"], "size": options.size}
 
 

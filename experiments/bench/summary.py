@@ -268,14 +268,16 @@ def _plot_sweep(study: Study, rows: Sequence[Row], budget: str | None, path: Pat
     is_empty = True
     values = [x for line in lines.values() for x, _ in line]
     for row, task in zip(axes, tasks, strict=True):
-        labels = [label for points in lines.values() for _, label in points]
-        most = max(len(scores_of(rows, task, label, budget)) for label in labels)
+        scores = {
+            label: scores_of(rows, task, label, budget)
+            for points in lines.values() for _, label in points
+        }  # fmt: skip
+        most = max(map(len, scores.values()))
         for axis, metric in zip(row, ("psnr", "lpips"), strict=True):
             for series, points in lines.items():
                 curve = []
                 for x, label in sorted(points):
-                    scores = scores_of(rows, task, label, budget)
-                    found = [photo[metric] for photo in scores.values() if metric in photo]
+                    found = [p[metric] for p in scores[label].values() if metric in p]
                     if len(found) > 1:
                         error = 1.96 * np.std(found, ddof=1) / math.sqrt(len(found))
                         curve.append((x, np.mean(found), error, len(found)))
