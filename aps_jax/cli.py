@@ -49,6 +49,8 @@ class Restore:
       task: what was done to the photo; `aps-jax tasks` lists them with their options.
       measured: IMAGE is the measurement itself, not a clean photo.
       model: photo64, or a model folder.
+      dtype: of the networks' activations; bfloat16 is faster on GPUs and TPUs, not on a CPU. The
+        model's own if left out.
       prompt: what the image shows, for models that read text; see --guidance-scale.
       sampler: aps, aps-i, aps-l, aps-ii or another; `aps-jax samplers` lists them with their
         options.
@@ -92,6 +94,7 @@ class Restore:
     task: Annotated[str, _named("NAME")] = "super_resolution"
     measured: _Flag = False
     model: Annotated[str, _named("photo64|DIR")] = "photo64"
+    dtype: Annotated[str | None, _optional("float32|bfloat16")] = None
     prompt: Annotated[str | None, _optional("TEXT")] = None
     sampler: Annotated[str, _named("NAME")] = "aps"
     preset: Annotated[str | None, _optional("NAME")] = None

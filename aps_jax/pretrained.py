@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from aps_jax.types import Codec, Key, Prior, PyTree
 _EMBEDDED = Path(__file__).parent / "data"
 #: Models inside the package, by name.
 EMBEDDED_MODELS = ("photo64",)
+#: What activations may be computed in.
+DTYPES = ("float32", "bfloat16")
 
 
 class Model(NamedTuple):
@@ -40,6 +43,7 @@ def load_pretrained(
     prompt_ids: TextIds = (),
     mask_padding: bool = True,
     mesh: Mesh | None = None,
+    dtype: str | None = None,
 ) -> Model:
     """Loads an embedded model by name, or any model folder by path.
 
@@ -50,17 +54,22 @@ def load_pretrained(
       mask_padding: as for `load_prior`.
       mesh: devices to load to, as `aps_jax.sharding.shard_params` would lay the model out; each
         reads only its own part of the prior. None loads to the default device.
+      dtype: of the activations of both networks, "float32" or "bfloat16" (for accelerators); the
+        card's if left out. Weights keep theirs, and logits, images and everything that the sampler
+        does with them are float32 either way.
 
     Raises:
-      ValueError: no such model, or a prompt that it does not take.
+      ValueError: no such model, a prompt that it does not take, or another dtype.
       aps_jax.checkpoint.CheckpointError: the folder is damaged or does not fit its configuration.
     """
     folder = model_folder(name)
     card = checkpoint.read_card(folder)
     prior = load_prior(
-        folder, card, prompt=prompt, prompt_ids=prompt_ids, mask_padding=mask_padding, mesh=mesh
-    )
-    return Model(prior=prior, codec=load_codec(folder, card, mesh=mesh), card=card)
+        folder, card, prompt=prompt, prompt_ids=prompt_ids, mask_padding=mask_padding, mesh=mesh,
+        dtype=dtype,
+    )  # fmt: skip
+    codec = load_codec(folder, card, mesh=mesh, dtype=dtype)
+    return Model(prior=prior, codec=codec, card=card)
 
 
 def model_folder(name: str | os.PathLike[str]) -> Path:
@@ -77,11 +86,18 @@ def model_folder(name: str | os.PathLike[str]) -> Path:
 
 
 def load_codec(
-    folder: Path, card: dict[str, Any] | None = None, *, mesh: Mesh | None = None
+    folder: Path,
+    card: dict[str, Any] | None = None,
+    *,
+    mesh: Mesh | None = None,
+    dtype: str | None = None,
 ) -> Codec:
-    """The codec of a model folder, alone; whole on every device of a `mesh`."""
+    """The codec of a model folder, alone; whole on every device of a `mesh`.
+
+    Activations have the card's dtype, or `dtype` as for `load_pretrained`.
+    """
     card = checkpoint.read_card(folder) if card is None else card
-    codec = make_codec(*_load(folder, card, "codec", CodecConfig, init_codec_params, mesh))
+    codec = make_codec(*_load(folder, card, "codec", CodecConfig, init_codec_params, mesh, dtype))
     return codec if mesh is None else jax.device_put(codec, sharding.replicated(mesh))
 
 
@@ -94,6 +110,7 @@ def load_prior(
     mask_padding: bool = True,
     is_text: bool = False,
     mesh: Mesh | None = None,
+    dtype: str | None = None,
 ) -> Prior:
     """The prior of a model folder, alone.
 
@@ -109,10 +126,11 @@ def load_prior(
         lets the image see the pads; the published code of MMaDA has had both.
       is_text: the prior over text instead of over images, of a model with both (MMaDA).
       mesh: devices to load to, its matrices split over "model".
+      dtype: of activations, as for `load_pretrained`.
 
     Raises:
-      ValueError: a prompt for a model that takes none, one that is too long, no text prior, or
-        heads or matrices that the mesh cannot split.
+      ValueError: another dtype, a prompt for a model that takes none, one that is too long, no
+        text prior, or heads or matrices that the mesh cannot split.
       aps_jax.checkpoint.CheckpointError: the folder is damaged or does not fit its configuration.
     """
     card = checkpoint.read_card(folder) if card is None else card
@@ -120,13 +138,15 @@ def load_prior(
     _check_prompt(folder, card, section, prompt=prompt, prompt_ids=prompt_ids, is_text=is_text)
     if section not in card:
         config, params = _load(
-            folder, card, "prior", TransformerConfig, init_transformer_params, mesh
+            folder, card, "prior", TransformerConfig, init_transformer_params, mesh, dtype
         )
         return make_prior(config, params, window=card.get("prior_window"))
     frame = checkpoint.parse_config(PromptConfig, card[section], folder / checkpoint.CARD_NAME)
     text = prompt_ids if prompt is None else encode_prompt(folder, prompt)
     framed, unconditional = frame_prompt(frame, text, mask_padding=mask_padding)
-    config, params = _load(folder, card, "prior", TransformerConfig, init_transformer_params, mesh)
+    config, params = _load(
+        folder, card, "prior", TransformerConfig, init_transformer_params, mesh, dtype
+    )
     if framed.size and not 0 <= framed.min() <= framed.max() < config.vocab_size:
         raise ValueError(f"prompt ids must be in [0, {config.vocab_size}), the model's vocabulary")
     prior = make_prompted_prior(
@@ -179,8 +199,9 @@ def _load(
     kind: Callable[..., Any],
     init: Callable[[Key, Any], PyTree],
     mesh: Mesh | None = None,
+    dtype: str | None = None,
 ) -> tuple[Any, PyTree]:
-    """Configuration and weights of one half of a model."""
+    """Configuration, its dtype replaced if one is given, and weights of one half of a model."""
     path = folder / checkpoint.CARD_NAME
     if section not in card:
         raise checkpoint.CheckpointError(
@@ -188,6 +209,10 @@ def _load(
             f"model; convert or train the {section} into the same folder"
         )
     config = checkpoint.parse_config(kind, card[section], path)
+    if dtype is not None:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
+        config = dataclasses.replace(config, dtype=dtype)
     abstract = jax.eval_shape(lambda key: init(key, config), jax.random.key(0))
     shardings = None
     if mesh is not None and section == "prior":

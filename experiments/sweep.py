@@ -129,7 +129,7 @@ class Host:
             )
         # Each device reads its own part: one alone may not hold the whole prior.
         self.model = pretrained.load_pretrained(
-            options.model, prompt=options.prompt, mesh=self.mesh
+            options.model, prompt=options.prompt, mesh=self.mesh, dtype=options.dtype
         )
         self.log = options.out / f"rows-{place.index:04}.jsonl"
         self._jitted = jax.jit(sample_function(options.sampler), static_argnames="config")

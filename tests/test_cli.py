@@ -152,7 +152,7 @@ def test_degrades_restores_and_scores_a_photo(restore, photo, tmp_path, model):
     assert result["config"]["num_steps"] == 3 and result["config"]["image_shape"] == [16, 16]
     assert result["model_calls"] == {"denoiser": 3, "decoder_gradient": 6, "decoder": 1}
     assert set(result["seconds"]) == {"compile", "sample", "decode", "total"}
-    assert len(result["model"]["sha256"]["prior.safetensors"]) == 64
+    assert len(result["model"]["sha256"]["prior.safetensors"]) == 64 and result["dtype"] is None
     assert result["versions"]["jax"] == jax.__version__ and result["seed"] == 5
     assert result["history"]["num_masked"][-1] == [0]
     assert images.load_image(out / "restored.png").shape == (16, 16, 3)
@@ -453,6 +453,7 @@ ERRORS = {
     "mask of another size": ("{photo} --task inpainting_mask --mask {bad}/mask.npy", "mask is for"),
     "mask values": ("{photo} --task inpainting_mask --mask {bad}/half.npy", "only 0"),
     "network weights": ("{photo} --task nonlinear_blur", "needs --weights DIR"),
+    "dtype": ("{photo} --dtype float16", "dtype must be float32 or bfloat16, got 'float16'"),
     "text for a model without": ("{photo} --prompt face", "reads no text; leave out --prompt"),
     "guidance without text": ("{photo} --guidance-scale 1", "leave out --guidance-scale"),
     "guidance": ("{photo} --guidance-scale -1", "--guidance-scale must be"),

@@ -57,7 +57,7 @@ def run(options: Restore) -> int:
         problem = degrade_photo(options, key_operator, key_noise)
     if options.paste_known:
         report.paste_known(problem.operator, jnp.zeros((*problem.image_shape, 3)), problem.y)
-    model = pretrained.load_pretrained(options.model, prompt=options.prompt)
+    model = pretrained.load_pretrained(options.model, prompt=options.prompt, dtype=options.dtype)
     config = dataclasses.replace(config, image_shape=problem.image_shape)
     check_memory(config, model)
 
@@ -222,6 +222,7 @@ def run_facts(options: Restore, config: Any) -> dict[str, Any]:
         "seed": options.seed,
         "is_measured": options.measured,
         "model": {"name": options.model, "sha256": weights},
+        "dtype": options.dtype,
         "prompt": options.prompt,
         "sampler": options.sampler,
         "config": dataclasses.asdict(config) | {"image_shape": image_shape},
