@@ -453,7 +453,10 @@ ERRORS = {
     "mask of another size": ("{photo} --task inpainting_mask --mask {bad}/mask.npy", "mask is for"),
     "mask values": ("{photo} --task inpainting_mask --mask {bad}/half.npy", "only 0"),
     "network weights": ("{photo} --task nonlinear_blur", "needs --weights DIR"),
-    "dtype": ("{photo} --dtype float16", "dtype must be float32 or bfloat16, got 'float16'"),
+    "dtype": (
+        "{photo} --model photo64 --dtype float16",
+        "dtype must be float32 or bfloat16, got 'float16'",
+    ),
     "text for a model without": ("{photo} --prompt face", "reads no text; leave out --prompt"),
     "guidance without text": ("{photo} --guidance-scale 1", "leave out --guidance-scale"),
     "guidance": ("{photo} --guidance-scale -1", "--guidance-scale must be"),
