@@ -1,4 +1,4 @@
-"""Puts the tables that the studies wrote into the README, between their marks.
+"""Puts the tables that the studies wrote into both README files, between their marks.
 
 python -m experiments.readme
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from aps_jax.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
+FILES = (ROOT / "README.md", ROOT / "experiments" / "README.md")
 _MARKED = re.compile(
     r"(?P<begin><!-- table: (?P<file>\S+) -->\n).*?(?P<end><!-- end of table -->)", re.DOTALL
 )
@@ -27,5 +28,5 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    write_atomically(readme, filled(readme.read_text()).encode())
+    for path in FILES:
+        write_atomically(path, filled(path.read_text()).encode())

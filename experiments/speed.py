@@ -10,7 +10,6 @@ company.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import platform
@@ -20,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -30,8 +29,11 @@ import aps_jax
 from aps_jax.cli import guarded
 from aps_jax.commands.doctor import num_cpus
 from aps_jax.files import write_atomically, write_json
+from aps_jax.tokenizer import CodecConfig
 from aps_jax.types import Params
-from experiments import speed_parts, timing
+from experiments import speed_parts, speed_torch, timing
+
+SECTIONS = ("loop", "levers", "parts", "cores", "torch", "decoder", "start", "growth")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +47,13 @@ class Arguments:
       num_steps: timesteps of a whole run.
       inner_steps: iterations per timed loop.
       repeats: rounds.
-      matmul_side: side of the matrices of the matmul rate.
-      sections: what to measure; all by default.
+      matmul_side: side of the matrices of the matmul rate; 1024 on a CPU and 8192 elsewhere if left
+        out.
+      dtype: of the networks' activations, and of those matrices; "torch" and "decoder" have both.
+      decoder_size: side of the images of the section "decoder", the full MagVIT-v2.
+      decoder_batch: its images at once.
+      sections: what to measure; if left out, all but "cores" on an accelerator, and all but
+        "decoder" on a CPU, where each of its gradients takes half a minute.
       out: folder of `speed.json` and `speed.md`; nothing is written if left out.
       smoke: tiny counts that prove that everything works; the numbers mean nothing.
     """
@@ -57,56 +64,25 @@ class Arguments:
     num_steps: int = 4
     inner_steps: int = 10
     repeats: int = 9
-    matmul_side: int = 1024
-    sections: tuple[str, ...] = ("loop", "levers", "parts", "cores", "torch", "start", "growth")
+    matmul_side: int | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    decoder_size: int = 256
+    decoder_batch: int = 8
+    sections: tuple[str, ...] = ()
     out: Path | None = None
     smoke: bool = False
 
     def resolved(self) -> Arguments:
-        """With the counts of a smoke run, if it is one."""
+        """With what fits the machine, or with the counts of a smoke run, if it is one."""
+        is_cpu = jax.default_backend() == "cpu"
+        left_out = "decoder" if is_cpu and not self.smoke else "cores"
+        sections = self.sections or tuple(name for name in SECTIONS if name != left_out)
+        side = self.matmul_side or (1024 if is_cpu else 8192)
         if not self.smoke:
-            return self
+            return dataclasses.replace(self, sections=sections, matmul_side=side)
         small = {"image_size": 16, "batch_size": 1, "num_steps": 1, "inner_steps": 1, "repeats": 2}
-        return dataclasses.replace(self, **small, matmul_side=64)
-
-
-_sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
-
-
-def torch_section(params: Params, model: Any, arguments: Arguments) -> dict[str, Any]:
-    """The whole sampler against PyTorch with the same weights, or why not."""
-    if importlib.util.find_spec("torch") is None:
-        return {"skipped": "PyTorch is not installed: pip install '.[torch]'"}
-    import torch
-
-    from experiments.torch_sampler import TorchSampler
-
-    y = speed_parts.images(arguments.batch_size, arguments.image_size)
-    params = params.replace(operator=aps_jax.operators.denoising())
-    counts = {"num_steps": arguments.num_steps, "num_inner_steps": arguments.inner_steps}
-    config = aps_jax.APSConfig(**counts)
-    facts: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    runs: dict[str, Callable[[], Any]] = {
-        "jax": lambda: _sample(params, y, jax.random.key(0), config=config).images
-    }
-    for dtype in (torch.float32, torch.bfloat16):
-        for compiled in (False, True):
-            name = f"torch {str(dtype)[6:]} {'compiled' if compiled else 'eager'}"
-            sampler = TorchSampler(model, dtype=dtype, compiled=compiled)
-            try:
-                error = speed_parts.gradient_error(params, sampler, y, config)
-            except Exception as failure:  # torch.compile needs a C++ compiler that it can use.
-                facts[f"{name} skipped"] = str(failure).splitlines()[0]
-                continue
-            facts[f"{name} gradient error"] = error
-            runs[name] = lambda sampler=sampler: sampler.sample(y, **counts).numpy()
-    if not facts["torch float32 eager gradient error"] < 1e-3:
-        raise ArithmeticError("PyTorch and JAX disagree about a gradient; their times mean nothing")
-    seconds = timing.interleave(runs, arguments.repeats)
-    rows = {name: timing.spread(values) for name, values in seconds.items()}
-    for name, values in seconds.items():
-        rows[name]["over jax"] = timing.ratio(values, seconds["jax"])
-    return facts | {"seconds": rows}
+        small |= {"matmul_side": 64, "decoder_size": 16, "decoder_batch": 1}
+        return dataclasses.replace(self, **small, sections=sections)
 
 
 def cores_section(params: Params, arguments: Arguments) -> dict[str, Any]:
@@ -120,7 +96,7 @@ def cores_section(params: Params, arguments: Arguments) -> dict[str, Any]:
     if len(jax.devices()) > 1 or _DEVICES in os.environ:
         return speed_parts.core_section(params, arguments)
     result = _in_a_process_of_its_own("cores", arguments, num_devices=count)
-    rate = timing.matmul_rate(arguments.matmul_side, arguments.repeats)
+    rate = timing.matmul_rate(arguments.matmul_side, arguments.repeats, arguments.dtype)
     for row in result["seconds"].values():
         if "FLOP/s" in row:
             row["FLOP/s over matmul"] = row["FLOP/s"] / rate["median"]
@@ -133,7 +109,16 @@ _DEVICES = "JAX_NUM_CPU_DEVICES"
 
 def _in_a_process_of_its_own(section: str, arguments: Arguments, *, num_devices: int) -> Any:
     words = ["--model", arguments.model, "--sections", section]
-    for name in ("image_size", "batch_size", "num_steps", "inner_steps", "repeats", "matmul_side"):
+    same = (
+        "image_size",
+        "batch_size",
+        "num_steps",
+        "inner_steps",
+        "repeats",
+        "matmul_side",
+        "dtype",
+    )
+    for name in same:
         words += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
@@ -218,7 +203,9 @@ def growth_section(params: Params, arguments: Arguments) -> dict[str, Any]:
 def measure(arguments: Arguments) -> dict[str, Any]:
     """All sections that were asked for."""
     arguments = arguments.resolved()
-    model = aps_jax.load_pretrained(arguments.model)
+    model = aps_jax.load_pretrained(arguments.model, dtype=arguments.dtype)
+    # PyTorch takes many minutes to compile the full one.
+    decoder = CodecConfig() if not arguments.smoke else CodecConfig(**model.card["codec"])
     operator = aps_jax.operators.super_resolution(scale=4)
     params = Params(prior=model.prior, codec=model.codec, operator=operator)
     sections: dict[str, Callable[[], Any]] = {
@@ -226,13 +213,14 @@ def measure(arguments: Arguments) -> dict[str, Any]:
         "levers": lambda: speed_parts.lever_section(params, arguments),
         "parts": lambda: speed_parts.part_section(params, arguments),
         "cores": lambda: cores_section(params, arguments),
-        "torch": lambda: torch_section(params, model, arguments),
+        "torch": lambda: speed_torch.sampler_section(params, model, arguments),
+        "decoder": lambda: speed_torch.decoder_section(decoder, arguments),
         "start": lambda: start_section(arguments),
         "growth": lambda: growth_section(params, arguments),
     }
     unknown = set(arguments.sections) - set(sections)
     if unknown:
-        raise SystemExit(f"speed: unknown sections {sorted(unknown)}; there are {list(sections)}")
+        raise ValueError(f"unknown sections {sorted(unknown)}; there are {', '.join(SECTIONS)}")
     result: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
         "cpus": os.cpu_count(),
@@ -245,7 +233,11 @@ def measure(arguments: Arguments) -> dict[str, Any]:
         print(f"measuring {name}", file=sys.stderr, flush=True)
         result[name] = sections[name]()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return result | {"load average after": os.getloadavg()[0], "peak memory, MiB": peak}
+    result |= {"load average after": os.getloadavg()[0], "peak memory, MiB": peak}
+    on_device = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in on_device:
+        result["peak device memory, MiB"] = on_device["peak_bytes_in_use"] / 2**20
+    return result
 
 
 def table(result: dict[str, Any]) -> str:
@@ -279,6 +271,8 @@ def _lines(value: Any, name: str) -> list[str]:
 
 def main(arguments: Arguments) -> None:
     """Measures, prints the table and writes both files."""
+    # Else JAX takes most of a GPU's memory at once, and PyTorch and new processes find none.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     result = measure(arguments)
     text = table(result)
     print(text)

@@ -96,16 +96,23 @@ class Step:
         return lambda: refine(self.opt_state, *self.arguments())
 
 
-def gradient_error(params: Params, sampler: Any, y: Array, config: aps_jax.APSConfig) -> float:
-    """Largest difference of one PyTorch gradient to ours, over the largest entry."""
+def step_gradient(params: Params, y: Array, config: aps_jax.APSConfig) -> np.ndarray:
+    """Our gradient [B, L, K] of the first inner step, for identity measurements y."""
+    step = Step(params, len(y), y.shape[1], config)
+    return np.asarray(step.gradient()(*step.arguments()))
+
+
+def torch_gradient(params: Params, sampler: Any, y: Array, config: aps_jax.APSConfig) -> np.ndarray:
+    """The same gradient by `experiments.torch_sampler.TorchSampler`."""
     import torch
 
     step = Step(params, len(y), y.shape[1], config)
-    ours = np.asarray(step.gradient()(*step.arguments()))
-    phi, tokens = torch.tensor(np.asarray(step.log_prior)), torch.tensor(np.asarray(step.tokens))
-    target = torch.tensor(np.asarray(step.y)).permute(0, 3, 1, 2)
-    theirs = sampler.gradient(phi, tokens.long(), target, step.grid[0]).numpy()
-    return float(np.abs(theirs - ours).max() / np.abs(ours).max())
+    phi, tokens, target = (
+        torch.tensor(np.asarray(array), device=sampler.device)
+        for array in (step.log_prior, step.tokens, step.y)
+    )
+    gradient = sampler.gradient(phi, tokens.long(), target.permute(0, 3, 1, 2), step.grid[0])
+    return gradient.cpu().numpy()
 
 
 def loop_section(params: Params, arguments: Any) -> dict[str, Any]:
@@ -128,7 +135,7 @@ def _inside_and_alone(params: Params, arguments: Any) -> dict[str, Any]:
     step = Step(params, arguments.batch_size, arguments.image_size, long)
     sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
     alone, key = step.alone(), jax.random.key(0)
-    product, side = timing.matmul(arguments.matmul_side), arguments.matmul_side
+    product, side = timing.matmul(arguments.matmul_side, arguments.dtype), arguments.matmul_side
     seconds = timing.interleave(
         {
             "long": lambda: sample(params, step.y, key, config=long),
@@ -239,7 +246,7 @@ def part_section(params: Params, arguments: Any) -> dict[str, Any]:
     """Seconds of the parts of a timestep, each jitted alone, and the decoder's FLOP rate.
 
     FLOP are those of products and convolutions (`flops.count_flops`), and the rate that they are
-    compared with is that of a float32 matrix product in this process.
+    compared with is that of a matrix product of the networks' dtype in this process.
     """
     config = aps_jax.APSConfig(num_steps=1, num_inner_steps=1)
     step = Step(params, arguments.batch_size, arguments.image_size, config)
@@ -280,7 +287,7 @@ def part_section(params: Params, arguments: Any) -> dict[str, Any]:
         runs["LPIPS, both ways"] = lambda: distance(0.5 * target, reference, with_lpips.perceptual)
     seconds = timing.interleave(runs, arguments.repeats)
     rows: dict[str, Any] = {name: timing.spread(values) for name, values in seconds.items()}
-    rate = timing.matmul_rate(arguments.matmul_side, arguments.repeats)
+    rate = timing.matmul_rate(arguments.matmul_side, arguments.repeats, arguments.dtype)
     flops = {
         "decoder forward": count_flops(forward, codec.params, codes),
         "decoder forward and backward": count_flops(both, codes, codec.params),

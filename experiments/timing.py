@@ -48,14 +48,14 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> dict[str, float]:
     return spread(numerator / denominator)
 
 
-def matmul(side: int) -> Callable[[], jax.Array]:
-    """A float32 product of two square matrices, 2 side³ floating-point operations."""
-    a = jax.random.normal(jax.random.key(0), (side, side))
+def matmul(side: int, dtype: str = "float32") -> Callable[[], jax.Array]:
+    """A product of two square matrices, 2 side³ floating-point operations."""
+    a = jax.random.normal(jax.random.key(0), (side, side), dtype)
     product = jax.jit(lambda a: a @ a)
     return lambda: product(a)
 
 
-def matmul_rate(side: int, repeats: int) -> dict[str, float]:
-    """Floating-point operations per second of a float32 product of two square matrices."""
-    seconds = interleave({"matmul": matmul(side)}, repeats)["matmul"]
+def matmul_rate(side: int, repeats: int, dtype: str = "float32") -> dict[str, float]:
+    """Floating-point operations per second of a product of two square matrices."""
+    seconds = interleave({"matmul": matmul(side, dtype)}, repeats)["matmul"]
     return spread(2 * side**3 / seconds[:, 0]) | {"side": side}

@@ -21,11 +21,11 @@ from aps_jax.schedule import masked_counts
 Tree = Mapping[str, Any]
 
 
-def to_torch(params: Any, dtype: torch.dtype) -> Any:
+def to_torch(params: Any, dtype: torch.dtype, device: str = "cpu") -> Any:
     """A tree of Flax weights as tensors; kernels of convolutions become [O, C, kh, kw]."""
 
     def convert(leaf: Any) -> torch.Tensor:
-        tensor = torch.tensor(np.asarray(leaf, np.float32)).to(dtype)
+        tensor = torch.tensor(np.asarray(leaf, np.float32)).to(device, dtype)
         if tensor.ndim == 4:
             tensor = tensor.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
         return tensor
@@ -100,6 +100,7 @@ class TorchSampler:
     Attributes:
       dtype: of weights and activations; logits and the optimiser stay float32.
       compiled: run the inner step through `torch.compile`.
+      device: "cpu" or "cuda".
     """
 
     def __init__(
@@ -108,13 +109,14 @@ class TorchSampler:
         *,
         dtype: torch.dtype = torch.float32,
         compiled: bool = False,
+        device: str = "cpu",
     ) -> None:
         codec, self.prior = model.card["codec"], model.card["prior"]
-        self.dtype = dtype
+        self.dtype, self.device = dtype, device
         self.levels, self.groups = len(codec["decoder_channels"]), codec["num_groups"]
-        self.codebook = torch.tensor(np.asarray(model.codec.codebook))
-        self.decoder = to_torch(model.codec.params["decoder"], dtype)
-        self.transformer = to_torch(model.prior.params, dtype)
+        self.codebook = torch.tensor(np.asarray(model.codec.codebook), device=device)
+        self.decoder = to_torch(model.codec.params["decoder"], dtype, device)
+        self.transformer = to_torch(model.prior.params, dtype, device)
         # The forward pass alone: autograd.grad inside would break the graph at every call.
         self._losses = torch.compile(self.losses) if compiled else self.losses
 
@@ -139,7 +141,7 @@ class TorchSampler:
         rates = self.prior["rope_theta"] ** -(torch.arange(pairs) / pairs)
         rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
         places = torch.stack([rows.ravel(), columns.ravel()], dim=-1)
-        angles = (places[..., None] * rates).flatten(1)
+        angles = (places[..., None] * rates).flatten(1).to(self.device)
         return angles.cos(), angles.sin()
 
     def _block(self, x: torch.Tensor, p: Tree, turns: tuple, heads: int) -> torch.Tensor:
@@ -193,10 +195,10 @@ class TorchSampler:
 
     def sample(self, y: Any, *, num_steps: int, num_inner_steps: int) -> torch.Tensor:
         """Images [B, 3, H, W] in [-1, 1] of square noisy images y [B, H, W, 3]."""
-        y = torch.tensor(np.asarray(y)).permute(0, 3, 1, 2)
+        y = torch.tensor(np.asarray(y), device=self.device).permute(0, 3, 1, 2)
         side = y.shape[-1] // 2 ** (self.levels - 1)
         num_codes = len(self.codebook)
-        tokens = torch.full((len(y), side * side), num_codes)
+        tokens = torch.full((len(y), side * side), num_codes, device=self.device)
         for left in masked_counts("cosine", num_steps, side * side):
             with torch.no_grad():
                 logits = self.logits(tokens, side)
@@ -204,13 +206,13 @@ class TorchSampler:
             with torch.no_grad():
                 log_probs = phi.log_softmax(-1)
                 bits = (log_probs.exp() @ self.codebook) > 0
-                weights = 2 ** torch.arange(bits.shape[-1] - 1, -1, -1)
+                weights = 2 ** torch.arange(bits.shape[-1] - 1, -1, -1, device=self.device)
                 proposal = (bits * weights).sum(-1)
                 scores = log_probs.gather(-1, proposal[..., None])[..., 0]
                 is_masked = tokens == num_codes
                 scores = scores.masked_fill(~is_masked, -torch.inf)
                 count = is_masked.sum(-1)
-                kept = count - torch.minimum(torch.tensor(int(left)), (count - 1).clamp(min=0))
+                kept = count - (count - 1).clamp(min=0, max=int(left))
                 rank = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
                 tokens = torch.where(is_masked & (rank < kept[:, None]), proposal, tokens)
         with torch.no_grad():

@@ -753,7 +753,7 @@ def test_aggregation_against_numpy(rng):
     found = summary.gain(one, two, "psnr")
     difference = means[0] - means[1]
     assert found.mean == pytest.approx(difference.mean())
-    assert found.half_width == pytest.approx(1.96 * difference.std(ddof=1) / 2)
+    assert found.half_width == pytest.approx(3.182446 * difference.std(ddof=1) / 2)
     assert summary.gain({"0": one["0"]}, two, "psnr") is None
     parsed = parsing.parse(
         STUDY | {"tasks": {"hdr": {}}, "methods": {"a": {}, "b": {}}, "compare_to": "b",
@@ -779,7 +779,7 @@ def test_points_of_fewer_photos_are_hollow(monkeypatch, tmp_path):
     figures = []
     monkeypatch.setattr(summary, "save_figure", lambda figure, path: figures.append(figure))
     summary._plot_sweep(parsing.parse(STUDY | raw), rows, None, tmp_path / "sweep.png")
-    heights = ((11.5, 21.5, 30.5), (0.15, 0.15, 0.05))
+    heights = ((11.5, 21.5, 31.5), (0.15, 0.15, 0.15))  # Those of 4 photos, and paired gains.
     for axis, expected in zip(figures[0].axes, heights, strict=True):
         hollow = [line for line in axis.get_lines() if line.get_markerfacecolor() == "white"]
         assert [tuple(line.get_xdata()) for line in hollow] == [(3,)]

@@ -56,6 +56,19 @@ def test_table_has_a_line_per_figure():
     assert "| skipped | why | | |" in lines
 
 
+def test_sections_and_matrices_fit_the_machine(monkeypatch):
+    """A CPU has devices per core and no gradients of the full decoder, an accelerator both else."""
+    on_cpu = speed.Arguments().resolved()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    on_gpu = speed.Arguments().resolved()
+    assert set(on_cpu.sections) ^ set(on_gpu.sections) == {"cores", "decoder"}
+    assert "cores" in on_cpu.sections and on_cpu.matmul_side < on_gpu.matmul_side
+    assert speed.Arguments(sections=("loop",), matmul_side=7).resolved().matmul_side == 7
+    assert speed.Arguments(sections=("loop",)).resolved().sections == ("loop",)
+    with pytest.raises(ValueError, match="unknown sections .'lop'.; there are loop, levers"):
+        speed.measure(speed.Arguments(sections=("lop",), smoke=True))
+
+
 @pytest.mark.slow
 def test_smoke_run_measures_everything(tmp_path):
     folder = tmp_path / "model"
@@ -86,5 +99,13 @@ def test_smoke_run_measures_everything(tmp_path):
     assert result["growth"]["seconds"]["base"]["over base"]["median"] == 1
     torch = result["torch"]
     assert "skipped" in torch or torch["torch float32 eager gradient error"] < 1e-4
+    decoder = result["decoder"]["seconds"]
+    assert {"jax float32", "jax bfloat16"} <= set(decoder)
+    assert decoder["jax bfloat16"]["over jax bfloat16"]["median"] == 1
+    assert decoder["jax float32"]["FLOP/s over matmul"]["median"] > 0
+    if "skipped" not in torch:
+        assert {"jax float32", "jax bfloat16", "torch bfloat16 eager"} <= set(torch["seconds"])
+        assert result["decoder"]["torch float32 eager gradient error"] < 1e-4
+        assert result["decoder"]["torch bfloat16 eager gradient error"] < 0.1
     assert "### growth" in (tmp_path / "out" / "speed.md").read_text()
     assert jax.jit(lambda: 1)() == 1  # Nothing that was replaced for a measurement stays so.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from aps_jax.files import write_atomically
 from experiments.bench.rows import Row
@@ -49,7 +50,7 @@ def scores_of(rows: Sequence[Row], task: str, method: str, budget: str | None) -
 def gain(scores: Scores, reference: Scores, metric: str) -> Gain | None:
     """Difference to the reference on the photos that both have; None for fewer than two.
 
-    The interval is 1.96 standard errors, a normal approximation: too narrow for a few photos.
+    The interval is Student's, for differences that are normal over photos.
     """
     pairs = [
         scores[image][metric] - reference[image][metric]
@@ -58,8 +59,8 @@ def gain(scores: Scores, reference: Scores, metric: str) -> Gain | None:
     ]
     if len(pairs) < 2:
         return None
-    half_width = 1.96 * np.std(pairs, ddof=1) / math.sqrt(len(pairs))
-    return Gain(float(np.mean(pairs)), float(half_width))
+    error = np.std(pairs, ddof=1) / math.sqrt(len(pairs))
+    return Gain(float(np.mean(pairs)), float(stats.t.ppf(0.975, len(pairs) - 1) * error))
 
 
 def table(study: Study, rows: Sequence[Row]) -> str:
@@ -255,7 +256,11 @@ def _plot_gains(study: Study, rows: Sequence[Row], budget: str | None, path: Pat
 
 
 def _plot_sweep(study: Study, rows: Sequence[Row], budget: str | None, path: Path) -> Path | None:
-    """Per task and metric: scores against `Method.x`, one line per series, 95 % intervals."""
+    """Per task and metric: scores against `Method.x`, one line per series.
+
+    A point is the mean of the reference plus the paired gain over it, with the 95 % interval of the
+    gain: what all photos have in common does not widen it.
+    """
     lines: dict[str, list[tuple[float, str]]] = {}
     for method in study.methods.values():
         if method.x is not None:
@@ -272,22 +277,24 @@ def _plot_sweep(study: Study, rows: Sequence[Row], budget: str | None, path: Pat
             label: scores_of(rows, task, label, budget)
             for points in lines.values() for _, label in points
         }  # fmt: skip
+        reference = scores_of(rows, task, study.compare_to, budget)
         most = max(map(len, scores.values()))
         for axis, metric in zip(row, ("psnr", "lpips"), strict=True):
+            known = [photo[metric] for photo in reference.values() if metric in photo]
+            level = float(np.mean(known)) if known else 0.0
             for series, points in lines.items():
                 curve = []
                 for x, label in sorted(points):
-                    found = [p[metric] for p in scores[label].values() if metric in p]
-                    if len(found) > 1:
-                        error = 1.96 * np.std(found, ddof=1) / math.sqrt(len(found))
-                        curve.append((x, np.mean(found), error, len(found)))
+                    found = gain(scores[label], reference, metric)
+                    if found is not None:
+                        count = len(scores[label].keys() & reference.keys())
+                        curve.append((x, level + found.mean, found.half_width, count))
                 if curve:
                     is_empty = False
                     xs, means, errors, counts = zip(*curve, strict=True)
                     line = axis.errorbar(
                         xs, means, yerr=errors, capsize=3, marker="o", label=series
                     )
-                    # Their heights do not compare with those of other photos.
                     fewer = [(x, y) for x, y, n in zip(xs, means, counts, strict=True) if n < most]
                     if fewer:
                         axis.plot(
