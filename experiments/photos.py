@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,31 +26,6 @@ def list_images(folders: Sequence[Path]) -> list[Path]:
             )
         paths += found
     return paths
-
-
-def named_images(source: Path) -> dict[str, Path]:
-    """Images by name: the path below the folder, or below the common folder of a list's paths.
-
-    Raises:
-      ValueError: if there are none, or a list names one twice.
-    """
-    if source.is_dir():
-        found = list_images([source])
-        return {path.relative_to(source).as_posix(): path for path in found}
-    if not source.is_file():
-        raise ValueError(f"{source} is neither a folder of images nor a list of paths")
-    try:
-        lines = [line.strip() for line in source.read_text().splitlines()]
-    except UnicodeDecodeError:
-        raise ValueError(f"{source} is not a text file; give a folder or a list") from None
-    paths = sorted(Path(os.path.abspath(source.parent / line)) for line in lines if line)
-    if not paths:
-        raise ValueError(f"{source} names no images")
-    for path, following in zip(paths, paths[1:], strict=False):
-        if path == following:
-            raise ValueError(f"{source} names {path} twice; delete one of the lines")
-    root = Path(os.path.commonpath([path.parent for path in paths]))
-    return {path.relative_to(root).as_posix(): path for path in paths}
 
 
 def spread(paths: Sequence[Path], count: int, offset: int = 0) -> list[Path]:

@@ -75,8 +75,8 @@ class Arguments:
     def resolved(self) -> Arguments:
         """With what fits the machine, or with the counts of a smoke run, if it is one."""
         is_cpu = jax.default_backend() == "cpu"
-        left_out = "decoder" if is_cpu and not self.smoke else "cores"
-        sections = self.sections or tuple(name for name in SECTIONS if name != left_out)
+        left_out = "decoder" if is_cpu else "cores"
+        sections = self.sections or tuple(s for s in SECTIONS if self.smoke or s != left_out)
         side = self.matmul_side or (1024 if is_cpu else 8192)
         if not self.smoke:
             return dataclasses.replace(self, sections=sections, matmul_side=side)

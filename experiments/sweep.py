@@ -31,7 +31,7 @@ from aps_jax.commands import inputs
 from aps_jax.commands import restore as command
 from aps_jax.samplers import sample_function
 from aps_jax.types import Key, Params, Perceptual
-from experiments import hosts, memory, photos, rows
+from experiments import hosts, memory, rows, sources
 
 PROGRAM = "sweep"
 MANIFEST = "sweep.json"
@@ -43,7 +43,8 @@ class Sweep(cli.Restore):
     """Restores many images; the options of one restoration are those of `aps-jax restore`.
 
     Attributes:
-      image: folder of images, text file with one path per line, or JSON file of options.
+      image: folder of images, text file with one path per line, MODULE:NAME of a source with random
+        access (Grain's, or any other), or JSON file of options.
       batch_size: images at once on this host; 4 per group of devices if left out.
       num_data: groups of this host's devices that images are spread over; all if left out.
       num_model: devices that share one copy of the prior.
@@ -85,14 +86,15 @@ def image_key(seed: int, name: str) -> Key:
     return jax.random.fold_in(jax.random.key(seed), number)
 
 
-def measure_image(options: Sweep, name: str, path: Path) -> Job:
+def measure_image(options: Sweep, name: str, image: sources.Item) -> Job:
     """Loads one image and measures it; the operator's random state is the same for all images."""
     key_noise, key_sample = jax.random.split(image_key(options.seed, name))
-    one = dataclasses.replace(options, image=path)
-    if options.measured:
-        return Job(name, inputs.load_measured(one), key_sample)
-    key_operator = jax.random.fold_in(jax.random.key(options.seed), 0)
-    return Job(name, inputs.degrade_photo(one, key_operator, key_noise), key_sample)
+    with sources.as_file(image) as path:
+        one = dataclasses.replace(options, image=path)
+        if options.measured:
+            return Job(name, inputs.load_measured(one), key_sample)
+        key_operator = jax.random.fold_in(jax.random.key(options.seed), 0)
+        return Job(name, inputs.degrade_photo(one, key_operator, key_noise), key_sample)
 
 
 def _kind(problem: inputs.Problem) -> tuple:
@@ -137,7 +139,7 @@ class Host:
         self._distance: Perceptual | None = None
         self._tried_distance = False
 
-    def pending(self, found: dict[str, Path]) -> dict[str, Path]:
+    def pending(self, found: dict[str, sources.Item]) -> dict[str, sources.Item]:
         """This host's images that have no result yet."""
         share = dict(list(found.items())[self.place.index :: self.place.count])
         finished = {
@@ -147,16 +149,16 @@ class Host:
             if row["status"] == "restored"
         }
         return {
-            name: path
-            for name, path in share.items()
-            if not (self.target(name).is_file() and _is_file_of(path, finished.get(name)))
+            name: image
+            for name, image in share.items()
+            if not (self.target(name).is_file() and _has_hash(image, finished.get(name)))
         }
 
     def target(self, name: str) -> Path:
         """File of a restored image."""
         return self.options.out / "images" / f"{name}.png"
 
-    def run(self, found: dict[str, Path]) -> int:
+    def run(self, found: dict[str, sources.Item]) -> int:
         """Restores what is missing of this host's share; returns how many images failed."""
         pending = self.pending(found)
         count, failed, done = len(pending), 0, 0
@@ -171,12 +173,12 @@ class Host:
             _say(f"host {self.place.index} of {self.place.count}: {done} of {count} images")
         return failed
 
-    def _batches(self, pending: dict[str, Path]) -> Iterator[list[Job] | dict[str, Any]]:
+    def _batches(self, pending: dict[str, sources.Item]) -> Iterator[list[Job] | dict[str, Any]]:
         """Full batches of one kind, then the rest; a row instead for what cannot be read."""
         waiting: dict[tuple, list[Job]] = {}
-        for name, path in pending.items():
+        for name, image in pending.items():
             try:
-                job = measure_image(self.options, name, path)
+                job = measure_image(self.options, name, image)
             except (OSError, ValueError) as error:
                 yield {"name": name, "status": "unreadable", "reason": str(error)}
                 continue
@@ -260,11 +262,11 @@ class Host:
             ) from error
 
 
-def _is_file_of(path: Path, sha256: str | None) -> bool:
-    """Whether a file can be read and has these bytes."""
+def _has_hash(image: sources.Item, sha256: str | None) -> bool:
+    """Whether an image can be read and is the one with this hash."""
     try:
-        return sha256 is not None and checkpoint.fingerprint(path) == sha256
-    except OSError:
+        return sha256 is not None and sources.sha256(image) == sha256
+    except (OSError, ValueError):
         return False
 
 
@@ -312,7 +314,9 @@ def read_options(argv: Sequence[str]) -> Sweep:
 def run(options: Sweep) -> int:
     """Does this host's share; 0 if every image of it has a result, 1 if some could not be used."""
     if options.image is None:
-        raise ValueError("name a folder of images, a list of paths or a JSON file of options")
+        raise ValueError(
+            "name a folder of images, a list of paths, MODULE:NAME or a JSON file of options"
+        )
     cli.check(options)
     command.check_prompt(options)
     _check_task(options)
@@ -329,7 +333,7 @@ def run(options: Sweep) -> int:
         is_cluster=options.cluster,
         fail=hosts.give_up(PROGRAM),
     )
-    found = photos.named_images(options.image)
+    found = sources.named_images(options.image)
     host = Host(options, place)
     rows.claim(options.out / MANIFEST, _identity(options, host.config))
     try:

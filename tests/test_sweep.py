@@ -42,7 +42,7 @@ def toy(tiny_model, monkeypatch):
     loaded = pretrained.Model(
         mixing_prior(window=4), patch_codec(), checkpoint.read_card(tiny_model)
     )
-    monkeypatch.setattr(pretrained, "load_pretrained", lambda name, prompt, mesh: loaded)
+    monkeypatch.setattr(pretrained, "load_pretrained", lambda name, **options: loaded)
     monkeypatch.setattr(sweep.command, "load_distance", lambda *_: None)
     return tiny_model
 
@@ -112,11 +112,11 @@ def test_images_with_masks_of_their_own_do_not_share_an_operator(toy, tmp_path):
     words[words.index("--task") + 1] = "inpainting_mask"
     options = sweep.read_options([*words, "--measured", "--size", "None"])
     host = sweep.Host(options, hosts.Place(0, 1))
-    batches = list(host._batches(sweep.photos.named_images(folder)))
+    batches = list(host._batches(sweep.sources.named_images(folder)))
     assert [[job.name for job in batch] for batch in batches] == [
         ["0.png", "1.png"], ["2.png"], ["3.png"]
     ]  # fmt: skip
-    assert host.run(sweep.photos.named_images(folder)) == 0
+    assert host.run(sweep.sources.named_images(folder)) == 0
     assert len(host._compiled) == 1  # A mask is data, and the last batches are filled up.
     for index, row in enumerate(table(out)):
         mask = np.arange(16) % 4 != max(index, 1)
@@ -197,6 +197,8 @@ def test_results_of_another_run_are_refused(photo_folder, toy, tmp_path, capsys)
     (out / sweep.MANIFEST).write_text(json.dumps(older))
     assert sweep.main(arguments(photo_folder, toy, out)) == 2
     assert "versions.jax was '0.1'" in capsys.readouterr().err
+    assert sweep.main(arguments(photo_folder, toy, out, "--dtype", "bfloat16")) == 2
+    assert "dtype was None, now 'bfloat16'" in capsys.readouterr().err
     (out / "rows-0000.jsonl").write_text("[1]\n")
     with pytest.raises(ValueError, match="line 1 is not a row"):
         table(out)
@@ -253,14 +255,114 @@ def test_bad_sources_and_configurations(photo_folder, toy, tmp_path, capsys):
 def test_the_prior_is_loaded_to_the_devices_that_share_it(toy, photo_folder, tmp_path, monkeypatch):
     meshes, load = [], pretrained.load_pretrained
 
-    def watched(name, *, prompt, mesh):
+    def watched(name, *, mesh, **options):
         meshes.append(mesh)
-        return load(name, prompt, mesh)
+        return load(name, mesh=mesh, **options)
 
     monkeypatch.setattr(pretrained, "load_pretrained", watched)
     options = sweep.read_options(arguments(photo_folder, toy, tmp_path))
     host = sweep.Host(options, hosts.Place(0, 1))
     assert meshes == [host.mesh] and host.mesh.axis_names == ("data", "model")
+
+
+RECORDS = """
+import io
+import numpy as np
+from PIL import Image
+
+rng = np.random.default_rng(0)
+pixels = [rng.integers(0, 256, (20, 24, 3), dtype=np.uint8) for _ in range(5)]
+
+
+def encoded(array):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+class Source:
+    def __init__(self, first):
+        self.records = [first, {"image": pixels[1], "label": 3}, {"image": encoded(pixels[2])}]
+        self.records += [pixels[3] / np.float32(127.5) - 1, {"label": 1}]
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, index):
+        return self.records[index]
+
+
+def photos():
+    return Source(pixels[0])
+
+
+class Other:
+    photos = Source(pixels[4])
+
+
+class Endless(Source):
+    def __len__(self):
+        import sys
+        return sys.maxsize
+
+
+class Iterable:
+    def __iter__(self):
+        return iter(pixels)
+
+
+endless, iterable, empty = Endless(1), Iterable(), []
+"""
+
+
+@pytest.fixture
+def record_module(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sweep_records.py").write_text(RECORDS)
+    yield "sweep_records"
+    sys.modules.pop("sweep_records", None)
+
+
+def test_records_are_restored_as_the_files_they_would_be(record_module, toy, tmp_path, capsys):
+    """Arrays and encoded images; bad ones are told, and those that changed are done again."""
+    out = tmp_path / "out"
+    assert sweep.main(arguments(f"{record_module}:photos", toy, out)) == 1
+    assert "4 was left out: record 4 has no 'image', only ['label']" in capsys.readouterr().err
+    found = {row["name"]: row for row in table(out) if row["status"] == "restored"}
+    assert sorted(found) == ["0", "1", "2", "3"]
+    folder = tmp_path / "files"
+    folder.mkdir()
+    options = sweep.read_options(arguments(folder, toy, out))
+    for name, pixels in enumerate(sys.modules[record_module].pixels[:4]):
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+        job = sweep.measure_image(options, str(name), folder / f"{name}.png")
+        record = sweep.sources.Record(sys.modules[record_module].photos(), name)
+        same = sweep.measure_image(options, str(name), record)
+        np.testing.assert_allclose(same.problem.photo, job.problem.photo, atol=1e-6)
+        np.testing.assert_allclose(same.problem.y, job.problem.y, atol=1e-6)
+        assert same.problem.source["sha256"] == found[str(name)]["sha256"]
+
+    before = {path: path.read_bytes() for path in (out / "images").iterdir()}
+    assert sweep.main(arguments(f"{record_module}:Other.photos", toy, out)) == 1
+    changed = {path.name for path in before if path.read_bytes() != before[path]}
+    assert changed == {"0.png"} and len(table(out)) == 5 + 2
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("sweep_recordz:photos", "No module named 'sweep_recordz'"),
+        ("sweep_records:photoz", "no attribute 'photoz'"),
+        ("sweep_records:endless", "it is Endless, length"),
+        ("sweep_records:iterable", "no len"),
+        ("sweep_records:empty", "it is list, length 0"),
+    ],
+)
+def test_sources_that_are_none(record_module, toy, tmp_path, capsys, place, message):
+    assert sweep.main(arguments(place, toy, tmp_path / "out")) == 2
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_two_processes_do_not_write_the_same_rows(photo_folder, toy, tmp_path, capsys):

@@ -1,0 +1,130 @@
+"""Where the images of a sweep come from: a folder, a list, or records such as those of Grain."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from aps_jax import checkpoint
+from experiments.photos import list_images
+
+#: MODULE:NAME, as entry points are written.
+_PLACE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+class Record(NamedTuple):
+    """One image of a random-access source.
+
+    Attributes:
+      source: has `len` and integer indices: a Grain data source or `MapDataset`, a list, an array.
+        A record is an array (uint8, or floats in [-1, 1]; any floats for a measurement), the bytes
+        of an image file, or a mapping that has either as "image".
+      index: which record.
+    """
+
+    source: Any
+    index: int
+
+
+#: An image that is a file, or can become one.
+Item = Path | Record
+
+
+def sha256(image: Item) -> str:
+    """Hash of the bytes of the file that an image is, or would be; OSError if it cannot be read."""
+    with as_file(image) as path:
+        return checkpoint.fingerprint(path)
+
+
+@contextlib.contextmanager
+def as_file(image: Item) -> Iterator[Path]:
+    """The file of an image; a record becomes one for as long as the context lasts.
+
+    Raises:
+      ValueError: if a record holds no image.
+    """
+    if isinstance(image, Path):
+        yield image
+        return
+    content = image.source[image.index]
+    if isinstance(content, dict):
+        if "image" not in content:
+            raise ValueError(f"record {image.index} has no 'image', only {sorted(content)}")
+        content = content["image"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"record {image.index}"
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            array = np.asarray(content)
+            if array.dtype.kind not in "buif":
+                raise ValueError(f"record {image.index} is no array of numbers: {content!r:.60}")
+            path = path.with_name(f"{path.name}.npy")
+            np.save(path, array, allow_pickle=False)
+        yield path
+
+
+def _records(place: str) -> dict[str, Item]:
+    """All records of the source that MODULE:NAME is, or returns when it is called."""
+    module, _, name = place.partition(":")
+    sys.path.insert(0, os.getcwd())  # As `python -m` does; not everything that starts us does.
+    try:
+        source = importlib.import_module(module)
+        for part in name.split("."):
+            source = getattr(source, part)
+        if not hasattr(source, "__getitem__") and callable(source):
+            source = source()
+        count = len(source)
+    except Exception as error:  # It is the user's own code.
+        raise ValueError(f"{place} gives no source of images: {error!r}") from error
+    finally:
+        sys.path.pop(0)
+    if not hasattr(source, "__getitem__") or not 0 < count < sys.maxsize:
+        raise ValueError(
+            f"{place} must be a source of images with random access and an end (len and []), such "
+            f"as a Grain MapDataset without repeat; it is {type(source).__name__}, length {count}"
+        )
+    digits = len(str(count - 1))
+    return {f"{index:0{digits}}": Record(source, index) for index in range(count)}
+
+
+def named_images(source: Path) -> dict[str, Item]:
+    """Images by name.
+
+    Args:
+      source: a folder (names are paths below it), a text file with a path per line (paths below
+        their common folder), or MODULE:NAME of a random-access source (numbers).
+
+    Raises:
+      ValueError: if there are none, a list names one twice, or a source has no random access.
+    """
+    if _PLACE.fullmatch(str(source)) and not source.exists():
+        return _records(str(source))
+    if source.is_dir():
+        found = list_images([source])
+        return {path.relative_to(source).as_posix(): path for path in found}
+    if not source.is_file():
+        raise ValueError(
+            f"{source} is neither a folder of images nor a list of paths, nor MODULE:NAME"
+        )
+    try:
+        lines = [line.strip() for line in source.read_text().splitlines()]
+    except UnicodeDecodeError:
+        raise ValueError(f"{source} is not a text file; give a folder or a list") from None
+    paths = sorted(Path(os.path.abspath(source.parent / line)) for line in lines if line)
+    if not paths:
+        raise ValueError(f"{source} names no images")
+    for path, following in zip(paths, paths[1:], strict=False):
+        if path == following:
+            raise ValueError(f"{source} names {path} twice; delete one of the lines")
+    root = Path(os.path.commonpath([path.parent for path in paths]))
+    return {path.relative_to(root).as_posix(): path for path in paths}
