@@ -1,6 +1,6 @@
 """Runs the full MagVIT-v2 decoder once with random weights, and reports seconds and memory.
 
-    python -m experiments.decoder_at_full_size [--image-size 256] [--gradient]
+    python -m experiments.decoder_at_full_size [--image-size 256] [--batch-size 1] [--gradient]
 
 It shows that the tokenizer of 95 million parameters fits the code and the machine before any
 weights are fetched. `--gradient` adds the backward pass to the codes, of which the sampler runs
@@ -15,7 +15,7 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,11 +35,15 @@ class Arguments:
 
     Attributes:
       image_size: side in pixels, a multiple of 16.
+      batch_size: images at once.
+      dtype: of activations.
       gradient: run the backward pass as well.
       out: JSON file for the result.
     """
 
     image_size: int = 256
+    batch_size: int = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
     gradient: bool = False
     out: Path | None = None
 
@@ -61,10 +65,11 @@ def random_params(config: CodecConfig) -> Any:
 
 def main(arguments: Arguments) -> None:
     """Compiles the decoder, runs it once and prints what it took."""
-    config = CodecConfig()
+    config = CodecConfig(dtype=arguments.dtype)
     codec = make_codec(config, random_params(config))
     side = arguments.image_size // config.stride
-    codes = codec.codebook[np.random.default_rng(1).integers(codec.num_codes, size=(1, side, side))]
+    shape = (arguments.batch_size, side, side)
+    codes = codec.codebook[np.random.default_rng(1).integers(codec.num_codes, size=shape)]
 
     def decode(params: Any, codes: jax.Array) -> jax.Array:
         return codec.decode(params, codes)
@@ -81,12 +86,14 @@ def main(arguments: Arguments) -> None:
     cpu = time.process_time()
     outputs = jax.block_until_ready(compiled(codec.params, codes))
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    expected = (1, arguments.image_size, arguments.image_size, 3)
+    expected = (arguments.batch_size, arguments.image_size, arguments.image_size, 3)
     is_finite = all(bool(jnp.isfinite(output).all()) for output in outputs)
     if outputs[0].shape != expected or not is_finite:
         raise ArithmeticError(f"got {outputs[0].shape} instead of {expected}, or NaN")
     result = {
         "image_size": arguments.image_size,
+        "batch_size": arguments.batch_size,
+        "dtype": arguments.dtype,
         "gradient": arguments.gradient,
         "device": jax.devices()[0].device_kind,
         "params": num_params(codec.params),
@@ -103,5 +110,5 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    cure = "lower --image-size"
+    cure = "lower --image-size or --batch-size"
     sys.exit(guarded(lambda: main(tyro.cli(Arguments)), "decoder_at_full_size", memory_cure=cure))

@@ -17,6 +17,9 @@ How to read the numbers:
   of GPUs and knows no flash attention, so the number tends to be too large; but a GPU's
   convolutions may ask for workspace of their own, which is not in it.
 - *fits*: parts of which the total fills at most 90 %.
+- `--confirm` runs a case instead, for one timestep and one inner step, with random float32 weights
+  and a prior of `--num-layers`, so that it fits the machine, and puts what was held at the peak
+  beside what XLA planned for the same program.
 - *FLOPs*: products and convolutions of all devices together, counted in the trace with loops times
   their rounds. Windows, Adam and norms are left out.
 """
@@ -95,6 +98,8 @@ class Arguments:
       meshes: cases as BATCH:DATAxMODEL.
       steps: timesteps T.
       inner_steps: optimiser steps M per timestep.
+      confirm: run the cases instead of planning them; writes OUT/confirmed.json.
+      num_layers: of the prior that is run.
       smoke: a tiny model that compiles in seconds, for a test of this script.
     """
 
@@ -105,6 +110,8 @@ class Arguments:
     )  # fmt: skip
     steps: int = 15
     inner_steps: int = 100
+    confirm: bool = False
+    num_layers: int = 8
     smoke: bool = False
 
 
@@ -154,6 +161,85 @@ def bytes_per_device(tree: PyTree) -> int:
     return sum(map(size, jax.tree.leaves(tree)))
 
 
+def compile_case(
+    params: Params, image_size: int, batch: int, mesh: Mesh, config: APSConfig
+) -> tuple[Any, tuple[PyTree, ...]]:
+    """The compiled sampler, and the shapes that it takes: parameters, measurement, keys."""
+    spread = NamedSharding(mesh, PartitionSpec(sharding.DATA))
+    side = image_size // 4
+    y = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.float32, sharding=spread)
+    keys = _lay_out(jax.eval_shape(lambda: image_keys(jax.random.key(0), batch)), spread)
+    inputs = place(params, mesh), y, keys
+    sample = jax.jit(aps_jax.aps_sample, static_argnames="config", keep_unused=True)
+    return sample.lower(*inputs, config=config).compile(), inputs
+
+
+def confirm(
+    params: Params, image_size: int, batch: int, mesh: Mesh, config: APSConfig
+) -> dict[str, Any]:
+    """Runs one case once with random weights, and compares its memory with what XLA planned.
+
+    Bytes are of all devices of the mesh: forced CPU devices share their host's memory.
+    """
+    compiled, inputs = compile_case(params, image_size, batch, mesh, config)
+    planned = compiled.memory_analysis()
+    rng = np.random.default_rng(0)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.device_put(image_keys(jax.random.key(0), batch), leaf.sharding)
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding)
+        scale = 1 / math.sqrt(math.prod(leaf.shape[-2:-1]) or 1)
+        return jax.make_array_from_callback(
+            leaf.shape,
+            leaf.sharding,
+            lambda index: _noise(rng, leaf, index) * np.asarray(scale, leaf.dtype),
+        )
+
+    before = _held("now")
+    values = jax.block_until_ready(jax.tree.map(draw, inputs))
+    loaded = _held("now")
+    Path("/proc/self/clear_refs").write_text("5")  # The peak of the process starts anew.
+    began = time.perf_counter()
+    result = jax.block_until_ready(compiled(*values))
+    seconds, peak = time.perf_counter() - began, _held("peak")
+    devices = mesh.devices.size
+    return {
+        "image_size": image_size,
+        "batch": batch,
+        "mesh": "x".join(str(size) for size in mesh.shape.values()),
+        "prior_params": num_params(params.prior.params["model"]),
+        "planned_argument_bytes": devices * planned.argument_size_in_bytes,
+        "loaded_bytes": loaded - before,
+        "planned_bytes_beside_them": devices
+        * (planned.temp_size_in_bytes + planned.output_size_in_bytes),
+        "peak_bytes_beside_them": peak - loaded,
+        "is_finite": bool(jnp.isfinite(result.images).all()),
+        "seconds": round(seconds, 1),
+    }
+
+
+def _noise(
+    rng: np.random.Generator, leaf: jax.ShapeDtypeStruct, index: tuple[slice, ...]
+) -> np.ndarray:
+    """Normal numbers for one device's part of an array."""
+    shape = [len(range(*part.indices(size))) for part, size in zip(index, leaf.shape, strict=True)]
+    return rng.standard_normal(shape, np.float32).astype(leaf.dtype)
+
+
+def _held(when: str) -> int:
+    """Bytes that all devices hold now or held at their peak; Linux knows it of a process."""
+    if jax.default_backend() != "cpu":
+        name = {"now": "bytes_in_use", "peak": "peak_bytes_in_use"}[when]
+        return sum(device.memory_stats()[name] for device in jax.devices())
+    name = {"now": "VmRSS", "peak": "VmHWM"}[when]
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return 1024 * int(line.split()[1])
+    raise ValueError("--confirm needs Linux, which tells how much memory a process has")
+
+
 def plan(
     params: Params, half: Params, image_size: int, batch: int, mesh: Mesh, config: APSConfig
 ) -> dict[str, Any]:
@@ -171,21 +257,15 @@ def plan(
       ValueError: XLA counts other argument bytes than the shapes have.
     """
     began = time.perf_counter()
-    spread = NamedSharding(mesh, PartitionSpec(sharding.DATA))
-    side = image_size // 4
-    y = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.float32, sharding=spread)
-    keys = _lay_out(jax.eval_shape(lambda: image_keys(jax.random.key(0), batch)), spread)
-    placed, counted = place(params, mesh), place(half, mesh)
-    sample = jax.jit(aps_jax.aps_sample, static_argnames="config", keep_unused=True)
-    compiled = sample.lower(placed, y, keys, config=config).compile()
+    compiled, inputs = compile_case(params, image_size, batch, mesh, config)
     memory = compiled.memory_analysis()
-    expected = bytes_per_device((placed, y, keys))
+    expected = bytes_per_device(inputs)
     if memory.argument_size_in_bytes != expected:
         raise ValueError(
             f"XLA counts {memory.argument_size_in_bytes:,} bytes of arguments, the shapes have "
             f"{expected:,}; a parameter is laid out otherwise than planned"
         )
-    arguments = bytes_per_device((counted, y, keys))
+    arguments = bytes_per_device((place(half, mesh), *inputs[1:]))
     total = arguments + memory.temp_size_in_bytes + memory.output_size_in_bytes
     return {
         "image_size": image_size,
@@ -238,6 +318,27 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def confirm_all(
+    arguments: Arguments,
+    prior: TransformerConfig,
+    codec: CodecConfig,
+    prompt: PromptConfig,
+    num_text: int,
+) -> None:
+    """Runs every case once; each should have a process of its own, which has freed nothing yet."""
+    prior = dataclasses.replace(prior, num_layers=min(arguments.num_layers, prior.num_layers))
+    params = abstract_params(prior, codec, prompt, num_text)
+    config = APSConfig(num_steps=1, num_inner_steps=1)
+    rows = []
+    for image_size in arguments.image_sizes:
+        for case in arguments.meshes:
+            batch, shape = case.split(":")
+            mesh = sharding.make_mesh(*map(int, shape.split("x")))
+            rows.append(confirm(params, image_size, int(batch), mesh, config))
+            print(json.dumps(rows[-1]), flush=True)
+    write_json(arguments.out / "confirmed.json", rows)
+
+
 def main(arguments: Arguments) -> None:
     """Plans every case that the folder does not have yet."""
     prior, codec, prompt = MMADA, CodecConfig(), IMAGE_PROMPT
@@ -247,6 +348,9 @@ def main(arguments: Arguments) -> None:
             arguments, image_sizes=(16,), meshes=("1:1x1", "2:2x2"), steps=2, inner_steps=2
         )
     num_text = 2 if arguments.smoke else PROMPT_LENGTH
+    if arguments.confirm:
+        confirm_all(arguments, prior, codec, prompt, num_text)
+        return
     half = dataclasses.replace(prior, dtype="bfloat16", param_dtype="bfloat16")
     params, half_params = (
         abstract_params(config, codec, prompt, num_text) for config in (prior, half)

@@ -8,13 +8,18 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import CODEC_CONFIG, PRIOR_CONFIG, make_tiny_codec, make_tiny_prior
+from conftest import CODEC_CONFIG, PRIOR_CONFIG, make_tiny_codec, random_params
 from flax import traverse_util
 
 import aps_jax
 from aps_jax import APSConfig, Params, checkpoint, operators, sharding
+from aps_jax.prior import make_prior
+from aps_jax.transformer import init_transformer_params
 from aps_jax.types import image_keys
 from convert.stores import create_store
+
+#: With a head for every device.
+WIDE_CONFIG = dataclasses.replace(PRIOR_CONFIG, width=32, num_heads=8)
 
 
 def is_same(placed, loaded):
@@ -44,7 +49,7 @@ def load(codec, prior, mesh):
                         for region in slot.regions():
                             slot.write(region, values[region])
                 store.flush()
-            sections = {"codec": CODEC_CONFIG, "prior": PRIOR_CONFIG}
+            sections = {"codec": CODEC_CONFIG, "prior": WIDE_CONFIG}
             sections = {name: dataclasses.asdict(config) for name, config in sections.items()}
             checkpoint.update_card(folder, prior_window=4, **sections)
             models.append(aps_jax.load_pretrained(folder, mesh=mesh))
@@ -52,7 +57,8 @@ def load(codec, prior, mesh):
 
 
 def main():
-    codec, prior = make_tiny_codec(), make_tiny_prior()
+    codec, weights = make_tiny_codec(), random_params(init_transformer_params, WIDE_CONFIG, seed=1)
+    prior = make_prior(WIDE_CONFIG, weights, window=4)
     config = APSConfig(
         num_steps=3, num_inner_steps=2, warm_start="logits", prior_weight=0.1, evidence_floor=0.3,
         draw="categorical", encoder_start=0.5,
@@ -65,7 +71,7 @@ def main():
     alone = sample(params, y, keys, config=config)
 
     facts = {"devices": len(jax.devices()), "meshes": {}}
-    for num_data, num_model in ((8, 1), (4, 2)):
+    for num_data, num_model in ((8, 1), (4, 2), (1, 8)):
         mesh = sharding.make_mesh(num_data, num_model)
         placed = sharding.shard_params(params, mesh)
         result = sample(placed, *sharding.shard_batch((y, keys), mesh), config=config)

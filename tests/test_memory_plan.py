@@ -82,3 +82,14 @@ def test_memory_plan_in_small(tmp_path):
         assert row["total_bytes"] == sum(row[f"{part}_bytes"] for part in parts)
     assert plan["rows"][1]["argument_bytes"] < plan["rows"][0]["argument_bytes"]
     assert (tmp_path / "plan.md").read_text().count("\n") == 6
+    # Really run; a tiny model is lost in what the process holds anyway.
+    done = subprocess.run(
+        [*command, "--confirm"], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    confirmed = json.loads((tmp_path / "confirmed.json").read_text())
+    assert [row["mesh"] for row in confirmed] == ["1x1", "2x2"]
+    assert all(row["is_finite"] for row in confirmed)
+    for row, planned in zip(confirmed, plan["rows"], strict=True):
+        devices = 1 if row["mesh"] == "1x1" else 4
+        assert row["planned_argument_bytes"] == devices * planned["compiled_argument_bytes"]

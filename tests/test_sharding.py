@@ -29,7 +29,7 @@ def facts():
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("mesh", ["8x1", "4x2"])
+@pytest.mark.parametrize("mesh", ["8x1", "4x2", "1x8"])
 def test_results_do_not_depend_on_the_mesh(facts, mesh):
     found = facts["meshes"][mesh]
     assert facts["devices"] == 8
@@ -38,7 +38,7 @@ def test_results_do_not_depend_on_the_mesh(facts, mesh):
     assert found["loss_error"] < 1e-4
 
 
-@pytest.mark.parametrize("mesh", ["8x1", "4x2"])
+@pytest.mark.parametrize("mesh", ["8x1", "4x2", "1x8"])
 def test_the_work_is_really_spread(facts, mesh):
     """Images come back in one shard per data group; the prior's matrices are split by model."""
     num_data, num_model = map(int, mesh.split("x"))
@@ -47,7 +47,7 @@ def test_the_work_is_really_spread(facts, mesh):
     assert found["kernel_columns"] * num_model == found["columns"]
 
 
-@pytest.mark.parametrize("mesh", ["8x1", "4x2"])
+@pytest.mark.parametrize("mesh", ["8x1", "4x2", "1x8"])
 def test_model_folders_load_straight_to_the_mesh(facts, mesh):
     """As `shard_params` would lay them out, in both formats."""
     assert facts["meshes"][mesh]["loads_as_placed"] == [True, True]
