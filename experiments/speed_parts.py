@@ -96,25 +96,6 @@ class Step:
         return lambda: refine(self.opt_state, *self.arguments())
 
 
-def step_gradient(params: Params, y: Array, config: aps_jax.APSConfig) -> np.ndarray:
-    """Our gradient [B, L, K] of the first inner step, for identity measurements y."""
-    step = Step(params, len(y), y.shape[1], config)
-    return np.asarray(step.gradient()(*step.arguments()))
-
-
-def torch_gradient(params: Params, sampler: Any, y: Array, config: aps_jax.APSConfig) -> np.ndarray:
-    """The same gradient by `experiments.torch_sampler.TorchSampler`."""
-    import torch
-
-    step = Step(params, len(y), y.shape[1], config)
-    phi, tokens, target = (
-        torch.tensor(np.asarray(array), device=sampler.device)
-        for array in (step.log_prior, step.tokens, step.y)
-    )
-    gradient = sampler.gradient(phi, tokens.long(), target.permute(0, 3, 1, 2), step.grid[0])
-    return gradient.cpu().numpy()
-
-
 def loop_section(params: Params, arguments: Any) -> dict[str, Any]:
     """One inner iteration inside the compiled sampler against the same one as a jitted call.
 

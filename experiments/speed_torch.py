@@ -41,25 +41,38 @@ def sampler_section(params: Params, model: Model, arguments: Any) -> dict[str, A
     config = aps_jax.APSConfig(**counts)
     sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
     runs: dict[str, Callable[[], Any]] = {}
+    problems = {}
     for dtype in DTYPES:
         own = aps_jax.load_pretrained(arguments.model, dtype=dtype)
-        own = params.replace(prior=own.prior, codec=own.codec)
-        runs[f"jax {dtype}"] = lambda own=own: sample(own, y, jax.random.key(0), config=config)
+        problems[dtype] = params.replace(prior=own.prior, codec=own.codec)
+        runs[f"jax {dtype}"] = lambda own=problems[dtype]: sample(
+            own, y, jax.random.key(0), config=config
+        )
     facts = _facts()
-
-    def gradient(sampler: TorchSampler) -> Array:
-        return speed_parts.torch_gradient(params, sampler, y, config)
-
     with jax.default_matmul_precision("float32"):
-        exact = speed_parts.step_gradient(params, y, config)
+        step = speed_parts.Step(problems["float32"], len(y), arguments.image_size, config)
+        exact = np.asarray(step.gradient()(*step.arguments()))
     for name, dtype, compiled in _variants():
         sampler = TorchSampler(model, dtype=dtype, compiled=compiled, device=device)
-        if not _is_usable(name, lambda sampler=sampler: gradient(sampler), exact, facts):
+        gradient = _gradient(sampler, step)
+        if not _is_usable(name, gradient, exact, facts):
             continue
         runs[name] = lambda sampler=sampler: sampler.sample(y, **counts).cpu()
         if name == "torch float32 eager" and device == "cpu":
-            facts["threads"] = _best_threads(lambda sampler=sampler: gradient(sampler))
+            facts["threads"] = _best_threads(gradient)
     return facts | {"seconds": _over(timing.interleave(runs, arguments.repeats), "jax float32")}
+
+
+def _gradient(sampler: Any, step: speed_parts.Step) -> Callable[[], np.ndarray]:
+    """The gradient [B, L, K] of a first inner step by a `TorchSampler`."""
+    import torch
+
+    phi, tokens, y = (
+        torch.tensor(np.asarray(array), device=sampler.device)
+        for array in (step.log_prior, step.tokens, step.y)
+    )
+    tokens, y = tokens.long(), y.permute(0, 3, 1, 2)
+    return lambda: sampler.gradient(phi, tokens, y, step.grid[0]).cpu().numpy()
 
 
 def decoder_section(config: CodecConfig, arguments: Any) -> dict[str, Any]:
