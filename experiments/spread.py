@@ -39,7 +39,8 @@ from aps_jax.tasks import make_operator
 from experiments import photos, rows
 from experiments.bench import restoring, study, summary
 
-#: What differs between samples, as options of the preset "balanced".
+#: What differs between samples, as options of `PRESET`.
+PRESET = "draft"
 METHODS: dict[str, dict[str, Any]] = {
     "categorical draws": {"draw": "categorical"},
     # A falling rate would leave later cold starts at the prior.
@@ -80,7 +81,7 @@ class Arguments:
     out: Path
     data: Path | None = None
     model: str = "photo64"
-    count: int = 16
+    count: int = 8
     size: int = 64
     num_samples: int = 8
     batch_size: int = 2
@@ -163,7 +164,7 @@ def run(arguments: Arguments) -> None:
         name: getattr(arguments, name)
         for name in ("model", "count", "size", "num_samples", "sigma", "seed", "smoke")
     }
-    identity |= {"version": aps_jax.__version__, "weights": weights}
+    identity |= {"preset": PRESET, "version": aps_jax.__version__, "weights": weights}
     rows.claim(arguments.out / "run.json", identity)
     model = aps_jax.load_pretrained(arguments.model)
     count, shape = arguments.count, (arguments.size,) * 2
@@ -175,7 +176,7 @@ def run(arguments: Arguments) -> None:
         missing = [i for i, name in enumerate(crops.names) if (task, method, name) not in done]
         options = options | ({"num_steps": 3, "num_inner_steps": 1} if arguments.smoke else {})
         config = make_config(
-            preset="balanced", trace=True, num_samples=arguments.num_samples, **options
+            preset=PRESET, trace=True, num_samples=arguments.num_samples, **options
         )
         for start in range(0, len(missing), arguments.batch_size):
             index = missing[start : start + arguments.batch_size]
