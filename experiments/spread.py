@@ -39,8 +39,8 @@ from aps_jax.tasks import make_operator
 from experiments import photos, rows
 from experiments.bench import restoring, study, summary
 
-#: What differs between samples, as options of `PRESET`.
 PRESET = "draft"
+#: What differs between samples, as options of the preset.
 METHODS: dict[str, dict[str, Any]] = {
     "categorical draws": {"draw": "categorical"},
     # A falling rate would leave later cold starts at the prior.
