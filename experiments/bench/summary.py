@@ -308,4 +308,5 @@ def _plot_sweep(study: Study, rows: Sequence[Row], budget: str | None, path: Pat
             axis.grid(alpha=0.3)
             if any(lines):
                 axis.legend(fontsize=8)
+    picture.suptitle(f"intervals are of the gain over {study.compare_to}", fontsize=9)
     return None if is_empty else save_figure(picture, path)
