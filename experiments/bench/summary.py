@@ -195,15 +195,15 @@ def figure(num_rows: int, num_columns: int, size: tuple[float, float]) -> Any:
 
     width, height = size
     return plt.subplots(
-        num_rows, num_columns, squeeze=False, figsize=(width * num_columns, height * num_rows)
-    )
+        num_rows, num_columns, squeeze=False, figsize=(width * num_columns, height * num_rows),
+        layout="constrained",
+    )  # fmt: skip
 
 
 def save_figure(figure: Any, path: Path) -> Path:
     """Writes a figure as PNG, whole or not at all, and closes it."""
     import matplotlib.pyplot as plt
 
-    figure.tight_layout()
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format="png")
     plt.close(figure)
