@@ -276,7 +276,7 @@ def reader(tmp_path_factory, monkeypatch):
     card = {"prior": dataclasses.asdict(READER), "prompt": dataclasses.asdict(FRAME)}
     checkpoint.update_card(folder, codec={}, **card)
     codec = patch_codec().replace(encode=bind(patch_encode, stride=4))
-    monkeypatch.setattr(pretrained, "load_codec", lambda folder, card, mesh=None: codec)
+    monkeypatch.setattr(pretrained, "load_codec", lambda folder, card, **options: codec)
     return folder
 
 
