@@ -50,12 +50,15 @@ def as_file(image: Item) -> Iterator[Path]:
     """The file of an image; a record becomes one for as long as the context lasts.
 
     Raises:
-      ValueError: if a record holds no image.
+      ValueError: if a record cannot be read or holds no image.
     """
     if isinstance(image, Path):
         yield image
         return
-    content = image.source[image.index]
+    try:
+        content = image.source[image.index]
+    except Exception as error:  # It is the user's own code.
+        raise ValueError(f"record {image.index} cannot be read: {error!r}") from error
     if isinstance(content, dict):
         if "image" not in content:
             raise ValueError(f"record {image.index} has no 'image', only {sorted(content)}")

@@ -109,16 +109,8 @@ _DEVICES = "JAX_NUM_CPU_DEVICES"
 
 def _in_a_process_of_its_own(section: str, arguments: Arguments, *, num_devices: int) -> Any:
     words = ["--model", arguments.model, "--sections", section]
-    same = (
-        "image_size",
-        "batch_size",
-        "num_steps",
-        "inner_steps",
-        "repeats",
-        "matmul_side",
-        "dtype",
-    )
-    for name in same:
+    sizes = ("image_size", "batch_size", "num_steps", "inner_steps", "repeats", "matmul_side")
+    for name in (*sizes, "dtype"):
         words += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(

@@ -283,12 +283,14 @@ def encoded(array):
 class Source:
     def __init__(self, first):
         self.records = [first, {"image": pixels[1], "label": 3}, {"image": encoded(pixels[2])}]
-        self.records += [pixels[3] / np.float32(127.5) - 1, {"label": 1}]
+        self.records += [pixels[3] / np.float32(127.5) - 1, {"label": 1}, None]
 
     def __len__(self):
         return len(self.records)
 
     def __getitem__(self, index):
+        if index == 5:
+            raise OSError("disk gone")
         return self.records[index]
 
 
@@ -327,7 +329,9 @@ def test_records_are_restored_as_the_files_they_would_be(record_module, toy, tmp
     """Arrays and encoded images; bad ones are told, and those that changed are done again."""
     out = tmp_path / "out"
     assert sweep.main(arguments(f"{record_module}:photos", toy, out)) == 1
-    assert "4 was left out: record 4 has no 'image', only ['label']" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "4 was left out: record 4 has no 'image', only ['label']" in printed
+    assert "5 was left out: record 5 cannot be read: OSError('disk gone')" in printed
     found = {row["name"]: row for row in table(out) if row["status"] == "restored"}
     assert sorted(found) == ["0", "1", "2", "3"]
     folder = tmp_path / "files"
@@ -345,7 +349,7 @@ def test_records_are_restored_as_the_files_they_would_be(record_module, toy, tmp
     before = {path: path.read_bytes() for path in (out / "images").iterdir()}
     assert sweep.main(arguments(f"{record_module}:Other.photos", toy, out)) == 1
     changed = {path.name for path in before if path.read_bytes() != before[path]}
-    assert changed == {"0.png"} and len(table(out)) == 5 + 2
+    assert changed == {"0.png"} and len(table(out)) == 6 + 3
 
 
 @pytest.mark.parametrize(
