@@ -62,12 +62,20 @@ def _dense(x: torch.Tensor, p: Tree) -> torch.Tensor:
     return functional.linear(x, p["kernel"].T, p["bias"])
 
 
+def _layer(tree: Tree, index: int) -> Tree:
+    """Weights of one of the stacked blocks; `torch.compile` does not follow `jax.tree`."""
+    return {
+        name: _layer(part, index) if isinstance(part, dict) else part[index]
+        for name, part in tree.items()
+    }
+
+
 def _patches(codes: torch.Tensor, p: Tree, side: int) -> torch.Tensor:
     """What the patch path adds to the image: [B, 3, H, W] of codes [B, d, h, w]."""
     x = _dense(codes.movedim(1, -1), p["dense_in"])
     blocks = p["blocks"]
     for index in range(len(blocks["dense1"]["kernel"])):
-        block = jax.tree.map(lambda leaf, i=index: leaf[i], blocks)
+        block = _layer(blocks, index)
         h = _dense(_layer_norm(x, block["norm"]), block["dense1"])
         x = x + _dense(functional.silu(h), block["dense2"])
     x = _dense(functional.silu(_layer_norm(x, p["norm_out"])), p["dense_out"])
@@ -131,7 +139,7 @@ class TorchSampler:
         x = torch.where((tokens == 2**bits)[..., None], embed["special"][0], x)
         turns = self._turns(side, config["width"] // heads)
         for layer in range(config["num_layers"]):
-            block = jax.tree.map(lambda leaf, i=layer: leaf[i], p["blocks"])
+            block = _layer(p["blocks"], layer)
             x = self._block(x, block, turns, heads)
         x = functional.rms_norm(x, x.shape[-1:], p["ln_f"]["scale"], config["norm_eps"])
         return (x @ p["head"]["kernel"][:, : 2**bits]).float()
