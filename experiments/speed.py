@@ -205,7 +205,7 @@ def measure(arguments: Arguments) -> dict[str, Any]:
         "levers": lambda: speed_parts.lever_section(params, arguments),
         "parts": lambda: speed_parts.part_section(params, arguments),
         "cores": lambda: cores_section(params, arguments),
-        "torch": lambda: speed_torch.sampler_section(params, model, arguments),
+        "torch": lambda: speed_torch.sampler_section(model, arguments),
         "decoder": lambda: speed_torch.decoder_section(decoder, arguments),
         "start": lambda: start_section(arguments),
         "growth": lambda: growth_section(params, arguments),

@@ -28,7 +28,7 @@ def is_installed() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
-def sampler_section(params: Params, model: Model, arguments: Any) -> dict[str, Any]:
+def sampler_section(model: Model, arguments: Any) -> dict[str, Any]:
     """The whole sampler against PyTorch with the same weights, or why not."""
     if not is_installed():
         return _ABSENT
@@ -36,7 +36,6 @@ def sampler_section(params: Params, model: Model, arguments: Any) -> dict[str, A
 
     device = _device()
     y = speed_parts.images(arguments.batch_size, arguments.image_size)
-    params = params.replace(operator=aps_jax.operators.denoising())
     counts = {"num_steps": arguments.num_steps, "num_inner_steps": arguments.inner_steps}
     config = aps_jax.APSConfig(**counts)
     sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
@@ -44,7 +43,7 @@ def sampler_section(params: Params, model: Model, arguments: Any) -> dict[str, A
     problems = {}
     for dtype in DTYPES:
         own = aps_jax.load_pretrained(arguments.model, dtype=dtype)
-        problems[dtype] = params.replace(prior=own.prior, codec=own.codec)
+        problems[dtype] = Params(own.prior, own.codec, aps_jax.operators.denoising())
         runs[f"jax {dtype}"] = lambda own=problems[dtype]: sample(
             own, y, jax.random.key(0), config=config
         )
