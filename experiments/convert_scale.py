@@ -35,13 +35,17 @@ import json, sys, time
 import jax
 from pathlib import Path
 from aps_jax import pretrained, sharding
-began = time.perf_counter()
+from experiments.convert_scale import anonymous_bytes
 devices = int(sys.argv[2])
+jax.block_until_ready([jax.device_put(0, device) for device in jax.devices()])
 mesh = sharding.make_mesh(1, devices) if devices > 1 else None
+idle = anonymous_bytes("self")
+began = time.perf_counter()
 prior = jax.block_until_ready(pretrained.load_prior(Path(sys.argv[1]), mesh=mesh))
 leaves = jax.tree.leaves(prior.params)
 print(json.dumps({
     "seconds": round(time.perf_counter() - began, 2),
+    "idle_anonymous_bytes": idle,
     "param_bytes": sum(leaf.nbytes for leaf in leaves),
     "bytes_on_all_devices": sum(
         shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards
@@ -132,7 +136,7 @@ def measure(command: list[str], devices: int = 1) -> dict[str, Any]:
     )
     anonymous = 0
     while process.poll() is None:
-        anonymous = max(anonymous, _anonymous_bytes(process.pid))
+        anonymous = max(anonymous, anonymous_bytes(process.pid))
         time.sleep(0.01)
     output = process.stdout.read().strip()
     if process.returncode:
@@ -147,7 +151,8 @@ def measure(command: list[str], devices: int = 1) -> dict[str, Any]:
     }
 
 
-def _anonymous_bytes(pid: int) -> int:
+def anonymous_bytes(pid: int | str) -> int:
+    """Bytes of a process that no file backs; 0 if it is gone. On Linux only."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -156,8 +161,8 @@ def _anonymous_bytes(pid: int) -> int:
     return found[0] if found else 0
 
 
-def main(arguments: Arguments) -> None:
-    """Makes the checkpoint, then converts and loads it in every format."""
+def run(arguments: Arguments) -> dict[str, Any]:
+    """Makes the checkpoint, then converts and loads it in every format; what each stage took."""
     arguments.work.mkdir(parents=True, exist_ok=True)
     source = arguments.work / "synthetic"
     try:
@@ -178,9 +183,7 @@ def main(arguments: Arguments) -> None:
     finally:
         for name in ("synthetic", *arguments.formats):
             shutil.rmtree(arguments.work / name, ignore_errors=True)
-    print(json.dumps(result, indent=2))
-    if arguments.out:
-        write_json(arguments.out, result)
+    return result
 
 
 def _measure_format(arguments: Arguments, source: Path, kind: str, size: int) -> dict[str, Any]:
@@ -197,6 +200,14 @@ def _measure_format(arguments: Arguments, source: Path, kind: str, size: int) ->
         run = measure([sys.executable, "-c", _LOAD, str(target), str(devices)], devices)
         found[f"load_to_{devices}"] = run | json.loads(run.pop("output"))
     return found
+
+
+def main(arguments: Arguments) -> None:
+    """Prints and writes the result."""
+    result = run(arguments)
+    print(json.dumps(result, indent=2))
+    if arguments.out:
+        write_json(arguments.out, result)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from aps_jax import checkpoint, cli
 from aps_jax.checkpoint import CheckpointError
 from convert import command, copying, engine, staging, stores
 from convert.stores import chunk_shape
+from experiments import convert_scale
 
 
 @pytest.fixture
@@ -131,6 +132,25 @@ def test_chunks_fit_the_mesh_and_the_memory(axis, is_stacked):
     assert not is_stacked or sides[0] == 1
     if axis is not None:
         assert shape[axis] % (8 * sides[axis]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["orbax", "safetensors"])
+def test_loading_never_holds_a_checkpoint_twice(tmp_path, kind):
+    """Measured memory of processes that load one, beside what the devices end up with."""
+    result = convert_scale.run(
+        convert_scale.Arguments(
+            work=tmp_path, width=512, layers=60, formats=(kind,), devices=(1, 4)
+        )
+    )
+    whole = result["checkpoint_bytes"]
+    for load in (result[kind]["load_to_1"], result[kind]["load_to_4"]):
+        beside = load["peak_anonymous_bytes"] - load["bytes_on_all_devices"]
+        assert load["idle_anonymous_bytes"] < beside < load["idle_anonymous_bytes"] + 0.5 * whole
+    shared = result[kind]["load_to_4"]
+    assert shared["param_bytes"] == result[kind]["load_to_1"]["param_bytes"]
+    # The embedding alone has a copy per device.
+    assert shared["bytes_on_fullest_device"] < 0.6 * whole
 
 
 def test_models_lists_both_formats(tmp_path, hub, capsys, monkeypatch):
