@@ -28,14 +28,19 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _FEW_PIXELS = 16
 
 
-def _forward(x: Array, kernel: Array, padding: tuple[tuple[int, int], ...]) -> Array:
+Padding = tuple[tuple[int, int], ...]
+
+
+def _forward(x: Array, kernel: Array, padding: Padding, precision: Any) -> Array:
     taps = kernel.shape[:2]
     height, width = (
         size + sum(pads) - tap + 1
         for size, pads, tap in zip(x.shape[1:3], padding, taps, strict=True)
     )
     if height * width > _FEW_PIXELS:
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_LAYOUT)
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), padding, dimension_numbers=_LAYOUT, precision=precision
+        )
     # Padding is negative where a gradient goes back through generous padding.
     edges = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
     padded = jax.lax.pad(x, jnp.zeros((), x.dtype), edges)
@@ -44,32 +49,41 @@ def _forward(x: Array, kernel: Array, padding: tuple[tuple[int, int], ...]) -> A
         for row in range(taps[0])
         for column in range(taps[1])
     ]
-    return jnp.concatenate(near, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+    near = jnp.concatenate(near, axis=-1)
+    return jnp.matmul(near, kernel.reshape(-1, kernel.shape[-1]), precision=precision)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _unit_stride(x: Array, kernel: Array, padding: tuple[tuple[int, int], ...]) -> Array:
-    return _forward(x, kernel, padding)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _unit_stride(x: Array, kernel: Array, padding: Padding, precision: Any) -> Array:
+    return _forward(x, kernel, padding, precision)
 
 
-def _unit_stride_fwd(x, kernel, padding):
-    return _unit_stride(x, kernel, padding), (x, kernel)
+def _unit_stride_fwd(x, kernel, padding, precision):
+    return _unit_stride(x, kernel, padding, precision), (x, kernel)
 
 
-def _unit_stride_bwd(padding, residuals, cotangent):
+def _unit_stride_bwd(padding, precision, residuals, cotangent):
     x, kernel = residuals
     flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
     reverse = tuple(
         (size - 1 - low, size - 1 - high)
         for size, (low, high) in zip(kernel.shape[:2], padding, strict=True)
     )
-    grad_x = _forward(cotangent, flipped, reverse)
+    grad_x = _forward(cotangent, flipped, reverse, precision)
     # Unused by the sampler, whose weights are frozen: dead code there, needed for training.
-    _, kernel_vjp = jax.vjp(lambda k: _forward(x, k, padding), kernel)
+    _, kernel_vjp = jax.vjp(lambda k: _forward(x, k, padding, precision), kernel)
     return grad_x, kernel_vjp(cotangent)[0]
 
 
 _unit_stride.defvjp(_unit_stride_fwd, _unit_stride_bwd)
+
+
+def _chosen(precision: Any) -> Any:
+    """`precision`, or that of the `jax.default_matmul_precision` around the call.
+
+    A written-out gradient is traced after such a context has been left, so it must be told.
+    """
+    return jax.config.jax_default_matmul_precision if precision is None else precision
 
 
 def conv_general_dilated(
@@ -82,12 +96,13 @@ def conv_general_dilated(
     dimension_numbers: Any = None,
     feature_group_count: int = 1,
     precision: Any = None,
-    **_: Any,
+    **options: Any,
 ) -> Array:
     """Drop-in for `jax.lax.conv_general_dilated` in `flax.linen.Conv` (NHWC, HWIO).
 
     Unit-stride, undilated, ungrouped convolutions take the custom gradient; all others are passed
-    on unchanged. The custom gradient has no forward mode (`jax.jvp`).
+    on unchanged. The custom gradient has no forward mode (`jax.jvp`) and the precision of the
+    forward pass.
 
     Args:
       lhs: images [B, H, W, C].
@@ -99,13 +114,18 @@ def conv_general_dilated(
       dimension_numbers: as in `jax.lax`; the fast path is for NHWC/HWIO.
       feature_group_count: as in `jax.lax`.
       precision: as in `jax.lax`.
+      **options: as in `jax.lax`; any but None is passed on, too.
 
     Returns:
       Images [B, H', W', O].
     """
     plain = all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
     plain = plain and feature_group_count == 1 and tuple(window_strides) == (1, 1)
-    if not plain or precision is not None:
+    given, ours = (
+        jax.lax.conv_dimension_numbers(lhs.shape, rhs.shape, layout)
+        for layout in (dimension_numbers, _LAYOUT)
+    )
+    if not plain or given != ours or any(value is not None for value in options.values()):
         return jax.lax.conv_general_dilated(
             lhs,
             rhs,
@@ -116,14 +136,22 @@ def conv_general_dilated(
             dimension_numbers=dimension_numbers,
             feature_group_count=feature_group_count,
             precision=precision,
+            **options,
         )
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], (1, 1), padding)
-    return _unit_stride(lhs, rhs, tuple((int(low), int(high)) for low, high in padding))
+    pads = tuple((int(low), int(high)) for low, high in padding)
+    return _unit_stride(lhs, rhs, pads, _chosen(precision))
 
 
 def upsampled_conv(
-    lhs: Array, rhs: Array, window_strides: Sequence[int], padding: Any, **_: Any
+    lhs: Array,
+    rhs: Array,
+    window_strides: Sequence[int],
+    padding: Any,
+    *,
+    precision: Any = None,
+    **_: Any,
 ) -> Array:
     """Nearest-neighbour doubling and a 3x3 "SAME" convolution in one, for `flax.linen.Conv`.
 
@@ -136,6 +164,7 @@ def upsampled_conv(
       rhs: kernel [3, 3, C, O].
       window_strides: (1, 1).
       padding: "SAME".
+      precision: as in `jax.lax`.
 
     Returns:
       Images [B, 2 H, 2 W, O].
@@ -154,7 +183,7 @@ def upsampled_conv(
         for column in range(2):
             kernel = _paired(_paired(rhs, 0, row), 1, column)
             sides = ((1 - row, row), (1 - column, column))
-            columns.append(_unit_stride(lhs, kernel, sides))
+            columns.append(_unit_stride(lhs, kernel, sides, _chosen(precision)))
         rows.append(jnp.stack(columns, axis=3))
     batch, height, width, _ = lhs.shape
     return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, rhs.shape[-1])

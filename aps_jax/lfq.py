@@ -5,11 +5,16 @@ Channel 0 of a code is the most significant bit of its token (MagVIT-v2, arXiv:2
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from aps_jax.types import Array
+
+#: Some devices round the factors of float32 products unless they are told not to.
+exact_matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def _bit_weights(num_bits: int) -> np.ndarray:
@@ -60,7 +65,10 @@ def _mean_code_fwd(logits: Array) -> tuple[Array, tuple[Array, ...]]:
     weights, high_codes, low_codes = _halves(logits, largest)
     high, low = jnp.sum(weights, axis=-1), jnp.sum(weights, axis=-2)
     total = jnp.sum(high, axis=-1, keepdims=True)
-    mean = jnp.concatenate([high @ high_codes, low @ low_codes], axis=-1) / total
+    mean = (
+        jnp.concatenate([exact_matmul(high, high_codes), exact_matmul(low, low_codes)], axis=-1)
+        / total
+    )
     return mean, (logits, largest, total, mean)
 
 
@@ -68,8 +76,8 @@ def _mean_code_bwd(residuals: tuple[Array, ...], cotangent: Array) -> tuple[Arra
     logits, largest, total, mean = residuals
     weights, high_codes, low_codes = _halves(logits, largest)
     split = high_codes.shape[-1]
-    high = cotangent[..., :split] @ high_codes.T
-    low = cotangent[..., split:] @ low_codes.T
+    high = exact_matmul(cotangent[..., :split], high_codes.T)
+    low = exact_matmul(cotangent[..., split:], low_codes.T)
     low = low - jnp.sum(cotangent * mean, axis=-1, keepdims=True)
     slope = (high / total)[..., :, None] + (low / total)[..., None, :]
     return ((weights * slope).reshape(logits.shape),)
@@ -100,7 +108,7 @@ def quantize_nearest(codebook: Array, features: Array) -> tuple[Array, Array]:
       Codes [..., d] and tokens int32 [...]; ties go to the smaller token. For the LFQ codebook it
       equals `quantize` wherever no feature is exactly 0.
     """
-    scores = features @ codebook.T - 0.5 * jnp.sum(codebook**2, axis=-1)
+    scores = exact_matmul(features, codebook.T) - 0.5 * jnp.sum(codebook**2, axis=-1)
     tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     return codebook[tokens], tokens
 

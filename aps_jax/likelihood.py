@@ -24,7 +24,7 @@ def expected_code(codec: Codec, logits: Array) -> Array:
     """Mean code sum_k softmax(phi)_k C_k [B, L, d] of logits [B, L, K]."""
     if codec.mean_code is not None:
         return codec.mean_code(logits)
-    return jax.nn.softmax(logits, axis=-1) @ codec.codebook
+    return lfq.exact_matmul(jax.nn.softmax(logits, axis=-1), codec.codebook)
 
 
 def quantized_expectation(codec: Codec, logits: Array) -> tuple[Array, Array]:

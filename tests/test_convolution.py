@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.extend import core
 
+from aps_jax import lfq
 from aps_jax.convolution import conv_general_dilated, upsampled_conv
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -88,7 +90,8 @@ def test_only_plain_convolutions_take_the_own_gradient():
     assert not uses_own_gradient(strides=(2, 2))
     assert not uses_own_gradient(rhs_dilation=(2, 2))
     assert not uses_own_gradient(feature_group_count=2, inputs=2)
-    assert not uses_own_gradient(precision="highest")
+    assert uses_own_gradient(precision="highest")
+    assert not uses_own_gradient(preferred_element_type=jnp.float32)
 
 
 def test_strided_convolution_is_passed_on():
@@ -132,3 +135,54 @@ def test_upsampled_convolution_is_for_one_kernel_size():
     x, kernel = draw(6, (1, 4, 4, 2), (5, 5, 2, 2))
     with pytest.raises(ValueError, match=r"3x3 convolution.*\(5, 5\)"):
         upsampled_conv(x, kernel, (1, 1), "SAME")
+
+
+def precisions(function, *args):
+    """Of every product and convolution in the jaxpr of a function."""
+
+    def collect(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+                yield equation.params["precision"]
+            for inner in core.jaxprs_in_params(equation.params):
+                yield from collect(inner)
+
+    return list(collect(jax.make_jaxpr(function)(*args).jaxpr))
+
+
+@pytest.mark.parametrize("size", [3, 8])
+def test_gradients_have_the_precision_of_the_forward_pass(size):
+    """A written-out gradient is traced after the context is left, where it would fall to TF32."""
+    x, kernel = draw(0, (1, size, size, 2), (3, 3, 2, 3))
+    highest = (jax.lax.Precision.HIGHEST,) * 2
+
+    def loss(x, kernel, conv):
+        with jax.default_matmul_precision("highest"):
+            return jnp.sum(conv(x, kernel, (1, 1), "SAME") ** 2)
+
+    for conv in (ours, upsampled_conv):
+        gradients = jax.grad(partial(loss, conv=conv), argnums=(0, 1))
+        found = precisions(gradients, x, kernel)
+        assert len(found) >= 3 and set(found) == {highest}
+        told = jax.grad(lambda x, c=conv: c(x, kernel, (1, 1), "SAME", precision=highest[0]).sum())
+        assert set(precisions(told, x)) == {highest}
+        assert set(
+            precisions(jax.grad(lambda x, c=conv: c(x, kernel, (1, 1), "SAME").sum()), x)
+        ) == {None}
+
+
+def test_mean_codes_are_exact_products_both_ways():
+    logits = draw(0, (2, 16), (1,))[0]
+    found = precisions(jax.grad(lambda logits: jnp.sum(lfq.mean_code(logits) ** 2)), logits)
+    assert len(found) == 4 and set(found) == {(jax.lax.Precision.HIGHEST,) * 2}
+
+
+def test_other_layouts_are_those_of_lax():
+    x, kernel = draw(0, (2, 5, 5, 3), (3, 3, 3, 4))
+    x, kernel = jnp.transpose(x, (0, 3, 1, 2)), jnp.transpose(kernel, (3, 2, 0, 1))
+    got = conv_general_dilated(x, kernel, (1, 1), "SAME")
+    np.testing.assert_allclose(got, jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME"))
+    assert got.shape == (2, 4, 5, 5)
+    wide = ours(*draw(0, (1, 5, 5, 3), (3, 3, 3, 4)), (1, 1), "SAME",
+                preferred_element_type=jnp.float32)  # fmt: skip
+    assert wide.dtype == jnp.float32
