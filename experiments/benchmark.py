@@ -5,11 +5,12 @@
 Tasks x methods x budgets x seeds x photos, as the configuration says; where it asks for tuning,
 `--tune` comes first. A run may be killed at any point: finished batches are rows in
 `RUN/rows.jsonl`, and the same command does only what is missing. `--minutes` stops it by itself;
-`--table` rewrites table and plots from the rows alone.
+`--table` rewrites tables and plots from the rows alone, and `--compare-to` only prints gains over
+another method than the configuration's.
 
 A photo that cannot be read and a restoration that is not finite are recorded and left out; the
-sweep goes on, and the exit code is 1. Rows of another configuration, model or version of the
-package are refused (exit code 2).
+sweep goes on, and the exit code is 1. Rows of another configuration, model, version of the package
+or other photos are refused (exit code 2).
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from aps_jax.cli import guarded
 from aps_jax.files import write_atomically, write_json
 from aps_jax.names import choose
 from experiments import photos, rows
-from experiments.bench import parsing, summary, tuning
+from experiments.bench import parsing, plots, summary, tuning
 from experiments.bench.calibration import Calibration
-from experiments.bench.session import OutOfTime, Plan, Session, without_weights
+from experiments.bench.plan import Plan, add_configs
+from experiments.bench.session import OutOfTime, Session, without_weights
 from experiments.bench.study import Study, digest
 
 
@@ -45,7 +47,9 @@ class Arguments:
       tune: search the options of every method on photos of their own; writes OUT/tuned.json, with
         the methods that are finished.
       untuned: run without tuning, although the configuration asks for it.
-      table: only rewrite table and plots from existing rows.
+      table: only rewrite tables and plots from existing rows; rows that older versions wrote
+        without their `config` get it.
+      compare_to: with `--table`, a method: gains over this one are printed, and no file changes.
       minutes: stop after so many minutes; the same command goes on. 0 for no limit.
       only: labels of tasks and methods; nothing else is computed (all tasks if none is named, all
         methods likewise). Processes with other `--only` and `--out` may run side by side; `cat`
@@ -61,6 +65,7 @@ class Arguments:
     tune: bool = False
     untuned: bool = False
     table: bool = False
+    compare_to: str | None = None
     minutes: float = 0.0
     only: tuple[str, ...] = ()
     limit: int = 0
@@ -112,23 +117,20 @@ def run(
     if arguments.data is None:
         raise ValueError("--data is needed to compute rows; name a folder of photos")
     began = time.monotonic()
-    plan = Plan(study, log, Calibration(arguments.out / "calibration.json"), arguments.blur_weights)
-    plan.rows(version=aps_jax.__version__, ignored=ignored)  # Refused before anything is loaded.
+    plan = plan_of(study, log.name, arguments)
+    # Refused before anything is loaded.
+    found = plan.rows(version=aps_jax.__version__, ignored=ignored)
     crops = photos.evaluation_crops(arguments.data, **study.images)
+    photos.require_own(log, (row["image"] for row in found), crops, arguments.data)
     if arguments.limit:
-        chosen = slice(arguments.limit)
-        crops = crops._replace(
-            names=crops.names[chosen],
-            positions=crops.positions[chosen],
-            images=crops.images[chosen],
-        )
+        crops = crops.first(arguments.limit)
     model = aps_jax.load_pretrained(study.model)
     needs_lpips = study.lpips or any(
         m.options.get("perceptual_weight", 0) > 0 or m.preset == "paper"
         for m in study.methods.values()
     )
     perceptual = aps_jax.load_lpips() if needs_lpips else None
-    write_json(log.parent / "unreadable.json", crops.unreadable)
+    write_json(log.parent / "unreadable.json", crops.left_out)
     deadline = began + 60 * arguments.minutes if arguments.minutes else None
     with _progress() as on_progress:
         with rows.alone(log):
@@ -187,17 +189,32 @@ def tune(study: Study, identity: str, arguments: Arguments) -> Session:
     for method, entry in found["methods"].items():
         print(f"{method}: {found['metric']} {entry['trials'][entry['best']]['score']:.3f} with "
               f"{entry['options'] or 'the options as given'}")  # fmt: skip
+    for line in tuning.repeated(found):
+        print(f"note: {line}; tuning.distinct draws none twice", file=sys.stderr)
     return session
+
+
+def plan_of(study: Study, name: str, arguments: Arguments) -> Plan:
+    """The plan of a study whose rows are in the file `name`."""
+    calibration = Calibration(arguments.out / "calibration.json")
+    return Plan(study, arguments.out / name, calibration, arguments.blur_weights)
 
 
 def tuning_identity(study: Study, arguments: Arguments) -> str:
     """Names everything that tuning depends on, so that its record is not used for anything else."""
-    derived = tuning.tuning_study(study)
-    plan = Plan(
-        derived, arguments.out / "tuning.jsonl", Calibration(arguments.out / "calibration.json"),
-        arguments.blur_weights,
-    )  # fmt: skip
+    plan = plan_of(tuning.tuning_study(study), "tuning.jsonl", arguments)
     return digest([plan.digest(), study.tuning.metric])
+
+
+def complete(plan: Plan) -> None:
+    """Adds their `config` to rows that lack it, unless another process is writing them."""
+    try:
+        count = add_configs(plan)
+    except rows.ForeignResults as error:
+        print(f"note: rows stay without config: {error}", file=sys.stderr)
+        return
+    if count:
+        print(f"note: {count} rows of {plan.log} have got their config", file=sys.stderr)
 
 
 def benchmark(arguments: Arguments) -> int:
@@ -208,10 +225,15 @@ def benchmark(arguments: Arguments) -> int:
         print(f"note: task {label} is left out: it needs --blur-weights", file=sys.stderr)
     if arguments.smoke:
         study = smoked(study)
+    if arguments.compare_to is not None:
+        if not arguments.table:
+            raise ValueError("--compare-to prints gains from existing rows; add --table")
+        choose("method (--compare-to)", arguments.compare_to, study.methods)
     for label in arguments.only:
         choose("task or method (--only)", label, study.methods | study.tasks)
     if arguments.tune and study.tuning is None:
         raise ValueError(f"configuration {arguments.config} has no tuning section")
+    trials = None if study.tuning is None else study
     try:
         if study.tuning is not None and not arguments.untuned:
             identity = tuning_identity(study, arguments)
@@ -230,24 +252,39 @@ def benchmark(arguments: Arguments) -> int:
         print(f"stopped after {arguments.minutes:g} minutes; run the same command to go on",
               file=sys.stderr)  # fmt: skip
         return 0
-    calibration = Calibration(arguments.out / "calibration.json")
-    plan = Plan(study, log, calibration, arguments.blur_weights)
-    rows = plan.rows(version=None, ignored=tuple(left_out))
-    if not rows:
+    plan = plan_of(study, log.name, arguments)
+    found = plan.rows(version=None, ignored=tuple(left_out))
+    if not found:
         raise ValueError(f"{log} has no rows; leave out --table and give --data")
-    text = summary.table(study, rows)
+    if arguments.compare_to is not None:
+        print(gains_over(arguments.compare_to, study, found))
+        return 0
+    if arguments.table:
+        complete(plan)
+        if trials is not None:
+            complete(plan_of(tuning.tuning_study(trials), "tuning.jsonl", arguments))
+    text = summary.table(study, found)
     write_atomically(arguments.out / "table.md", (text + "\n").encode())
-    short = summary.overview(study, rows)
+    short = summary.overview(study, found)
     write_atomically(arguments.out / "overview.md", (short + "\n").encode())
-    summary.plot(study, rows, arguments.out)
+    plots.plot(study, found, arguments.out)
     print(text)
     return code
+
+
+def gains_over(label: str, study: Study, found: Sequence[rows.Row]) -> str:
+    """The overview with another reference; ValueError if there are no rows of it."""
+    if not any(row["method"] == label for row in found):
+        raise ValueError(f"--compare-to {label!r} has no rows yet; run it, or choose another")
+    return summary.overview(dataclasses.replace(study, compare_to=label), found)
 
 
 def _outcome(session: Session) -> int:
     """Says what went wrong; exit code 1 if anything did."""
     for name, reason in session.crops.unreadable.items():
         print(f"benchmark: skipped {name}, which cannot be read: {reason}", file=sys.stderr)
+    for name, reason in session.crops.too_small.items():
+        print(f"benchmark: skipped {name}: {reason}", file=sys.stderr)
     failed = [row for row in session.rows if "error" in row]
     if failed:
         print(f"benchmark: {len(failed)} restorations failed, see {session.plan.log}",

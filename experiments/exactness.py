@@ -29,11 +29,10 @@ from aps_jax.names import choose
 from aps_jax.presets import config_class
 from aps_jax.samplers import SAMPLERS
 from aps_jax.samplers.budget import KNOBS, with_budget
+from experiments import rows as rows_of
 from experiments import toy_priors
+from experiments.bench.plots import figure, save_figure
 from experiments.bench.study import digest
-from experiments.bench.summary import figure, save_figure
-from experiments.rows import append as append_rows
-from experiments.rows import read as read_rows
 from experiments.toy_priors import Toy
 
 #: Toy and whether absolute values are measured, by name.
@@ -45,6 +44,11 @@ CASES = {
     "2x9 photo patches, amplitudes": ("patches", True),
 }
 BUDGETS = (4, 16, 64)
+#: What a row must have.
+NEEDED = (
+    "case", "method", "budget", "fingerprint", "version", "total_variation", "kl", "floor",
+    "kl_floor",
+)  # fmt: skip
 #: One token at a time in random order, which is exact for a perfect prior.
 _IN_ORDER = {"reveal": "random", "schedule": "linear", "num_steps": "L"}
 #: Sampler and options by name; "L" stands for the number of tokens.
@@ -174,8 +178,13 @@ def jobs(arguments: Arguments) -> list[tuple[str, str, int | None]]:
 
 def run(arguments: Arguments) -> None:
     """Computes the missing rows."""
+    with rows_of.alone(arguments.out / "rows.jsonl"):
+        _run(arguments)
+
+
+def _run(arguments: Arguments) -> None:
     log = arguments.out / "rows.jsonl"
-    rows = read_rows(log, ("method", "fingerprint", "version"))
+    rows = rows_of.read(log, NEEDED)
     for row in rows:
         expected = (fingerprint(row["method"], arguments), aps_jax.__version__)
         if (row["fingerprint"], row["version"]) != expected:
@@ -205,7 +214,7 @@ def run(arguments: Arguments) -> None:
         row["fingerprint"] = fingerprint(method, arguments)
         row |= {f"{name}_evaluations": n for name, n in config.evaluations()._asdict().items()}
         row |= distances(toy, y, tokens, arguments.sigma)
-        append_rows(log, [row | {"seconds": round(seconds, 2)}])
+        rows_of.append(log, [row | {"seconds": round(seconds, 2)}])
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -267,7 +276,7 @@ def bench(arguments: Arguments) -> None:
         arguments = dataclasses.replace(arguments, num_measurements=1, num_draws=20)
     if not arguments.table:
         run(arguments)
-    rows = read_rows(arguments.out / "rows.jsonl", ("fingerprint", "version"))
+    rows = rows_of.read(arguments.out / "rows.jsonl", NEEDED)
     if not rows:
         raise ValueError(f"{arguments.out} has no rows; leave out --table")
     text = table(rows)

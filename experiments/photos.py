@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,15 +112,52 @@ class Crops(NamedTuple):
 
     Attributes:
       names: files, relative to their folder.
-      positions: places of the photos among all that were asked for; unreadable ones keep theirs.
+      positions: places of the photos among all that were asked for; unreadable ones keep theirs,
+        those too small have none.
       images: float32 [B, size, size, 3] in [-1, 1].
       unreadable: what is wrong with a file, by name.
+      too_small: likewise, for photos that are whole but not large enough.
     """
 
     names: list[str]
     positions: np.ndarray
     images: np.ndarray
     unreadable: dict[str, str]
+    too_small: dict[str, str]
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Why there is no image, by name of a photo that was asked for."""
+        return self.unreadable | self.too_small
+
+    def first(self, count: int) -> Crops:
+        """Only the first so many images."""
+        chosen = slice(count)
+        return self._replace(
+            names=self.names[chosen], positions=self.positions[chosen], images=self.images[chosen]
+        )
+
+
+def require_own(log: Path, names: Iterable[str], crops: Crops, folder: Path) -> None:
+    """Refuses results of other photos, which have nothing to tell them apart but their names.
+
+    Args:
+      log: where the results are from, for the message.
+      names: their photos.
+      crops: those chosen now.
+      folder: where from.
+
+    Raises:
+      ValueError: if a name is not among them.
+    """
+    known = {*crops.names, *crops.left_out}
+    others = [name for name in dict.fromkeys(names) if name not in known]
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise ValueError(
+            f"{log} holds rows of photos that are not among those chosen from {folder} "
+            f"({others[0]}{more}); give --data the folder that made them, or --out another folder"
+        )
 
 
 def evaluation_crops(
@@ -135,7 +172,7 @@ def evaluation_crops(
     """The centre `size * shrink` square of each photo, shrunk to `size`.
 
     Args:
-      folder: folder of photos; those too small are left out.
+      folder: folder of photos; those too small are left out, and no others take their places.
       size: side of the result in pixels.
       shrink: integer factor of the antialiased (box) reduction.
       count: number of photos, spread evenly over the sorted folder; all of them if None.
@@ -147,7 +184,7 @@ def evaluation_crops(
       ValueError: if the folder has no photo that can be read and is large enough.
     """
     side = size * shrink
-    crops, unreadable, positions = {}, {}, []
+    crops, unreadable, too_small, positions = {}, {}, {}, []
     paths = list_images([folder])
     if without is not None:
         others = _chosen(paths, **without)
@@ -160,6 +197,7 @@ def evaluation_crops(
             unreadable[name] = " ".join(str(error).split()) or type(error).__name__
             continue
         if min(photo.size) < side:
+            too_small[name] = f"smaller than {side} pixels: {photo.width}x{photo.height}"
             continue
         left, top = (photo.width - side) // 2, (photo.height - side) // 2
         crop = photo.crop((left, top, left + side, top + side)).reduce(shrink)
@@ -168,7 +206,8 @@ def evaluation_crops(
     if not crops:
         reason = f"; {len(unreadable)} cannot be read" if unreadable else ""
         raise ValueError(f"no photo in {folder} is at least {side} pixels on a side{reason}")
-    return Crops(list(crops), np.array(positions), to_float(list(crops.values())), unreadable)
+    images = to_float(list(crops.values()))
+    return Crops(list(crops), np.array(positions), images, unreadable, too_small)
 
 
 def center_crops(folder: Path, **options: int | None) -> tuple[list[str], np.ndarray]:

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -13,15 +14,17 @@ import jax
 import numpy as np
 import pytest
 from conftest import mixing_prior, patch_codec
+from matplotlib.text import Text
 from PIL import Image
 
 import aps_jax
+import experiments.rows
 from aps_jax.pretrained import Model
 from aps_jax.sampler import SampleResult, StepInfo
 from aps_jax.samplers import sample_function
 from aps_jax.samplers.budget import decoder_evaluations
 from experiments import benchmark, photos
-from experiments.bench import parsing, session, study, summary, tuning
+from experiments.bench import parsing, plan, plots, session, study, summary, tuning
 from experiments.bench import rows as rows_of
 from experiments.bench.calibration import Calibration
 
@@ -71,11 +74,11 @@ def model(tmp_path_factory, monkeypatch):
     toy = Model(mixing_prior(window=4), patch_codec(), {})
     monkeypatch.setattr(aps_jax, "load_pretrained", lambda name: toy)
     monkeypatch.setattr(session.restoring, "sample_function", lambda name: fake_sample)
-    monkeypatch.setattr(summary, "plot", lambda *args: [])
+    monkeypatch.setattr(plots, "plot", lambda *args: [])
     return folder
 
 
-plot = summary.plot
+plot = plots.plot
 
 
 def fake_sample(params, y, keys, *, config):
@@ -134,7 +137,7 @@ def interrupt_after(monkeypatch, count):
 
 def test_real_samplers_restore_and_are_plotted(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(session.restoring, "sample_function", sample_function)
-    monkeypatch.setattr(summary, "plot", plot)
+    monkeypatch.setattr(plots, "plot", plot)
     methods = {name: STUDY["methods"][name] for name in ("bicubic", "no prior")}
     tasks = {"super_resolution": {"scale": 2}}
     code, err = bench(STUDY | {"seeds": [0], "methods": methods, "tasks": tasks})
@@ -472,6 +475,20 @@ ERRORS = {
     "budget's task": (
         {"budgets": {"b": {"evaluations": 4, "tasks": ["hdr"]}}}, "unknown task (of budget 'b')"
     ),
+    "task's x": ({"tasks": {"hdr": {"x": "0.1"}}}, "task 'hdr': x must be a finite number"),
+    "method's x": ({"methods": {"no prior": {"x": True}}}, "x must be a finite number, got True"),
+    "task's series": ({"tasks": {"hdr": {"series": "a"}}}, "has a series but no place on it"),
+    "series of a number": ({"tasks": {"hdr": {"series": 1, "x": 1}}}, "series must be words"),
+    "two tasks at one place": (
+        {"tasks": {"hdr": {"x": 1}, "again": {"task": "hdr", "x": 1.0}}},
+        "tasks 'hdr' and 'again' are both at x 1 of series 'hdr'",
+    ),
+    "label of x": ({"task_x_label": 3}, "task_x_label must be words, got 3"),
+    "distinct": (
+        {"images": {"size": 16, "count": 2},
+         "tuning": {"images": {"count": 2}, "distinct": "yes"}},
+        "tuning.distinct must be true or false",
+    ),
     "best of": ({"tasks": {"hdr": {"best_of": 0}}}, "best_of must be"),
     "weights": ({"tasks": {"nonlinear_blur": {}}}, "--blur-weights"),
     "large": ({"images": {"size": 64}}, "at least 64 pixels"),
@@ -533,6 +550,8 @@ def test_tuning_is_recorded_and_used(bench, tmp_path, monkeypatch):
     parts = {row["method"] for row in read(tmp_path, "part/tuning.jsonl")}
     assert parts == {f"{some} #{index}" for index in range(3)}
 
+    assert not any("repeats" in trial for trial in part["methods"][some]["trials"])
+
     # What is tuned can be run before the rest is.
     code, err = bench(raw, out="part")
     assert code == 2 and "not tuned yet: codes" in err
@@ -590,6 +609,76 @@ def test_trials_are_run_on_all_photos_for_tuning():
     }
     trials = tuning.tuning_study(parsing.parse(raw | {"methods": methods}))
     assert [trial.count for trial in trials.methods.values()] == [None, None]
+
+
+def test_methods_are_tuned_on_the_tuning_tasks_that_they_run_on(bench, tmp_path):
+    methods = {
+        "no prior": STUDY["methods"]["no prior"] | {"tune": {"learning_rate": [0.1]}},
+        "some": {"tasks": ["twice"], "config": {"num_steps": 2}, "tune": {"learning_rate": [0.1]}},
+    }
+    raw = STUDY | {"methods": methods, "tuning": {"images": {"count": 2}, "trials": 2}}
+    # Fewer photos of one task than of the other do not mean that trials are missing.
+    raw |= {"tasks": STUDY["tasks"] | {"super_resolution": {"scale": 2, "count": 1}}}
+    code, err = bench(raw, tune=True)
+    assert code == 0, err
+    record = json.loads((tmp_path / "out" / "tuned.json").read_text())["methods"]
+    assert record.keys() == methods.keys()
+    trials = read(tmp_path, "out/tuning.jsonl")
+    for name, tasks in (("no prior", ("super_resolution", "twice")), ("some", ("twice",))):
+        for index, trial in enumerate(record[name]["trials"]):
+            own = [row for row in trials if row["method"] == f"{name} #{index}"]
+            means = [np.mean([r["psnr"] for r in own if r["task"] == task]) for task in tasks]
+            assert trial["score"] == pytest.approx(np.mean(means))
+    assert bench(raw)[0] == 0
+
+    raw["tuning"] = raw["tuning"] | {"tasks": ["super_resolution"]}
+    code, err = bench(raw, tune=True, out="none")
+    assert code == 2 and "'some' has a search space, but runs on none of the tasks" in err
+
+
+REPEATING = {
+    "sampler": "best_of_n",
+    "config": {"num_steps": 2},
+    "tune": {"gumbel_temperature": [4.5, 2.0], "prior_temperature": [1.0, 0.7]},
+}
+
+
+def test_trials_that_repeat_others_are_reported_or_not_drawn():
+    raw = STUDY | {"methods": {"no prior": REPEATING}, "tasks": {"hdr": {}}}
+    default = {"gumbel_temperature": 4.5, "prior_temperature": 1.0}
+    config = aps_jax.samplers.SAMPLERS["best_of_n"].config()
+    assert all(getattr(config, name) == value for name, value in default.items())
+    drawn = {}
+    for is_distinct in (False, True):
+        tuned = {"images": {"count": 2}, "trials": 4, "distinct": is_distinct}
+        found = [parsing.parse(raw | {"tuning": tuned | {"seed": seed}}) for seed in range(8)]
+        drawn[is_distinct] = [tuning.trials_of(s, s.methods["no prior"]) for s in found]
+        for parsed, trials in zip(found, drawn[is_distinct], strict=True):
+            rows = [
+                {"task": "hdr", "method": f"no prior #{i}", "psnr": 1.0} for i in range(len(trials))
+            ]
+            record = tuning.record(parsed, rows, "")
+            repeats = [trial.get("repeats") for trial in record["methods"]["no prior"]["trials"]]
+            assert repeats == [0 if options == default else None for options in trials]
+            lines = [f"no prior: trial {i} repeats trial 0" for i in range(4) if repeats[i] == 0]
+            assert tuning.repeated(record) == lines
+    assert any(default in trials for trials in drawn[False])
+    assert not any(default in trials for trials in drawn[True])
+    # Three points are left, which is what four trials need; five are too many.
+    tuned = {"images": {"count": 2}, "trials": 5, "distinct": True}
+    parsed = parsing.parse(raw | {"tuning": tuned})
+    with pytest.raises(ValueError, match="has 3 points to try, tuning needs 4"):
+        tuning.trials_of(parsed, parsed.methods["no prior"])
+    parsed = parsing.parse(raw | {"tuning": tuned | {"distinct": False}})
+    assert len(tuning.trials_of(parsed, parsed.methods["no prior"])) == 5
+
+
+def test_repeated_trials_are_said_on_the_console(bench):
+    method = STUDY["methods"]["no prior"] | {"tune": {"learning_rate": [1.0, 0.5]}}  # 1: default
+    raw = STUDY | {"methods": {"no prior": method}}
+    raw |= {"tuning": {"images": {"count": 2}, "trials": 3}}
+    code, err = bench(raw, tune=True)
+    assert code == 0 and "note: no prior: trial" in err and "repeats trial 0" in err
 
 
 def test_failed_trials_cannot_win(model):
@@ -777,8 +866,8 @@ def test_points_of_fewer_photos_are_hollow(monkeypatch, tmp_path):
         for x in (1, 2, 3) for photo in range(2 if x == 3 else 4)
     ]  # fmt: skip
     figures = []
-    monkeypatch.setattr(summary, "save_figure", lambda figure, path: figures.append(figure))
-    summary._plot_sweep(parsing.parse(STUDY | raw), rows, None, tmp_path / "sweep.png")
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
+    plots._plot_sweep(parsing.parse(STUDY | raw), rows, None, tmp_path / "sweep.png")
     heights = ((11.5, 21.5, 31.5), (0.15, 0.15, 0.15))  # Those of 4 photos, and paired gains.
     for axis, expected in zip(figures[0].axes, heights, strict=True):
         hollow = [line for line in axis.get_lines() if line.get_markerfacecolor() == "white"]
@@ -816,7 +905,7 @@ def test_the_perceptual_term_needs_an_image():
     for name, size, weight in (
         ("super_resolution", 64, 0.1), ("super_resolution", 60, 0.0), ("phase_retrieval", 64, 0.0)
     ):  # fmt: skip
-        operator = session.make_operator(name, (size, size)).init(key, (size, size))
+        operator = plan.make_operator(name, (size, size)).init(key, (size, size))
         config = study.config_of(method, task, None, operator, (size, size))
         assert config.perceptual_weight == weight
 
@@ -825,8 +914,425 @@ def test_the_best_sample_is_that_of_least_residual(rng):
     samples = jax.numpy.asarray(rng.uniform(-1, 1, (3, 4, 8, 8, 3)), "float32")
     operator = aps_jax.operators.denoising()
     y = samples[jax.numpy.arange(3), jax.numpy.array([2, 0, 3])] + 0.01
-    chosen = session.restoring._best(operator, samples, y)
+    is_finite = jax.numpy.ones((4, 3), bool)
+    chosen, is_sound = session.restoring._best(operator, samples, y, is_finite)
     np.testing.assert_allclose(chosen, y - 0.01, atol=1e-6)
-    # A sample that is not a number is never the best.
-    broken = samples.at[:, 1].set(np.nan)
-    np.testing.assert_allclose(session.restoring._best(operator, broken, y), chosen, atol=1e-6)
+    assert is_sound.all()
+    # A sample that is not a number, or whose objective was none, is never the best ...
+    broken, is_partly = samples.at[:, 1].set(np.nan), is_finite.at[1].set(False)
+    for other, those in ((broken, is_finite), (samples, is_partly), (broken, is_partly)):
+        found, is_sound = session.restoring._best(operator, other, y, those)
+        np.testing.assert_allclose(found, chosen, atol=1e-6)
+        assert is_sound.all()
+    first = session.restoring._best(operator, samples, y, is_finite.at[2, 0].set(False))
+    assert abs(first[0][0] - chosen[0]).max() > 0.1 and first[1].all()
+    # ... but where all are so, and then it is said.
+    assert not session.restoring._best(operator, samples, y, ~is_finite)[1].any()
+    one = session.restoring._best(operator, samples[:, :1], y, is_partly[1:2])
+    assert not one[1].any() and (one[0] == samples[:, 0]).all()
+
+
+def test_one_broken_sample_of_several_does_not_fail_the_photo(bench, tmp_path, monkeypatch):
+    """Sample 1 of the first photo breaks in its first step; both of the second photo do."""
+
+    def sample(params, y, keys, *, config):
+        result = fake_sample(params, y, keys, config=config)
+        if config.num_samples == 1:
+            return result
+        is_finite = jax.numpy.ones((3, 2, len(keys)), bool)
+        is_finite = is_finite.at[0, 1, 0].set(False).at[2, :, 1].set(False)
+        return result._replace(info=result.info._replace(is_finite=is_finite))
+
+    monkeypatch.setattr(session.restoring, "sample_function", lambda name: sample)
+    raw = STUDY | {"seeds": [0], "images": {"size": 16, "count": 2}}
+    raw |= {"methods": {"no prior": STUDY["methods"]["no prior"]}}
+    assert bench(raw)[0] == 1
+    failed = [(row["task"], row["image"]) for row in read(tmp_path) if "error" in row]
+    assert failed == [("twice", "5.png")]
+
+
+def test_yardsticks_are_compiled_before_they_are_timed():
+    """What runs on the first call alone is not in the seconds of a batch."""
+    operator = aps_jax.operators.denoising()
+    params = aps_jax.Params(mixing_prior(window=4), patch_codec(), operator)
+    x = jax.numpy.zeros((2, 8, 8, 3))
+    keys = jax.random.split(jax.random.key(0), 2)
+    for kind in ("codec", "estimate", "measurement"):
+        method = study.Method(label="m", kind=kind)
+        run = session.restoring.compile_method(method, None, 0.1, params, x, x, keys)
+        with jax.log_compiles(), CompiledPrograms() as compiled:
+            session.restoring.timed(run, params, x, x, keys)
+        assert compiled.names == [], kind
+
+
+class CompiledPrograms(logging.Handler):
+    """Collects what JAX compiles, while `jax.log_compiles` is on."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def emit(self, record):
+        message = record.getMessage()
+        if message.startswith("Finished XLA compilation"):
+            self.names.append(message)
+
+    def __enter__(self):
+        logging.getLogger("jax").addHandler(self)
+        return self
+
+    def __exit__(self, *_):
+        logging.getLogger("jax").removeHandler(self)
+
+
+# What rows say of their configuration.
+
+
+def test_rows_carry_what_a_budget_and_the_defaults_made_of_a_configuration(bench, tmp_path):
+    assert bench()[0] == 0
+    found = {(row["task"], row["method"]): row.get("config") for row in read(tmp_path)}
+    plain = {"num_steps": 2, "num_inner_steps": 2, "warm_start": "logits"}
+    assert found == {
+        ("super_resolution", "bicubic"): None,
+        ("super_resolution", "no prior"): {"sampler": "aps", "prior": "none"} | plain,
+        ("super_resolution", "best"): {"sampler": "best_of_n", "num_steps": 2, "num_candidates": 4},
+        ("twice", "bicubic"): None,
+        ("twice", "no prior"): {"sampler": "aps", "prior": "none", "draw": "categorical",
+                                "sigma": 0.1, "num_samples": 2} | plain,
+    }  # fmt: skip
+    for row in read(tmp_path):
+        if "config" in row:
+            names = [name for name in row["config"] if name not in ("sampler", "prior")]
+            kind = study.config_class(row["config"]["sampler"])
+            config = kind(**{name: row["config"][name] for name in names})
+            method = parsing.parse(STUDY).methods[row["method"]]
+            assert study.described(method, config) == row["config"]
+
+
+def test_rows_without_their_config_get_it_from_the_table(bench, tmp_path):
+    methods = {"twin": STUDY["methods"]["no prior"]}
+    raw = STUDY | {"methods": STUDY["methods"]}
+    assert bench(raw)[0] == 0
+    log = tmp_path / "out" / "rows.jsonl"
+    new = log.read_text()
+    rows = [{k: v for k, v in row.items() if k != "config"} for row in read(tmp_path)]
+    old = "".join(json.dumps(row) + "\n" for row in rows)
+    log.write_text(old)
+    # They are read, compared and gone on with as they are, by other methods, too.
+    code, err = bench(raw | {"methods": STUDY["methods"] | methods})
+    assert code == 0 and "config" not in err, err
+    assert log.read_text().startswith(old)
+    twins = [row for row in read(tmp_path) if row["method"] == "twin"]
+    assert len(twins) == 12 and all(row["config"]["num_inner_steps"] == 2 for row in twins)
+    log.write_text(old)
+    # While they are written nothing is changed.
+    with experiments.rows.alone(log):
+        code, err = bench(raw, table=True)
+    assert code == 0 and "rows stay without config: another process" in err
+    assert log.read_text() == old
+    code, err = bench(raw, table=True)
+    assert code == 0 and f"note: {new.count('config')} rows of {log} have got" in err
+    assert log.read_text() == new
+    code, err = bench(raw, table=True)
+    assert code == 0 and err == "" and log.read_text() == new
+
+
+def test_only_rows_of_the_same_fingerprint_get_a_config(tmp_path, model):
+    parsed = parsing.parse(STUDY | {"model": str(model)})
+    log = tmp_path / "rows.jsonl"
+    made = plan.Plan(parsed, log, Calibration(tmp_path / "c.json"), None)
+    cells = list(made.expected().items())
+    rows = [
+        cell._asdict() | {"image": "a.png", "fingerprint": found, "version": "0.0.1", "psnr": 1.25}
+        for cell, found in cells
+    ]
+    rows[-1]["fingerprint"] = "other"
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"cut off')
+    assert plan.add_configs(made) == sum(cell.method != "bicubic" for cell, _ in cells) - 1
+    after = read(tmp_path, "rows.jsonl")
+    assert [{k: v for k, v in row.items() if k != "config"} for row in after] == rows
+    assert "config" not in after[-1]
+    assert plan.add_configs(made) == 0
+
+
+def test_tuning_rows_get_their_config_too(bench, tmp_path):
+    methods = {"no prior": STUDY["methods"]["no prior"] | {"tune": {"learning_rate": [0.1]}}}
+    raw = STUDY | {"methods": methods, "tuning": {"images": {"count": 2}, "trials": 2}}
+    assert bench(raw, tune=True)[0] == 0 and bench(raw)[0] == 0
+    log = tmp_path / "out" / "tuning.jsonl"
+    new = log.read_text()
+    assert {row["config"].get("learning_rate") for row in read(tmp_path, "out/tuning.jsonl")} == {
+        None, 0.1
+    }  # fmt: skip
+    rows = read(tmp_path, "out/tuning.jsonl")
+    log.write_text("".join(json.dumps(row | {"config": 0}) + "\n" for row in rows))
+    log.write_text(log.read_text().replace(', "config": 0', ""))
+    assert "config" not in log.read_text()
+    assert bench(raw, table=True)[0] == 0
+    assert log.read_text() == new
+
+
+# Photos of their own, and gains over another method.
+
+
+def test_rows_of_other_photos_are_refused(bench, folder, tmp_path):
+    raw = STUDY | {"methods": {"no prior": STUDY["methods"]["no prior"]}, "seeds": [0]}
+    assert bench(raw)[0] == 0
+    before = (tmp_path / "out" / "rows.jsonl").read_bytes()
+    other = tmp_path / "others"
+    shutil.copytree(folder, other)
+    (other / "2.png").rename(other / "2b.png")
+    for options in ({}, {"limit": 1}):
+        code, err = bench(raw, data=other, **options)
+        assert code == 2 and f"not among those chosen from {other} (2.png)" in err
+        assert err.count("\n") == 1 and (tmp_path / "out" / "rows.jsonl").read_bytes() == before
+    # Fewer of the same photos are no others.
+    assert bench(raw, limit=1)[0] == 0
+    # Nor is one that cannot be read any more.
+    (other / "2b.png").rename(other / "2.png")
+    (other / "2.png").write_bytes(b"")
+    code, err = bench(raw, data=other)
+    assert code == 1 and "cannot be read" in err
+
+
+def test_too_small_photos_are_recorded_and_no_failure(bench, folder, tmp_path):
+    small = tmp_path / "photos"
+    shutil.copytree(folder, small)
+    Image.new("RGB", (30, 12)).save(small / "2.png")
+    raw = STUDY | {"methods": {"no prior": STUDY["methods"]["no prior"]}, "seeds": [0]}
+    code, err = bench(raw, data=small)
+    assert code == 0 and "skipped 2.png: smaller than 16 pixels: 30x12" in err
+    record = json.loads((tmp_path / "out" / "unreadable.json").read_text())
+    assert record == {"2.png": "smaller than 16 pixels: 30x12"}
+    # No other photo takes its place, and it has no place of its own.
+    assert {row["image"] for row in read(tmp_path)} == {"0.png", "5.png"}
+    crops = photos.evaluation_crops(small, size=16, count=3)
+    assert crops.positions.tolist() == [0, 1] and crops.unreadable == {}
+
+
+def test_gains_over_another_method_are_only_printed(bench, tmp_path, capsys):
+    assert bench()[0] == 0
+    folder = tmp_path / "out"
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    capsys.readouterr()
+    arguments = benchmark.Arguments(
+        config=tmp_path / "study.json", out=folder, table=True, compare_to="bicubic"
+    )
+    assert benchmark.main(arguments) == 0
+    text = capsys.readouterr().out
+    rows = read(tmp_path)
+    own, other = (
+        summary.scores_of(rows, "super_resolution", name, "4 decodes")
+        for name in ("bicubic", "no prior")
+    )
+    found = summary.gain(other, own, "psnr")
+    mean = np.mean([photo["psnr"] for photo in own.values()])
+    assert f"| bicubic | {mean:.2f}; – (3) |" in text
+    assert f"| no prior | {found.mean:+.2f} ± {found.half_width:.2f}; – (3) |" in text
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    for options, part in (
+        ({"compare_to": "bicubic"}, "add --table"),
+        ({"compare_to": "bicubi", "table": True}, "did you mean 'bicubic'?"),
+    ):
+        code, err = bench(**options)
+        assert code == 2 and part in err.splitlines()[-1]
+    more = STUDY["methods"] | {"new": {"config": {"num_steps": 2}}}
+    code, err = bench(STUDY | {"methods": more}, compare_to="new", table=True)
+    assert code == 2 and "'new' has no rows yet" in err
+
+
+# Plots.
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Figures instead of files, by name of the file."""
+    found = {}
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: found.setdefault(path, figure))
+    return found
+
+
+def toy_rows(score_of, *, tasks, methods, budget=None, photos=4, **more):
+    """Rows of one seed, with a PSNR of `score_of(task, method, photo)` and an LPIPS of a tenth."""
+    return [
+        {"task": task, "method": method, "budget": budget, "seed": 0, "image": f"{photo}",
+         "psnr": score_of(task, method, photo), "lpips": score_of(task, method, photo) / 10} | more
+        for task in tasks for method in methods for photo in range(photos)
+    ]  # fmt: skip
+
+
+SIGMAS = {
+    "sr, 0.1": {"task": "super_resolution", "sigma": 0.1, "x": 0.1, "series": "upscaling"},
+    "sr, 0.01": {"task": "super_resolution", "sigma": 0.01, "x": 0.01, "series": "upscaling"},
+    "hdr": {"x": 0.05},
+    "denoising": {},
+}
+
+
+def test_tasks_are_plotted_by_family(figures, tmp_path):
+    raw = {"tasks": SIGMAS, "compare_to": "b", "budgets": {}, "task_x_label": "noise"}
+    parsed = parsing.parse(
+        STUDY | raw | {"methods": {"a": {}, "b": {}, "c": {"kind": "codec"}, "d": {}}}
+    )
+    gains = {"a": [1, 2, 3, 4], "b": [0] * 4, "c": [-1] * 4, "d": [5] * 4}
+    level = {"sr, 0.1": 20, "sr, 0.01": 30, "hdr": 40, "denoising": 50}
+    rows = toy_rows(
+        lambda task, method, photo: level[task] + photo + gains[method][photo],
+        tasks=SIGMAS, methods=gains,
+    )  # fmt: skip
+    # The last has fewer photos, and is missing in one place.
+    rows = [
+        row for row in rows
+        if row["method"] != "d" or (row["image"] < "2" and row["task"] != "sr, 0.01")
+    ]  # fmt: skip
+    (path,) = plot(parsed, rows, tmp_path)[1:]
+    picture = figures[tmp_path / "tasks.png"]
+    titles = [axis.get_title() for axis in picture.axes]
+    assert titles == [
+        "upscaling: PSNR, dB", "upscaling: LPIPS", "hdr: PSNR, dB", "hdr: LPIPS"
+    ]  # fmt: skip
+    axis = picture.axes[0]
+    assert axis.get_xlabel() == "noise" and len(axis.containers) == 4
+    curves = {line.get_label(): line for line in axis.containers}
+    for label, gain in (("a", 2.5), ("b", 0), ("c", -1)):
+        line, _, (bars,) = curves[label]
+        expected = [[0.01, 31.5 + gain], [0.1, 21.5 + gain]]
+        np.testing.assert_allclose(np.float64(line.get_xydata()), expected)
+        low, high = bars.get_segments()[0][:, 1]
+        width = 3.182446 * np.std([1, 2, 3, 4], ddof=1) / 2 if label == "a" else 0
+        assert (high - low) / 2 == pytest.approx(width, abs=1e-6)
+    assert curves["c"][0].get_linestyle() == "--" and curves["a"][0].get_linestyle() == "-"
+    (hollow,) = [line for line in axis.get_lines() if line.get_markerfacecolor() == "white"]
+    np.testing.assert_allclose(np.float64(hollow.get_xydata()), [[0.1, 26.5]])
+    (legend,) = picture.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["a", "b", "c", "d", "d, fewer photos"]
+    figures.clear()
+    assert plots._plot_tasks(parsed, [], None, tmp_path / "none.png") is None and not figures
+    assert plots._plot_tasks(parsed, rows[:1], None, tmp_path / "one.png") is None and not figures
+    assert path is picture
+
+
+def test_places_of_tasks_do_not_change_fingerprints(model):
+    raw = STUDY | {"model": str(model), "methods": {"no prior": {}}, "budgets": {}}
+    plain = {
+        label: {name: value for name, value in task.items() if name not in ("x", "series")}
+        for label, task in SIGMAS.items()
+    }
+    found = [
+        plan.Plan(parsing.parse(raw | more), None, Calibration(model / "none.json"), None)
+        for more in ({"tasks": SIGMAS, "task_x_label": "noise"}, {"tasks": plain})
+    ]
+    assert found[0].expected() == found[1].expected()
+
+
+def test_options_without_effect_are_no_part_of_a_fingerprint():
+    """Rows from before there was such an option, or its default, are still of the computation."""
+    parsed = parsing.parse(STUDY)
+    task, method = parsed.tasks["twice"], parsed.methods["no prior"]
+
+    def name(config):
+        return study.fingerprint(parsed, {}, task, method, config)
+
+    kind = aps_jax.samplers.SAMPLERS["maskgit"].config
+    changed = {"remask_strength": 0.5}
+    assert name(kind()) == name(kind(**changed)) != name(kind(num_steps=3))
+    assert name(kind(reveal="remdm-cap")) != name(kind(reveal="remdm-cap", **changed))
+    kinds = {aps_jax.APSConfig, *(entry.config for entry in aps_jax.samplers.SAMPLERS.values())}
+    for kind in kinds:
+        if hasattr(kind, "remdm"):
+            assert name(kind()) == name(kind(**changed))
+            assert len({name(kind(remdm=r)) for r in ("none", "cap", "rescale")}) == 3
+            assert name(kind(remdm="cap")) != name(kind(remdm="cap", **changed))
+
+
+def test_quality_is_plotted_against_what_a_budget_does_not_fix(figures, tmp_path):
+    raw = {"tasks": {"hdr": {}}, "compare_to": "a"}
+    methods = {name: {"sampler": "straight_through"} for name in ("a", "b", "c")}
+    methods |= {"d": {"kind": "codec"}, "prior": {"sampler": "maskgit"}}
+    budgets = {"even": {"evaluations": 9}, "time": {"evaluations": 9, "seconds_of": "a"}}
+    parsed = parsing.parse(STUDY | raw | {"methods": methods, "budgets": budgets})
+    costs = {"a": (9, 1.0), "b": (9, 2.0), "c": (8, 40.0), "prior": (0, 0.5), "d": (None, 0.1)}
+    rows = []
+    for method, (evaluations, seconds) in costs.items():
+        count = {} if evaluations is None else {"decoder_evaluations": evaluations}
+        for budget in ("even", "time"):
+            if budget == "time" and count:
+                count, seconds = {"decoder_evaluations": 10 * evaluations * (method == "b")
+                                  or evaluations}, 1.0  # fmt: skip
+            rows += toy_rows(
+                lambda task, method, photo: 20 + 5 * "abc".find(method) + photo,
+                tasks=["hdr"], methods=[method], budget=budget, seconds=seconds, **count,
+            )  # fmt: skip
+    plot(parsed, rows, tmp_path)
+    expected = {
+        "even": ("seconds", {"a": (1, 21.5), "b": (2, 26.5), "c": (40, 31.5),
+                             "prior": (0.5, 16.5)}),
+        "time": ("decoder evaluations", {"a": (9, 21.5), "b": (90, 26.5), "c": (8, 31.5),
+                                         "prior": (0, 16.5)}),
+    }  # fmt: skip
+    for budget, (label, points) in expected.items():
+        picture = figures[tmp_path / f"quality-{budget}.png"]
+        axis = picture.axes[0]
+        assert axis.get_xlabel() == label
+        assert {text.get_text(): text.xy for text in axis.texts} == {
+            name: pytest.approx(place) for name, place in points.items()
+        }
+        for text in axis.texts:  # Names are readable.
+            box = text.get_window_extent()
+            assert axis.bbox.contains(*box.min) and axis.bbox.contains(*box.max)
+            others = [other for other in axis.texts if other is not text]
+            assert not any(box.overlaps(other.get_window_extent()) for other in others)
+    # One cost for all says nothing.
+    rows = [row for row in rows if row["budget"] == "even" and row["method"] in ("prior", "a")]
+    figures.clear()
+    plot(parsed, rows, tmp_path)
+    assert list(figures) == [tmp_path / "gains-even.png"]
+
+
+def test_names_of_crowded_points_do_not_cover_each_other(tmp_path):
+    picture, axes = plots.figure(1, 1, (5.5, 4.2))
+    axis = axes[0][0]
+    places = [(5 + 0.01 * i, 7 + 0.02 * i) for i in range(6)]
+    axis.plot([0, 10, *(x for x, _ in places)], [0, 10, *(y for _, y in places)], "o")
+    plots._name_points(picture, [(axis, f"a method {i}", xy) for i, xy in enumerate(places)])
+    boxes = [Text.get_window_extent(text) for text in axis.texts]
+    assert len(boxes) == 6
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:i])
+        assert axis.bbox.contains(*box.min) and axis.bbox.contains(*box.max)
+    assert plots.save_figure(picture, tmp_path / "a.png").stat().st_size > 1000
+
+
+# The committed studies.
+
+STUDIES = [path for path in CONFIGS if (path.parents[1] / "results" / path.stem).exists()]
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=[path.stem for path in STUDIES])
+def test_committed_rows_get_their_config(path, tmp_path, monkeypatch):
+    results = path.parents[1] / "results" / path.stem
+    for name in ("rows.jsonl", "tuning.jsonl", "tuned.json"):
+        if (results / name).exists():
+            shutil.copy(results / name, tmp_path)
+    before = read(tmp_path, "rows.jsonl")
+    arguments = benchmark.Arguments(config=path, out=tmp_path, table=True)
+    assert benchmark.main(arguments) == 0
+    after = read(tmp_path, "rows.jsonl")
+    assert [{k: v for k, v in row.items() if k != "config"} for row in after] == [
+        {k: v for k, v in row.items() if k != "config"} for row in before
+    ]
+    for name in ("table.md", "overview.md"):
+        assert (tmp_path / name).read_text() == (results / name).read_text()
+    for row in after:
+        assert ("config" in row) == ("decoder_evaluations" in row), row
+    if (tmp_path / "tuning.jsonl").exists():
+        trials = read(tmp_path, "tuning.jsonl")
+        assert all("config" in row for row in trials)
+        stored = json.loads((results / "tuned.json").read_text())
+        parsed, _ = session.without_weights(parsing.load(path), None)
+        found = tuning.record(parsed, trials, stored["identity"])
+        for entry in found["methods"].values():
+            for trial in entry["trials"]:
+                trial.pop("repeats", None)
+        assert found == stored

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import exactness, toy_priors
+from experiments import exactness, rows, toy_priors
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +177,29 @@ def test_the_script_resumes_and_refuses(tmp_path, monkeypatch, capsys):
     assert "other settings" in capsys.readouterr().err
     assert exactness.main(exactness.Arguments(out=tmp_path / "new", toys=("4x4",))) == 2
     assert "unknown toy '4x4', did you mean '4x3'?" in capsys.readouterr().err
+
+
+def test_rows_of_something_else_or_of_another_process_are_one_line(tmp_path, capsys):
+    log = tmp_path / "rows.jsonl"
+    with rows.alone(log):
+        assert exactness.main(exactness.Arguments(out=tmp_path, smoke=True)) == 2
+    assert "another process is writing" in capsys.readouterr().err
+    assert not log.exists()
+    committed = Path(exactness.__file__).parent / "results/exactness/rows.jsonl"
+    first = json.loads(committed.read_text().splitlines()[0])
+    log.write_text(json.dumps({k: v for k, v in first.items() if k != "case"}) + "\n")
+    for table in (True, False):
+        assert exactness.main(exactness.Arguments(out=tmp_path, table=table)) == 2
+        err = capsys.readouterr().err
+        assert "line 1 is not a row of this experiment ('case')" in err and err.count("\n") == 1
+
+
+def test_the_committed_rows_give_the_committed_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(exactness, "plot", lambda *args: None)
+    committed = Path(exactness.__file__).parent / "results/exactness"
+    shutil.copy(committed / "rows.jsonl", tmp_path)
+    assert exactness.main(exactness.Arguments(out=tmp_path, table=True)) == 0
+    assert (tmp_path / "table.md").read_text() == (committed / "table.md").read_text()
 
 
 def test_every_sampler_is_measured_within_its_budget():

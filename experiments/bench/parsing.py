@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def parse(raw: Any) -> Study:
     """
     known = (
         "model", "images", "lpips", "sigma", "seed", "seeds", "batch_size", "compare_to", "tasks",
-        "methods", "budgets", "tuning", "x_label",
+        "methods", "budgets", "tuning", "x_label", "task_x_label",
     )  # fmt: skip
     _check(raw, "the configuration", known, ("images", "compare_to", "tasks", "methods"))
     if "seed" in raw and "seeds" in raw:
@@ -79,10 +80,25 @@ def parse(raw: Any) -> Study:
         methods=methods,
         budgets=tuple(budgets) or (None,),
         tuning=_tuning(raw["tuning"], tasks) if "tuning" in raw else None,
-        x_label=raw.get("x_label", ""),
+        x_label=_words("x_label", raw.get("x_label", "")),
+        task_x_label=_words("task_x_label", raw.get("task_x_label", "")),
     )
+    _check_places(study)
     _check_numbers(study)
     return study
+
+
+def _check_places(study: Study) -> None:
+    """Refuses two tasks at one place of the plot of tasks."""
+    places: dict[tuple[str, float], str] = {}
+    for task in study.tasks.values():
+        if task.x is not None:
+            other = places.setdefault((task.series, task.x), task.label)
+            if other != task.label:
+                raise ValueError(
+                    f"tasks {other!r} and {task.label!r} are both at x {task.x:g} of series "
+                    f"{task.series!r}; give one of them another x or series"
+                )
 
 
 def _check_numbers(study: Study) -> None:
@@ -108,6 +124,26 @@ def _check_numbers(study: Study) -> None:
             for budget in study.budgets:
                 if method.kind == "sampler":
                     config_of(method, task, budget.evaluations if budget else None)
+
+
+def _words(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be words, got {value!r}")
+    return value
+
+
+def _place(where: str, raw: Mapping[str, Any]) -> tuple[str | None, float | None]:
+    """The `series` and `x` of a task or method."""
+    series, x = raw.get("series"), raw.get("x")
+    if x is not None:
+        is_number = isinstance(x, int | float) and not isinstance(x, bool)
+        if not is_number or not math.isfinite(x):
+            raise ValueError(f"{where}: x must be a finite number, got {x!r}")
+    if series is not None:
+        _words(f"{where}: series", series)
+        if x is None:
+            raise ValueError(f"{where} has a series but no place on it; add x")
+    return series, x
 
 
 def _whole(name: str, value: Any, least: int) -> None:
@@ -137,7 +173,9 @@ def _task(label: str, raw: Any, sigma: float) -> Task:
     name = raw.get("task", label) if isinstance(raw, dict) else label
     known = choose("task", name, TASKS)
     given = set(known.options) - {"params"}
-    _check(raw, f"task {label!r}", ("task", "sigma", "best_of", "count", *sorted(given)))
+    own = ("task", "sigma", "best_of", "count", "series", "x")
+    _check(raw, f"task {label!r}", (*own, *sorted(given)))
+    series, x = _place(f"task {label!r}", raw)
     options = {key: value for key, value in raw.items() if key in given}
     task = Task(
         label=label,
@@ -146,6 +184,8 @@ def _task(label: str, raw: Any, sigma: float) -> Task:
         sigma=raw.get("sigma", sigma),
         best_of=raw.get("best_of", 1),
         count=raw.get("count"),
+        series=series if x is None else series or name,
+        x=x,
     )
     if task.count is not None:
         _whole(f"task {label!r}: count", task.count, 1)
@@ -162,6 +202,7 @@ def _method(label: str, raw: Any, tasks: Mapping[str, Task]) -> Method:
         "series", "x",
     )  # fmt: skip
     _check(raw, f"method {label!r}", known)
+    series, x = _place(f"method {label!r}", raw)
     method = Method(
         label=label,
         kind=raw.get("kind", "sampler"),
@@ -173,8 +214,8 @@ def _method(label: str, raw: Any, tasks: Mapping[str, Task]) -> Method:
         count=raw.get("count"),
         is_budgeted=raw.get("budgeted", True),
         space=dict(_object(raw.get("tune", {}), f"method {label!r}: tune")),
-        series=raw.get("series"),
-        x=raw.get("x"),
+        series=series,
+        x=x,
     )
     if method.count is not None:
         _whole(f"method {label!r}: count", method.count, 1)
@@ -222,10 +263,13 @@ def _budget(
 
 
 def _tuning(raw: Any, tasks: Mapping[str, Task]) -> Tuning:
-    _check(raw, "tuning", ("images", "trials", "metric", "tasks", "seed"), ("images",))
+    known = ("images", "trials", "metric", "tasks", "seed", "distinct")
+    _check(raw, "tuning", known, ("images",))
     _check(raw["images"], "tuning.images", ("count",), ("count",))
     for task in raw.get("tasks", ()):
         choose("task (of tuning)", task, tasks)
     choose("metric", raw.get("metric", "psnr"), METRICS)
+    if not isinstance(raw.get("distinct", False), bool):
+        raise ValueError(f"tuning.distinct must be true or false, got {raw['distinct']!r}")
     chosen = {"tasks": tuple(raw["tasks"])} if "tasks" in raw else {}
     return Tuning(**raw | chosen)

@@ -35,7 +35,7 @@ class Restored(NamedTuple):
 
     Attributes:
       images: [B, H, W, 3].
-      is_finite: bool [B], False where its objective was not.
+      is_finite: bool [B], False where the objective of the sample shown was not.
       cost: model calls per photo by name, each [B]; none for yardsticks.
     """
 
@@ -81,6 +81,8 @@ def compile_method(
 ) -> Restorer:
     """Compiles a method for batches like `x`, so that its runs can be timed alone.
 
+    Yardsticks run once for that.
+
     Args:
       method: as parsed.
       config: configuration of its sampler, None for yardsticks.
@@ -90,18 +92,24 @@ def compile_method(
       y: their measurement.
       keys: one per photo.
     """
+    if method.kind != "sampler":
+        run = _yardstick(method, sigma, x.shape[1:3])
+        jax.block_until_ready(run(params, x, y, keys))
+        return run
+    needed = _needed(params, method, config)
+    lowered = _run.lower(needed, y, keys, sample=sample_function(method.sampler), config=config)
+    return functools.partial(_sampled, lowered.compile(), method, config)
+
+
+def _yardstick(method: Method, sigma: float, image_shape: tuple[int, int]) -> Restorer:
     if method.kind == "codec":
         return lambda params, x, y, keys: _plain(jnp.clip(_reconstruct(params.codec, x), -1, 1))
     if method.kind == "measurement":
         return _baseline
-    if method.kind == "estimate":
-        shape, sigma = x.shape[1:3], sigma or APSConfig().sigma
-        return lambda params, x, y, keys: _plain(
-            _estimate(params.operator, y, image_shape=shape, sigma=sigma)
-        )
-    needed = _needed(params, method, config)
-    lowered = _run.lower(needed, y, keys, sample=sample_function(method.sampler), config=config)
-    return functools.partial(_sampled, lowered.compile(), method, config)
+    sigma = sigma or APSConfig().sigma
+    return lambda params, x, y, keys: _plain(
+        _estimate(params.operator, y, image_shape=image_shape, sigma=sigma)
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("sample", "config"))
@@ -109,8 +117,9 @@ def _run(
     params: Params, y: PyTree, keys: Key, *, sample: Callable[..., Any], config: Any
 ) -> tuple[Array, Array, Array]:
     result = sample(params, y, keys, config=config)
-    images = _best(params.operator, result.samples, y)
-    is_finite = jnp.all(result.info.is_finite, axis=(0, 1))
+    images, is_finite = _best(
+        params.operator, result.samples, y, jnp.all(result.info.is_finite, axis=0)
+    )
     return images, is_finite, jnp.sum(result.info.num_inner_steps, axis=(0, 1))
 
 
@@ -140,15 +149,20 @@ def _sampled(
     return Restored(images, np.asarray(is_finite), cost)
 
 
-def _best(operator: Operator, samples: Array, y: PyTree) -> Array:
-    """Of samples [B, S, H, W, 3] those of least residual [B, H, W, 3]."""
+def _best(operator: Operator, samples: Array, y: PyTree, is_finite: Array) -> tuple[Array, Array]:
+    """Of samples [B, S, H, W, 3] those of least residual [B, H, W, 3], and if they are finite.
+
+    A sample whose objective was not finite (`is_finite` [S, B]) is chosen only if all are so.
+    """
     if samples.shape[1] == 1:
-        return samples[:, 0]
+        return samples[:, 0], is_finite[0]
     residual = jnp.stack(
         [absolute_error(operator, operator(samples[:, s]), y) for s in range(samples.shape[1])]
     )
-    best = jnp.argmin(jnp.where(jnp.isnan(residual), jnp.inf, residual), axis=0)
-    return samples[jnp.arange(samples.shape[0]), best]
+    is_sound = is_finite & ~jnp.isnan(residual)
+    best = jnp.argmin(jnp.where(is_sound, residual, jnp.inf), axis=0)
+    index = jnp.arange(samples.shape[0])
+    return samples[index, best], is_finite[best, index]
 
 
 _reconstruct = jax.jit(reconstruct)

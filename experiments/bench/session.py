@@ -16,44 +16,18 @@ import numpy as np
 
 import aps_jax
 from aps_jax import images, sharding
-from aps_jax.pretrained import Model, load_kernel_wizard, model_folder
-from aps_jax.tasks import make_operator
-from aps_jax.types import Array, Operator, Params
+from aps_jax.pretrained import Model
+from aps_jax.types import Array, Params
 from experiments.bench import restoring
-from experiments.bench.calibration import Calibration
-from experiments.bench.rows import (
-    Cell,
-    Row,
-    cell_of,
-    read_rows,
-    require_devices,
-    require_own,
-    require_version,
-)
-from experiments.bench.study import (
-    Budget,
-    Method,
-    Study,
-    Task,
-    config_of,
-    digest,
-    fingerprint,
-    model_facts,
-)
+from experiments.bench.plan import Plan
+from experiments.bench.rows import Cell, Row, cell_of, require_devices
+from experiments.bench.study import Budget, Method, Study, Task, config_of
 from experiments.photos import Crops
 from experiments.rows import append as append_rows
 
 
 class OutOfTime(Exception):
     """The minutes are over; what is done is safe."""
-
-
-def operator_of(task: Task, image_shape: tuple[int, int], weights: Path | None) -> Operator:
-    """The operator of a task, random state not drawn yet; `weights` are those of nonlinear blur."""
-    options = dict(task.options)
-    if task.name == "nonlinear_blur":
-        options["params"] = load_kernel_wizard(weights)
-    return make_operator(task.name, image_shape, **options)
 
 
 def without_weights(study: Study, weights: Path | None) -> tuple[Study, list[str]]:
@@ -69,103 +43,6 @@ def without_weights(study: Study, weights: Path | None) -> tuple[Study, list[str
         kept = tuple(label for label in tuning.tasks if label in tasks)
         tuning = dataclasses.replace(tuning, tasks=kept or None)
     return dataclasses.replace(study, tasks=tasks, tuning=tuning), left_out
-
-
-class Plan:
-    """What belongs to a study: its cells, their configurations and fingerprints.
-
-    Attributes:
-      study: tuned, and without tasks that cannot be run.
-      log: file of the rows.
-      calibration: what budgets in seconds come to.
-    """
-
-    def __init__(
-        self, study: Study, log: Path, calibration: Calibration, weights: Path | None
-    ) -> None:
-        self.study, self.log, self.calibration = study, log, calibration
-        size = study.images["size"]
-        self.image_shape = (size, size)
-        self.operators = {
-            label: operator_of(task, self.image_shape, weights)
-            for label, task in study.tasks.items()
-        }
-        self.model = model_facts(model_folder(study.model))
-        key = jax.random.key(0)
-        # Some random state or other, for the shapes of the measurements.
-        self.drawn = {
-            label: operator.init(key, self.image_shape)
-            for label, operator in self.operators.items()
-        }
-
-    def methods(self, task: Task) -> list[Method]:
-        """Methods that are run on a task."""
-        chosen = [
-            m for m in self.study.methods.values() if m.tasks is None or task.label in m.tasks
-        ]
-        operator = self.drawn[task.label]
-        return [
-            m for m in chosen
-            if m.kind != "measurement" or restoring.has_baseline(operator, self.image_shape)
-        ]  # fmt: skip
-
-    def config(self, task: Task, method: Method, budget: Budget | None) -> Any:
-        """Configuration of a sampler, or None where it is not known before the run."""
-        evaluations = None if budget is None else budget.evaluations
-        if budget is not None and budget.like is not None and method.is_budgeted:
-            evaluations = self.calibration.evaluations(
-                task.label, method.label, budget.label, self.source(task, method, budget)
-            )
-            if evaluations is None:
-                return None
-        return config_of(method, task, evaluations, self.drawn[task.label], self.image_shape)
-
-    @property
-    def in_evaluations(self) -> Budget:
-        """The budget whose rows say what the others in seconds come to."""
-        return next(budget for budget in self.study.budgets if budget.like is None)
-
-    def source(self, task: Task, method: Method, budget: Budget) -> str:
-        """Fingerprints of the rows that a budget in seconds is found from."""
-        methods = (method, self.study.methods[budget.like])
-        return digest([self.fingerprint(task, m, self.in_evaluations) for m in methods])
-
-    def fingerprint(self, task: Task, method: Method, budget: Budget | None) -> str | None:
-        """Fingerprint of the rows of a cell, or None where it is not known before the run."""
-        config = None
-        if method.kind == "sampler":
-            config = self.config(task, method, budget)
-            if config is None:
-                return None
-        return fingerprint(self.study, self.model, task, method, config)
-
-    def expected(self) -> dict[Cell, str | None]:
-        """Fingerprint of every cell."""
-        return {
-            Cell(task.label, method.label, budget and budget.label, seed): found
-            for task in self.study.tasks.values()
-            for method in self.methods(task)
-            for budget in self.study.budgets_of(task.label)
-            for found in [self.fingerprint(task, method, budget)]
-            for seed in self.study.seeds
-        }
-
-    def rows(self, *, version: str | None, ignored: Sequence[str] = ()) -> list[Row]:
-        """The rows there are; ValueError if some are not this study's.
-
-        Args:
-          version: the only version of this package that may have written them; None for any one.
-          ignored: labels of tasks whose rows are left alone.
-        """
-        rows = [row for row in read_rows(self.log) if row.get("task") not in ignored]
-        require_version(self.log, rows, only=version)
-        require_own(self.log, rows, self.expected())
-        return rows
-
-    def digest(self) -> str:
-        """Stands for all cells together."""
-        cells = [[*cell, found] for cell, found in self.expected().items()]
-        return digest(cells)
 
 
 class Session:
@@ -255,10 +132,10 @@ class Session:
         if budget is not None and budget.like and method.is_budgeted and is_sampler:
             self._calibrate(task, method, budget)
         config = self.plan.config(task, method, budget) if is_sampler else None
-        found = self.plan.fingerprint(task, method, budget)
+        mark = self.plan.mark(task, method, budget)
         run = None
         for cell, lacking in missing.items():
-            known = self._known(cell, found, lacking)
+            known = self._known(cell, mark, lacking)
             if known:
                 self._keep(cell, known)
             names = {row["image"] for row in known}
@@ -267,18 +144,18 @@ class Session:
                 if run is None:
                     run = restoring.compile_method(method, config, task.sigma, params, x, y, keys)
                 restored, seconds = restoring.timed(run, params, x, y, keys)
-                self._keep(cell, self._score(cell, found, index, restored, seconds, x, y, params))
+                self._keep(cell, self._score(cell, mark, index, restored, seconds, x, y, params))
                 if index[0] == 0 and cell.seed == self.plan.study.seeds[0]:
                     self._save_pictures(name, restored.images, x)
                 self.on_progress(self.num_done, self.num_all, name)
                 self._check_time()
 
-    def _known(self, cell: Cell, found: str, lacking: list[int]) -> list[Row]:
+    def _known(self, cell: Cell, mark: dict[str, Any], lacking: list[int]) -> list[Row]:
         """Rows of a cell that another method of the same settings has: the same computation."""
         lacking = {self.crops.names[i] for i in lacking}
         twins = {
-            row["image"]: row | cell._asdict() for row in self.rows
-            if row["fingerprint"] == found and row["image"] in lacking
+            row["image"]: row | cell._asdict() | mark for row in self.rows
+            if row["fingerprint"] == mark["fingerprint"] and row["image"] in lacking
             and cell_of(row)._replace(method=cell.method) == cell
         }  # fmt: skip
         return list(twins.values())
@@ -311,7 +188,7 @@ class Session:
     def _score(
         self,
         cell: Cell,
-        found: str,
+        mark: dict[str, Any],
         index: list[int],
         restored: restoring.Restored,
         seconds: float,
@@ -323,12 +200,8 @@ class Session:
         table = restoring.scored(params.operator, perceptual, restored.images, x, y)
         rows = []
         for place, i in enumerate(index):
-            row = cell._asdict() | {
-                "image": self.crops.names[i],
-                "fingerprint": found,
-                "version": aps_jax.__version__,
-                "devices": self.mesh.size,
-            }
+            row = cell._asdict() | {"image": self.crops.names[i]} | mark
+            row |= {"version": aps_jax.__version__, "devices": self.mesh.size}
             if restored.is_finite[place] and table[place]:
                 row |= table[place]
             else:

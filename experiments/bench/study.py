@@ -37,6 +37,8 @@ class Task:
       sigma: noise standard deviation.
       best_of: samples per photo, of which the one of least residual counts.
       count: the first so many photos only.
+      series: family of tasks that it belongs to; its name by default.
+      x: its place among the family in the plot of tasks.
     """
 
     label: str
@@ -45,6 +47,8 @@ class Task:
     sigma: float
     best_of: int = 1
     count: int | None = None
+    series: str | None = None
+    x: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,6 +118,9 @@ class Tuning:
       metric: one of `METRICS`, its mean over tasks and photos decides.
       tasks: labels of the tasks it is measured on; None for all.
       seed: of the search and of the noise.
+      distinct: whether options that come to the same configuration, defaults and budget included,
+        are one point of the search space. Without, trials may repeat each other, as they do in
+        studies that were tuned before this was an option: the draw is part of their identity.
     """
 
     images: dict[str, Any]
@@ -121,6 +128,7 @@ class Tuning:
     metric: str = "psnr"
     tasks: tuple[str, ...] | None = None
     seed: int = 1
+    distinct: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,6 +147,7 @@ class Study:
       budgets: in the order in which they run; None: every method runs as it is.
       tuning: how options are tuned, if they are.
       x_label: what `Method.x` is.
+      task_x_label: what `Task.x` is.
     """
 
     model: str
@@ -152,6 +161,7 @@ class Study:
     budgets: tuple[Budget | None, ...]
     tuning: Tuning | None = None
     x_label: str = ""
+    task_x_label: str = ""
 
     def budgets_of(self, task: str) -> list[Budget | None]:
         """Budgets that the task of this label is run under."""
@@ -203,6 +213,20 @@ def digest(facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def deciding(config: Any) -> dict[str, Any]:
+    """The options that a fingerprint is of.
+
+    An option of remasking that has no effect is as it was when the first rows were made, before the
+    option or its default was there: they are rows of the same computation.
+    """
+    options = dataclasses.asdict(config)
+    if options.get("remdm") == "none":
+        return {k: v for k, v in options.items() if k not in ("remdm", "remask_strength")}
+    if not options.get("reveal", "remdm").startswith("remdm"):
+        options["remask_strength"] = 0.02
+    return options
+
+
 def fingerprint(
     study: Study, model: dict[str, str], task: Task, method: Method, config: Any
 ) -> str:
@@ -215,9 +239,20 @@ def fingerprint(
       method: as parsed.
       config: configuration of its sampler, None for yardsticks.
     """
-    options = None if config is None else dataclasses.asdict(config)
+    options = None if config is None else deciding(config)
     facts = [
         study.images, model, [task.name, task.options, task.sigma, task.best_of],
         [method.kind, method.prior, None if config is None else method.sampler, options],
     ]  # fmt: skip
     return digest(facts)
+
+
+def described(method: Method, config: Any) -> dict[str, Any]:
+    """What a row says of its sampler: its name, and all options that are not its defaults."""
+    prior = {"prior": method.prior} if method.prior != "model" else {}
+    options = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) != field.default
+    }
+    return {"sampler": method.sampler} | prior | options

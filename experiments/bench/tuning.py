@@ -1,11 +1,13 @@
 """Tunes every method alike: as many configurations each, on photos of their own.
 
 Trial 0 is the configuration as given; the others are drawn without replacement from the method's
-search space. The best mean score wins, and the main run uses it.
+search space. The best mean score over the tasks for tuning that a method runs on wins, and the main
+run uses it.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import json
@@ -18,29 +20,65 @@ import numpy as np
 
 from aps_jax.files import write_json
 from experiments.bench.rows import Row
-from experiments.bench.study import METRICS, Method, Study
+from experiments.bench.study import METRICS, Budget, Method, Study, config_of
 
 
-def trials_of(method: Method, count: int, seed: int) -> list[dict[str, Any]]:
+def trials_of(study: Study, method: Method) -> list[dict[str, Any]]:
     """Changes to a method's options by trial; the first are none.
 
     Raises:
       ValueError: if the search space has too few points, so that methods would not be tuned alike.
     """
-    names = sorted(method.space)
+    count, names = study.tuning.trials, sorted(method.space)
     points = [
         dict(zip(names, values, strict=True))
         for values in itertools.product(*(method.space[name] for name in names))
     ]
     points = [point for point in points if method.options | point != method.options]
+    if study.tuning.distinct:
+        first = _built(study, method, [{}, *points])
+        points = [point for i, point in enumerate(points, start=1) if first[i] == i]
     if len(points) < count - 1:
         raise ValueError(
             f"method {method.label!r} has {len(points)} points to try, tuning needs {count - 1}; "
             "widen its search space or lower tuning.trials"
         )
-    rng = np.random.default_rng([seed, zlib.crc32(method.label.encode())])
+    rng = np.random.default_rng([study.tuning.seed, zlib.crc32(method.label.encode())])
     chosen = rng.choice(len(points), count - 1, replace=False) if points else []
     return [{}, *(points[i] for i in chosen)]
+
+
+def _built(study: Study, method: Method, points: Sequence[dict[str, Any]]) -> list[int]:
+    """For each of the points the first one that comes to the same configurations."""
+    budget = _budget(study)
+    configs = [
+        [
+            config_of(method.changed(point), study.tasks[label], budget and budget.evaluations)
+            for label in labels_of(study, method)
+        ]
+        for point in points
+    ]
+    return [configs.index(config) for config in configs]
+
+
+def _budget(study: Study) -> Budget | None:
+    return next(b for b in study.budgets if b is None or b.like is None)
+
+
+def labels_of(study: Study, method: Method) -> list[str]:
+    """The tasks that a method is tuned on.
+
+    Raises:
+      ValueError: if there are none.
+    """
+    labels = study.tuning.tasks or tuple(study.tasks)
+    chosen = [label for label in labels if method.tasks is None or label in method.tasks]
+    if not chosen:
+        raise ValueError(
+            f"method {method.label!r} has a search space, but runs on none of the tasks for "
+            f"tuning ({', '.join(labels)}); add one to its tasks or to tuning.tasks"
+        )
+    return chosen
 
 
 def tuning_study(study: Study) -> Study:
@@ -49,7 +87,8 @@ def tuning_study(study: Study) -> Study:
     methods = {}
     for method in study.methods.values():
         if method.space:
-            for index, options in enumerate(trials_of(method, tuning.trials, tuning.seed)):
+            labels_of(study, method)
+            for index, options in enumerate(trials_of(study, method)):
                 label = _label(method, index)
                 trial = dataclasses.replace(method.changed(options), label=label, space={})
                 methods[label] = dataclasses.replace(trial, count=None)
@@ -63,7 +102,7 @@ def tuning_study(study: Study) -> Study:
         tasks={label: study.tasks[label] for label in labels},
         methods=methods,
         compare_to=next(iter(methods)),
-        budgets=tuple(b for b in study.budgets if b is None or b.like is None)[:1],
+        budgets=(_budget(study),),
         tuning=None,
     )
 
@@ -85,28 +124,34 @@ def method_of(label: str) -> str:
 def record(study: Study, rows: Sequence[Row], identity: str) -> dict[str, Any]:
     """What tuning found: the options of the best trial of each method, and all scores.
 
-    A trial with a failed photo cannot win. Methods whose trials are not finished are left out.
+    A trial with a failed photo cannot win. Methods whose trials are not finished are left out. A
+    trial of the same configuration as an earlier one says so (`repeats`): that method was given
+    fewer to choose from.
 
     Raises:
       ValueError: if every trial of a method failed.
     """
     tuning, found = study.tuning, {}
-    labels = tuning.tasks or tuple(study.tasks)
     for method in study.methods.values():
         if not method.space:
             continue
-        trials, counts = [], set()
-        for index, options in enumerate(trials_of(method, tuning.trials, tuning.seed)):
+        labels, points = labels_of(study, method), trials_of(study, method)
+        trials, is_finished = [], True
+        for index, (options, first) in enumerate(
+            zip(points, _built(study, method, points), strict=True)
+        ):
             own = [row for row in rows if row["method"] == _label(method, index)]
-            values = [
-                [row.get(tuning.metric, np.nan) for row in own if row["task"] == label]
+            values = {
+                label: [row.get(tuning.metric, np.nan) for row in own if row["task"] == label]
                 for label in labels
-            ]
-            counts |= {len(v) for v in values}
-            means = [float(np.mean(v)) for v in values if v]
+            }
+            is_finished &= all(len(v) == _most(rows, label) > 0 for label, v in values.items())
+            means = [float(np.mean(v)) for v in values.values() if v]
             score = float(np.mean(means)) if means else float("nan")
             trials.append({"options": options, "score": score})
-        if counts != {max(counts)} or counts == {0}:
+            if first != index:
+                trials[-1]["repeats"] = first
+        if not is_finished:
             continue
         scores = METRICS[tuning.metric] * np.array([trial["score"] for trial in trials])
         if np.isnan(scores).all():
@@ -114,6 +159,22 @@ def record(study: Study, rows: Sequence[Row], identity: str) -> dict[str, Any]:
         best = int(np.nanargmax(scores))
         found[method.label] = {"best": best, "options": trials[best]["options"], "trials": trials}
     return {"identity": identity, "metric": tuning.metric, "methods": found}
+
+
+def _most(rows: Sequence[Row], task: str) -> int:
+    """How many photos of a task the trial with most of them has."""
+    return max(collections.Counter(row["method"] for row in rows if row["task"] == task).values(),
+               default=0)  # fmt: skip
+
+
+def repeated(found: dict[str, Any]) -> list[str]:
+    """Says of each method of a record which of its trials repeat others."""
+    return [
+        f"{method}: trial {index} repeats trial {trial['repeats']}"
+        for method, entry in found["methods"].items()
+        for index, trial in enumerate(entry["trials"])
+        if "repeats" in trial
+    ]
 
 
 def write(path: Path, found: dict[str, Any]) -> None:

@@ -1,0 +1,175 @@
+"""What belongs to a study: its cells, their configurations, fingerprints and rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from aps_jax.files import write_atomically
+from aps_jax.pretrained import load_kernel_wizard, model_folder
+from aps_jax.tasks import make_operator
+from aps_jax.types import Operator
+from experiments.bench import restoring
+from experiments.bench.calibration import Calibration
+from experiments.bench.rows import Cell, Row, cell_of, read_rows, require_own, require_version
+from experiments.bench.study import (
+    Budget,
+    Method,
+    Study,
+    Task,
+    config_of,
+    described,
+    digest,
+    fingerprint,
+    model_facts,
+)
+from experiments.rows import alone
+
+
+def operator_of(task: Task, image_shape: tuple[int, int], weights: Path | None) -> Operator:
+    """The operator of a task, random state not drawn yet; `weights` are those of nonlinear blur."""
+    options = dict(task.options)
+    if task.name == "nonlinear_blur":
+        options["params"] = load_kernel_wizard(weights)
+    return make_operator(task.name, image_shape, **options)
+
+
+class Plan:
+    """What belongs to a study: its cells, their configurations and fingerprints.
+
+    Attributes:
+      study: tuned, and without tasks that cannot be run.
+      log: file of the rows.
+      calibration: what budgets in seconds come to.
+    """
+
+    def __init__(
+        self, study: Study, log: Path, calibration: Calibration, weights: Path | None
+    ) -> None:
+        self.study, self.log, self.calibration = study, log, calibration
+        size = study.images["size"]
+        self.image_shape = (size, size)
+        self.operators = {
+            label: operator_of(task, self.image_shape, weights)
+            for label, task in study.tasks.items()
+        }
+        self.model = model_facts(model_folder(study.model))
+        key = jax.random.key(0)
+        # Some random state or other, for the shapes of the measurements.
+        self.drawn = {
+            label: operator.init(key, self.image_shape)
+            for label, operator in self.operators.items()
+        }
+
+    def methods(self, task: Task) -> list[Method]:
+        """Methods that are run on a task."""
+        chosen = [
+            m for m in self.study.methods.values() if m.tasks is None or task.label in m.tasks
+        ]
+        operator = self.drawn[task.label]
+        return [
+            m for m in chosen
+            if m.kind != "measurement" or restoring.has_baseline(operator, self.image_shape)
+        ]  # fmt: skip
+
+    def config(self, task: Task, method: Method, budget: Budget | None) -> Any:
+        """Configuration of a sampler, or None where it is not known before the run."""
+        evaluations = None if budget is None else budget.evaluations
+        if budget is not None and budget.like is not None and method.is_budgeted:
+            evaluations = self.calibration.evaluations(
+                task.label, method.label, budget.label, self.source(task, method, budget)
+            )
+            if evaluations is None:
+                return None
+        return config_of(method, task, evaluations, self.drawn[task.label], self.image_shape)
+
+    @property
+    def in_evaluations(self) -> Budget:
+        """The budget whose rows say what the others in seconds come to."""
+        return next(budget for budget in self.study.budgets if budget.like is None)
+
+    def source(self, task: Task, method: Method, budget: Budget) -> str:
+        """Fingerprints of the rows that a budget in seconds is found from."""
+        methods = (method, self.study.methods[budget.like])
+        return digest([self.fingerprint(task, m, self.in_evaluations) for m in methods])
+
+    def fingerprint(self, task: Task, method: Method, budget: Budget | None) -> str | None:
+        """Fingerprint of the rows of a cell, or None where it is not known before the run."""
+        config = None
+        if method.kind == "sampler":
+            config = self.config(task, method, budget)
+            if config is None:
+                return None
+        return fingerprint(self.study, self.model, task, method, config)
+
+    def mark(self, task: Task, method: Method, budget: Budget | None) -> dict[str, Any]:
+        """What the rows of a cell say of how they were made; their fingerprint may be None."""
+        mark: dict[str, Any] = {"fingerprint": self.fingerprint(task, method, budget)}
+        if method.kind == "sampler" and mark["fingerprint"] is not None:
+            mark["config"] = described(method, self.config(task, method, budget))
+        return mark
+
+    def marks(self) -> dict[Cell, dict[str, Any]]:
+        """`mark` of every cell."""
+        return {
+            Cell(task.label, method.label, budget and budget.label, seed): found
+            for task in self.study.tasks.values()
+            for method in self.methods(task)
+            for budget in self.study.budgets_of(task.label)
+            for found in [self.mark(task, method, budget)]
+            for seed in self.study.seeds
+        }
+
+    def expected(self) -> dict[Cell, str | None]:
+        """Fingerprint of every cell."""
+        return {cell: mark["fingerprint"] for cell, mark in self.marks().items()}
+
+    def rows(self, *, version: str | None, ignored: Sequence[str] = ()) -> list[Row]:
+        """The rows there are; ValueError if some are not this study's.
+
+        Args:
+          version: the only version of this package that may have written them; None for any one.
+          ignored: labels of tasks whose rows are left alone.
+        """
+        rows = [row for row in read_rows(self.log) if row.get("task") not in ignored]
+        require_version(self.log, rows, only=version)
+        require_own(self.log, rows, self.expected())
+        return rows
+
+    def digest(self) -> str:
+        """Stands for all cells together."""
+        cells = [[*cell, found] for cell, found in self.expected().items()]
+        return digest(cells)
+
+
+def add_configs(plan: Plan) -> int:
+    """Adds `config` to the rows that older versions wrote without; says to how many.
+
+    Only rows with the plan's own fingerprints are touched: a fingerprint stands for the whole
+    configuration, so these were made with what the plan says.
+
+    Raises:
+      ForeignResults: if another process is writing the log.
+    """
+    if not plan.log.exists():
+        return 0
+    marks = plan.marks()
+    with alone(plan.log):
+        rows, count = [], 0
+        for row in read_rows(plan.log):
+            mark = marks.get(cell_of(row), {})
+            is_own = row["fingerprint"] == mark.get("fingerprint")
+            if is_own and "config" in mark and "config" not in row:
+                # Where new rows have it.
+                at = list(row).index("fingerprint") + 1
+                entries = list(row.items())
+                row = dict([*entries[:at], ("config", mark["config"]), *entries[at:]])
+                count += 1
+            rows.append(json.dumps(row, allow_nan=False) + "\n")
+        if count:
+            write_atomically(plan.log, "".join(rows).encode())
+    return count
