@@ -8,9 +8,13 @@ from typing import Any, NamedTuple
 
 from aps_jax.schedule import SCHEDULES
 
+#: Rules of ReMDM for samplers that keep a scheduled number of tokens; "none" is off.
+REMDM_RULES = ("none", "cap", "rescale")
+
 _CHOICES = {
     "draw": ("quantized", "categorical", "argmax"),
     "remasking": ("anchored", "standard", "random"),
+    "remdm": REMDM_RULES,
     "rule": ("count", "threshold"),
     "schedule": tuple(sorted(SCHEDULES)),
     "threshold_schedule": ("cosine", "fixed"),
@@ -58,7 +62,7 @@ def check_options(
       integers: least value by option.
       positive: options that are finite and above 0.
       not_negative: options that are finite and at least 0.
-      shares: options in [0, 1].
+      shares: options in [0, 1], or None.
     """
     for name, words in (choices or {}).items():
         if getattr(config, name) not in words:
@@ -74,7 +78,7 @@ def check_options(
         if not 0 <= getattr(config, name) < float("inf"):
             raise ValueError(f"{name} must not be negative, got {getattr(config, name)!r}")
     for name in shares:
-        if not 0 <= getattr(config, name) <= 1:
+        if getattr(config, name) is not None and not 0 <= getattr(config, name) <= 1:
             raise ValueError(f"{name} must be in [0, 1], got {getattr(config, name)!r}")
 
 
@@ -120,6 +124,9 @@ class APSConfig:
         inner step, several steps in a row; 0 never (ours).
       remasking: whose confidence decides what is kept: "anchored" the tilted x_phi (APS-II),
         "standard" the prior x_theta (APS-I), "random" nobody's (control).
+      remdm: mask anchors again by the rule of ReMDM (arXiv:2503.00307): "none", "cap" or "rescale"
+        (ours; `aps_jax.remasking.remdm_chance`). As many more tokens become anchors.
+      remask_strength: of `remdm`, in [0, 1]; None takes its paper's, for many more timesteps.
       draw: proposal per token: "quantized" nearest code to the mean code, "categorical" sample of
         x_phi, "argmax" of x_phi.
       rule: "count" keeps a scheduled number, "threshold" all above a confidence.
@@ -154,6 +161,8 @@ class APSConfig:
     encoder_start: float = 0.0
     early_stop: float = 0.0
     remasking: str = "anchored"
+    remdm: str = "none"
+    remask_strength: float | None = None
     draw: str = "quantized"
     rule: str = "count"
     schedule: str = "cosine"
@@ -180,7 +189,7 @@ class APSConfig:
                 "early_stop",
                 "gumbel_temperature",
             ),
-            shares=("threshold",),
+            shares=("threshold", "remask_strength"),
         )
         if self.warm_moments and self.early_stop > 0:
             raise ValueError(

@@ -51,6 +51,70 @@ def select_by_threshold(scores: Array, is_masked: Array, threshold: Array) -> Ar
     return is_masked & (confident | best)
 
 
+#: Strengths of ReMDM's own runs (arXiv:2503.00307), of about a thousand steps over text; fewer
+#: steps want more. Its "conf" has none.
+REMDM_STRENGTHS = {"cap": 0.008, "rescale": 0.015, "conf": 1.0}
+
+
+def remdm_chance(rule: str, strength: float | None, gamma_t: Array, gamma_s: Array) -> Array:
+    """Probability s that ReMDM masks a clean token again in a step from gamma_t to gamma_s masked.
+
+    At most s_max = min(1, gamma_s / (1 - gamma_t)), the share that would mask as many as may be
+    masked; so no token is lost in the last step.
+
+    Args:
+      rule: "cap" is min(strength, s_max), "rescale" (and "conf", which shares it out by confidence)
+        strength * s_max.
+      strength: in [0, 1]; None takes that of `REMDM_STRENGTHS`.
+      gamma_t: share of masked tokens before the step.
+      gamma_s: the same after it.
+    """
+    strength = REMDM_STRENGTHS[rule] if strength is None else strength
+    most = jnp.minimum(1.0, gamma_s / jnp.maximum(1 - gamma_t, 1e-6))
+    return jnp.minimum(strength, most) if rule == "cap" else strength * most
+
+
+def keep_and_lose(
+    tokens: Array,
+    proposal: Array,
+    scores: Array,
+    num_masked_after: Array,
+    *,
+    mask: int,
+    chance: Array | None = None,
+    is_open: Array | None = None,
+    keys: Key | None = None,
+) -> Array:
+    """Tokens after a step that leaves a number of them masked, some of which were clean before.
+
+    ReMDM with counts in place of independent draws (ours): clean tokens are lost with probability
+    `chance`, and as many more masked ones are kept.
+
+    Args:
+      tokens: int32 [B, L], `mask` where masked.
+      proposal: int32 [B, L], what masked ones become.
+      scores: as for `select_by_count`.
+      num_masked_after: as for `select_by_count`.
+      mask: the mask token.
+      chance: scalar; None loses nothing.
+      is_open: bool [B, L], tokens that may be lost.
+      keys: one per row [B].
+    """
+    is_masked = tokens == mask
+    if chance is None:
+        return jnp.where(select_by_count(scores, is_masked, num_masked_after), proposal, tokens)
+    is_lost = pick(keys, chance, ~is_masked & is_open)
+    num_left = jnp.maximum(num_masked_after - jnp.sum(is_lost, axis=-1), 0)
+    kept = jnp.where(select_by_count(scores, is_masked, num_left), proposal, tokens)
+    return jnp.where(is_lost, mask, kept)
+
+
+def pick(keys: Key, chance: Array, is_open: Array) -> Array:
+    """Bool [B, L]: the open tokens that independent draws with probability `chance` pick."""
+    draws = jax.vmap(lambda key: jax.random.uniform(key, is_open.shape[1:]))(keys)
+    return is_open & (draws < chance)
+
+
 def gumbel_scores(keys: Key, log_confidence: Array, temperature: Array) -> Array:
     """Adds `temperature` times Gumbel noise, drawn per image from `keys` [B], to scores [B, L]."""
     length = log_confidence.shape[-1]

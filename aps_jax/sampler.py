@@ -43,6 +43,7 @@ class SamplerState(NamedTuple):
       evidence: how much the measurement says about each token [S * B, L], if weighed.
       moments: Adam's state, if it is carried over.
       estimate: tokens of the smooth estimate [S * B, L], if phi starts near them.
+      is_open: bool [S * B, L], False for tokens that were given, if anchors may be masked again.
     """
 
     tokens: Array
@@ -51,6 +52,7 @@ class SamplerState(NamedTuple):
     evidence: Array | None
     moments: PyTree
     estimate: Array | None
+    is_open: Array | None
 
 
 class StepInfo(NamedTuple):
@@ -164,6 +166,7 @@ def aps_init(
         evidence=evidence,
         moments=make_optimizer(config).init(logits) if config.warm_moments else None,
         estimate=estimate,
+        is_open=None if config.remdm == "none" else tokens == num_codes,
     )
 
 
@@ -208,8 +211,7 @@ def aps_step(
     with jax.named_scope("remasking"):
         log_probs = jax.nn.log_softmax(inner.logits, axis=-1)
         proposal = _propose(params, inner.logits, keys_draw, config)
-        anchors = _anchors(log_probs, log_prior, proposal, is_masked, state.step, keys_keep, config)
-    tokens = jnp.where(anchors, proposal, state.tokens)
+        tokens = _anchored(log_probs, log_prior, proposal, state, keys_keep, num_codes, config)
 
     trace = None
     if config.trace:
@@ -327,27 +329,50 @@ def _propose(params: Params, logits: Array, keys: Key, config: APSConfig) -> Arr
     return draw_tokens(keys, logits)
 
 
-def _anchors(
+def _anchored(
     log_probs: Array,
     log_prior: Array,
     proposal: Array,
-    is_masked: Array,
-    step: Array,
+    state: SamplerState,
     keys: Key,
+    mask: int,
     config: APSConfig,
 ) -> Array:
+    """The tokens of the next timestep: some proposals become anchors."""
+    step = state.step
     if config.remasking == "random":
         scores = remasking.gumbel_scores(keys, jnp.zeros(proposal.shape), 1.0)
     else:
         scored = log_probs if config.remasking == "anchored" else log_prior
         scores = remasking.confidence(scored, proposal)
+    chance, keys_lose = None, None
+    if config.remdm != "none":
+        gammas = jnp.asarray(schedule.masked_share(config.schedule, config.num_steps), jnp.float32)
+        chance = remasking.remdm_chance(
+            config.remdm, config.remask_strength, gammas[step], gammas[step + 1]
+        )
+        keys_lose = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
     if config.rule == "threshold":
         limits = schedule.thresholds(config.threshold_schedule, config.num_steps, config.threshold)
         is_last = step == config.num_steps - 1
         threshold = jnp.where(is_last, 0.0, jnp.asarray(limits)[step])
-        return remasking.select_by_threshold(scores, is_masked, threshold)
+        anchors = remasking.select_by_threshold(scores, state.tokens == mask, threshold)
+        tokens = jnp.where(anchors, proposal, state.tokens)
+        if chance is None:
+            return tokens
+        is_lost = remasking.pick(keys_lose, chance, (state.tokens != mask) & state.is_open)
+        return jnp.where(is_lost, mask, tokens)
     if config.gumbel_temperature > 0:
         temperature = config.gumbel_temperature * (1 - (step + 1) / config.num_steps)
         scores = remasking.gumbel_scores(keys, scores, temperature)
     counts = schedule.masked_counts(config.schedule, config.num_steps, proposal.shape[-1])
-    return remasking.select_by_count(scores, is_masked, jnp.asarray(counts)[step])
+    return remasking.keep_and_lose(
+        state.tokens,
+        proposal,
+        scores,
+        jnp.asarray(counts)[step],
+        mask=mask,
+        chance=chance,
+        is_open=state.is_open,
+        keys=keys_lose,
+    )

@@ -94,3 +94,45 @@ def test_gumbel_scores():
     # Noise belongs to the image's key, not to its place in the batch.
     alone = remasking.gumbel_scores(keys[5:6], scores[5:6], 0.5)
     np.testing.assert_array_equal(alone, remasking.gumbel_scores(keys, scores, 0.5)[5:6])
+
+
+def test_remdm_loses_no_more_than_may_be_masked():
+    gammas = np.array([1.0, 0.9, 0.5, 0.2, 0.0])
+    for gamma_t, gamma_s in zip(gammas, gammas[1:], strict=False):
+        most = min(1.0, gamma_s / (1 - gamma_t)) if gamma_t < 1 else 1.0
+        chance = {
+            (rule, strength): remasking.remdm_chance(rule, strength, gamma_t, gamma_s)
+            for rule in ("cap", "rescale")
+            for strength in (None, 0.0, 0.4, 1.0)
+        }
+        for strength in (0.0, 0.4, 1.0):
+            np.testing.assert_allclose(chance["cap", strength], min(strength, most), rtol=1e-6)
+            np.testing.assert_allclose(chance["rescale", strength], strength * most, rtol=1e-6)
+        np.testing.assert_allclose(chance["cap", None], min(0.008, most), rtol=1e-6)
+        np.testing.assert_allclose(chance["rescale", None], 0.015 * most, rtol=1e-6)
+
+
+def test_lost_tokens_are_replaced_and_known_ones_stay():
+    """Counts stay those of the schedule; what is lost is masked, what is kept has its proposal."""
+    rows, length, mask = 2000, 8, 9
+    tokens = jnp.tile(jnp.array([1, 2, 3, 4, mask, mask, mask, mask]), (rows, 1))
+    is_open = jnp.tile(jnp.array([False, True, True, True, True, True, True, True]), (rows, 1))
+    keys = jax.random.split(jax.random.key(0), rows)
+    scores = jnp.tile(jnp.arange(length, dtype=jnp.float32), (rows, 1))
+    after = np.asarray(
+        remasking.keep_and_lose(
+            tokens, jnp.full_like(tokens, 7), scores, 3, mask=mask, chance=0.3, is_open=is_open,
+            keys=keys,
+        )
+    )  # fmt: skip
+    assert np.all(after[:, 0] == 1)
+    lost = after[:, 1:4] == mask
+    assert np.all(lost | (after[:, 1:4] == [2, 3, 4]))
+    error = 4 * np.sqrt(0.3 * 0.7 / rows)
+    np.testing.assert_allclose(lost.mean(axis=0), 0.3, atol=error)
+    assert np.all((after == mask).sum(axis=1) == 3)
+    # The highest scores of those masked before are kept first.
+    kept = after[:, 4:] == 7
+    np.testing.assert_array_equal(kept, np.arange(4) >= 3 - lost.sum(axis=1)[:, None])
+    plain = remasking.keep_and_lose(tokens, jnp.full_like(tokens, 7), scores, 3, mask=mask)
+    np.testing.assert_array_equal(plain[0], [1, 2, 3, 4, mask, mask, mask, 7])

@@ -20,7 +20,10 @@ LENGTH, BATCH, SIDE = 16, 2, 16
 
 #: Options that keep a sampler small; several sets where they change the course of its loop.
 CASES = {
-    "aps": [{"num_steps": 3, "num_inner_steps": 2, "draw": "categorical"}],
+    "aps": [
+        {"num_steps": 3, "num_inner_steps": 2, "draw": "categorical"},
+        {"num_steps": 4, "num_inner_steps": 1, "remdm": "cap", "remask_strength": 0.5},
+    ],
     "maskgit": [
         {"num_steps": 3, "guidance_scale": 1.0},
         {"num_steps": 3, "reveal": "remdm-conf", "remask_strength": 1.0},
@@ -37,6 +40,7 @@ CASES = {
     "g2d2": [
         {"num_steps": 3, "num_inner_steps": 2},
         {"num_steps": 2, "num_inner_steps": 2, "transition": "markov", "measurement_term": "l1"},
+        {"num_steps": 4, "num_inner_steps": 1, "remdm": "rescale", "remask_strength": 0.9},
     ],
     "sgdd": [
         {"num_steps": 2, "num_likelihood_steps": 3, "num_denoise_steps": 2, "proposal": "bit"},
@@ -48,6 +52,13 @@ CASES = {
             "coupling": "code",
             "guidance_scale": 1.0,
         },
+        {
+            "num_steps": 2,
+            "num_likelihood_steps": 2,
+            "num_denoise_steps": 4,
+            "remdm": "rescale",
+            "remask_strength": 0.9,
+        },
     ],
     "smc": [
         {"num_steps": 2, "num_particles": 3, "num_fills": 2, "weights": "absolute"},
@@ -55,10 +66,12 @@ CASES = {
     ],
     "entrgi": [
         {"num_steps": 2, "num_inner_steps": 2, "num_trajectories": 2, "order": "anchor"},
+        {"num_steps": 4, "num_inner_steps": 1, "remdm": "cap", "remask_strength": 0.5},
     ],
     "redge": [
         {"num_steps": 3, "num_inner_steps": 2},
         {"num_steps": 2, "num_inner_steps": 2, "estimator": "gumbel", "guidance_scale": 1.0},
+        {"num_steps": 4, "num_inner_steps": 1, "remdm": "rescale", "remask_strength": 0.9},
     ],
 }
 # The first options of every sampler, and the others, which compile as long again, as slow tests.
@@ -270,6 +283,9 @@ BAD_OPTIONS = [
     ("redge", {"estimator": "st"}, "estimator is 'st'; choose from"),
     ("redge", {"num_diffusion_steps": 2}, "num_diffusion_steps must be an integer of at least 3"),
     ("g2d2", {"top_p": 0.0}, "top_p must be positive"),
+    ("g2d2", {"transition": "markov", "remdm": "cap"}, "remdm masks clean tokens again"),
+    ("aps", {"remdm": "conf"}, "remdm is 'conf'; choose from"),
+    ("redge", {"remdm": "cap", "remask_strength": -1}, r"remask_strength must be in \[0, 1\]"),
 ]
 
 
@@ -308,3 +324,23 @@ def test_every_gradient_sampler_can_start_from_the_encoder(name, options):
     plain = dataclasses.replace(config, encoder_start=0.0)
     other = jitted(name)(params, y, jax.random.key(0), config=plain)
     assert np.mean(np.asarray(other.tokens) == np.asarray(result.tokens)) < 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["aps", "g2d2", "redge", "entrgi"])
+def test_remdm_masks_clean_tokens_again_and_keeps_the_schedule(name):
+    """Step by step: with a strength of 1 many clean tokens are lost, known ones never."""
+    params = make_params()
+    y = params.operator(random_images())
+    known = np.full((3, LENGTH), NUM_CODES)
+    known[0, :8] = 3
+    plain = SAMPLERS[name].config(num_steps=4, num_inner_steps=1)
+    remdm = dataclasses.replace(plain, remdm="rescale", remask_strength=1.0)
+    run = functools.partial(jitted(name), params, y, jax.random.key(0))
+    results = [run(config=config, known_tokens=jnp.asarray(known)) for config in (plain, remdm)]
+    assert np.any(results[0].tokens != results[1].tokens)
+    for result in results:
+        assert np.all(np.asarray(result.tokens)[0, :8] == 3)
+        num_masked = np.asarray(result.info.num_masked)
+        if num_masked.shape[0] > 1:  # Half known, half as many masked.
+            np.testing.assert_array_equal(num_masked[-1], 0)

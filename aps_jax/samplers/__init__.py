@@ -45,7 +45,9 @@ _SHAPE = ("decode_scale", "num_samples", "image_shape")
 _COMMON = {"paper of APS": ("sigma",), "neutral": _SHAPE}
 _CALLS = {"paper of APS": ("sigma",), "neutral": (*_SHAPE, "guidance_scale", "prior_temperature")}
 _NO_LPIPS = {**_COMMON, "neutral": (*_SHAPE, "perceptual_weight", "encoder_start")}
-_GUIDED = {**_CALLS, "neutral": (*_CALLS["neutral"], "perceptual_weight", "encoder_start")}
+_REMDM = {"paper of ReMDM": ("remask_strength",)}
+_NEUTRAL = (*_CALLS["neutral"], "remdm")
+_GUIDED = {**_CALLS, **_REMDM, "neutral": (*_NEUTRAL, "perceptual_weight", "encoder_start")}
 _MASKGIT_CODE = {
     "code of MaskGIT": ("schedule", "reveal", "gumbel_temperature"),
     "paper of ReMDM": ("remask_strength",),
@@ -72,8 +74,9 @@ SAMPLERS: dict[str, Sampler] = {
             "neutral": (
                 "perceptual_weight", "prior_temperature", "learning_rate_schedule", "keep_best",
                 "warm_start", "warm_moments", "evidence_floor", "encoder_start", "early_stop",
-                "gumbel_temperature", "guidance_scale", "trace", *_SHAPE,
+                "gumbel_temperature", "guidance_scale", "remdm", "trace", *_SHAPE,
             ),
+            **_REMDM,
             "ours": ("prior_weighting", "threshold", "threshold_schedule"),
         },
     ),
@@ -138,6 +141,8 @@ SAMPLERS: dict[str, Sampler] = {
         "arXiv:2503.01161",
         {
             **_CALLS,
+            **_REMDM,
+            "neutral": _NEUTRAL,
             "its code": ("looseness", "proposal"),
             "ours": (
                 "num_steps", "num_likelihood_steps", "num_denoise_steps", "method", "coupling",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from aps_jax.config import Evaluations, check_options, num_passes
+from aps_jax.config import REMDM_RULES, Evaluations, check_options, num_passes
 from aps_jax.schedule import SCHEDULES
 
 #: How masked tokens are revealed; `decoding.reveal` explains them.
@@ -56,6 +56,23 @@ class PriorConfig(SamplerConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RemaskingConfig(PriorConfig):
+    """Adds ReMDM to samplers that keep a scheduled number of tokens.
+
+    Attributes:
+      remdm: "none", or how clean tokens are masked again: "cap" or "rescale" (arXiv:2503.00307).
+      remask_strength: of `remdm`, in [0, 1]; None takes its paper's, for many more timesteps.
+    """
+
+    remdm: str = "none"
+    remask_strength: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_options(self, choices={"remdm": REMDM_RULES}, shares=("remask_strength",))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodingConfig(PriorConfig):
     """Adds the order in which masked tokens are revealed.
 
@@ -67,14 +84,15 @@ class DecodingConfig(PriorConfig):
         "remdm-conf" (ancestral with remasking of clean tokens).
       gumbel_temperature: tau of the noise tau * (1 - i/T) on the log-confidence; used by
         "confidence" only.
-      remask_strength: sigma of "remdm-cap" or factor of "remdm-rescale" and "remdm-conf".
+      remask_strength: sigma of "remdm-cap" or factor of "remdm-rescale" and "remdm-conf"; None
+        takes 0.008, 0.015 and 1.
     """
 
     num_steps: int = 15
     schedule: str = "cosine"
     reveal: str = "confidence"
     gumbel_temperature: float = 4.5
-    remask_strength: float = 0.02
+    remask_strength: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,7 +134,7 @@ class GradientConfig(SamplerConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StarConfig(GradientConfig, PriorConfig):
+class StarConfig(GradientConfig, RemaskingConfig):
     """Of samplers that redraw every token at each timestep from optimised logits.
 
     Attributes:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from aps_jax import remasking, schedule
 from aps_jax.categorical import draw_tokens
-from aps_jax.samplers.config import DecodingConfig
+from aps_jax.samplers.config import DecodingConfig, RemaskingConfig
 from aps_jax.samplers.problem import Field, fold, prior_log_probs, split
 from aps_jax.types import Array, Key
 
@@ -64,8 +64,7 @@ def reveal(field: Field, keys: Key, log_probs: Array, state: Decoding, step: Arr
     is_masked = state.tokens == field.mask
     proposal = draw_tokens(keys_draw, log_probs)
     confidence = remasking.confidence(log_probs, proposal)
-    gammas = jnp.asarray(schedule.masked_share(config.schedule, config.num_steps), jnp.float32)
-    gamma_t, gamma_s = gammas[step], gammas[step + 1]
+    gamma_t, gamma_s = _gammas(field)[step], _gammas(field)[step + 1]
 
     if config.reveal in ("confidence", "random"):
         if config.reveal == "random":
@@ -73,9 +72,7 @@ def reveal(field: Field, keys: Key, log_probs: Array, state: Decoding, step: Arr
         else:
             temperature = config.gumbel_temperature * (1 - (step + 1) / config.num_steps)
             scores = remasking.gumbel_scores(keys_keep, confidence, temperature)
-        num_unknown = jnp.sum(field.is_unknown, axis=-1)
-        num_left = jnp.floor(num_unknown * gamma_s + 1e-3).astype(jnp.int32)
-        is_kept = remasking.select_by_count(scores, is_masked, num_left)
+        is_kept = remasking.select_by_count(scores, is_masked, num_left(field, step))
     else:
         remask = jnp.zeros(proposal.shape)
         if config.reveal != "ancestral":
@@ -83,8 +80,8 @@ def reveal(field: Field, keys: Key, log_probs: Array, state: Decoding, step: Arr
             remask = jnp.where(field.is_unknown, remask, 0.0)
         # At masked positions `remask` is the s of their reveal probability.
         reveal_probability = (gamma_t - gamma_s + remask * (1 - gamma_t)) / gamma_t
-        is_kept = is_masked & (_uniform(keys_keep, proposal) < reveal_probability)
-        is_lost = ~is_masked & (_uniform(keys_mask, proposal) < remask)
+        is_kept = remasking.pick(keys_keep, reveal_probability, is_masked)
+        is_lost = remasking.pick(keys_mask, remask, ~is_masked)
         state = state._replace(tokens=jnp.where(is_lost, field.mask, state.tokens))
     return Decoding(
         tokens=jnp.where(is_kept, proposal, state.tokens),
@@ -95,19 +92,55 @@ def reveal(field: Field, keys: Key, log_probs: Array, state: Decoding, step: Arr
 def _remask_probability(field: Field, state: Decoding, gamma_t: Array, gamma_s: Array) -> Array:
     config = field.config
     assert isinstance(config, DecodingConfig)
-    strength, alpha_t = config.remask_strength, 1 - gamma_t
-    most = jnp.minimum(1.0, gamma_s / jnp.maximum(alpha_t, 1e-6))
-    if config.reveal == "remdm-cap":
-        return jnp.full(state.tokens.shape, jnp.minimum(strength, most))
-    if config.reveal == "remdm-rescale":
-        return jnp.full(state.tokens.shape, strength * most)
+    rule = config.reveal.removeprefix("remdm-")
+    chance = remasking.remdm_chance(rule, config.remask_strength, gamma_t, gamma_s)
+    if rule != "conf":
+        return jnp.full(state.tokens.shape, chance)
     is_open = (state.tokens != field.mask) & field.is_unknown
     doubt = jax.nn.softmax(jnp.where(is_open, -jnp.exp(state.confidence), -jnp.inf), axis=-1)
-    return jnp.where(is_open, strength * most * doubt, 0.0)
+    return jnp.where(is_open, chance * doubt, 0.0)
 
 
-def _uniform(keys: Key, like: Array) -> Array:
-    return jax.vmap(lambda key: jax.random.uniform(key, like.shape[1:]))(keys)
+def keep_and_lose(
+    field: Field,
+    keys: Key,
+    tokens: Array,
+    proposal: Array,
+    scores: Array,
+    step: Array,
+) -> Array:
+    """A step by counts of samplers with `config.remdm`; at the end nothing is masked.
+
+    Args:
+      field: what is being sampled; its configuration has num_steps and schedule.
+      keys: one per row [R].
+      tokens: int32 [R, L] before the step.
+      proposal: int32 [R, L], what masked tokens become.
+      scores: [R, L], the highest of masked tokens are kept.
+      step: index i in [0, T).
+    """
+    config, chance = field.config, None
+    assert isinstance(config, RemaskingConfig)
+    if config.remdm != "none":
+        gammas = _gammas(field)
+        chance = remasking.remdm_chance(
+            config.remdm, config.remask_strength, gammas[step], gammas[step + 1]
+        )
+    return remasking.keep_and_lose(
+        tokens, proposal, scores, num_left(field, step),
+        mask=field.mask, chance=chance, is_open=field.is_unknown, keys=keys,
+    )  # fmt: skip
+
+
+def num_left(field: Field, step: Array) -> Array:
+    """Tokens that are masked after a step, of those unknown at the start; int32 [R]."""
+    num_unknown = jnp.sum(field.is_unknown, axis=-1)
+    return jnp.floor(num_unknown * _gammas(field)[step + 1] + 1e-3).astype(jnp.int32)
+
+
+def _gammas(field: Field) -> Array:
+    shares = schedule.masked_share(field.config.schedule, field.config.num_steps)
+    return jnp.asarray(shares, jnp.float32)
 
 
 def decode_step(field: Field, keys: Key, state: Decoding, step: Array) -> Decoding:

@@ -21,7 +21,8 @@ from aps_jax.categorical import draw_tokens, top_p
 from aps_jax.config import Evaluations, check_options
 from aps_jax.likelihood import expected_code
 from aps_jax.sampler import SampleResult, StepInfo
-from aps_jax.samplers.config import GradientConfig, PriorConfig
+from aps_jax.samplers.config import GradientConfig, RemaskingConfig
+from aps_jax.samplers.decoding import keep_and_lose
 from aps_jax.samplers.problem import (
     Problem,
     codes_of,
@@ -39,7 +40,7 @@ from aps_jax.types import Array, Key, Params, PyTree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EntRGiConfig(GradientConfig, PriorConfig):
+class EntRGiConfig(GradientConfig, RemaskingConfig):
     """Options of `entrgi_sample`; the defaults are the released experiments', with no KL.
 
     Attributes:
@@ -137,7 +138,6 @@ def _step(problem: Problem, bonus: Array | float, keys: Key, tokens: Array, i: A
     config = problem.config
     assert isinstance(config, EntRGiConfig)
     keys_refine, keys_draw = split(keys, 2)
-    is_masked = tokens == problem.mask
     log_prior = prior_log_probs(problem, tokens)
     phi = _refine(problem, keys_refine, log_prior + bonus, tokens)
     proposal = draw_tokens(keys_draw, phi / config.temperature)
@@ -145,9 +145,7 @@ def _step(problem: Problem, bonus: Array | float, keys: Key, tokens: Array, i: A
         scores = remasking.confidence(phi, proposal)
     else:
         scores = -normalized_entropy(log_prior)
-    counts = schedule.masked_counts(config.schedule, config.num_steps, tokens.shape[1])
-    is_kept = remasking.select_by_count(scores, is_masked, jnp.asarray(counts)[i])
-    return jnp.where(is_kept, proposal, tokens)
+    return keep_and_lose(problem, fold(keys_draw, 1), tokens, proposal, scores, i)
 
 
 def _refine(problem: Problem, keys: Key, phi: Array, tokens: Array) -> Array:

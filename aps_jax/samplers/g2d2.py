@@ -23,6 +23,7 @@ from aps_jax.config import check_options
 from aps_jax.likelihood import expected_code
 from aps_jax.sampler import SampleResult, StepInfo
 from aps_jax.samplers.config import StarConfig
+from aps_jax.samplers.decoding import keep_and_lose, num_left
 from aps_jax.samplers.problem import (
     Problem,
     encoder_bonus,
@@ -83,6 +84,8 @@ class G2D2Config(StarConfig):
             positive=("gumbel_temperature", "uniform_mass", "top_p"),
             shares=("forget", "top_p", "uniform_mass"),
         )
+        if self.remdm != "none" and self.transition != "star":
+            raise ValueError("remdm masks clean tokens again, as transition='star' can; choose it")
 
 
 def g2d2_sample(
@@ -191,18 +194,23 @@ def _move(problem: Problem, keys: Key, phi: Array, tokens: Array, i: Array) -> A
         last = draw_tokens(keys_draw, phi)
         return with_known_tokens(problem, jnp.where(i == config.num_steps - 1, last, moved))
     clean = with_known_tokens(problem, draw_tokens(keys_draw, top_p(phi, config.top_p)))
-    return star_transition(problem, keys_mask, clean, config.schedule, config.num_steps, i)
+    return star_transition(problem, keys_mask, tokens, clean, i)
 
 
-def star_transition(
-    problem: Problem, keys: Key, clean: Array, schedule_name: str, num_steps: int, i: Array
-) -> Array:
-    """Masks exactly the scheduled number of the tokens `clean` [R, L], anywhere but known ones."""
-    counts = schedule.masked_counts(schedule_name, num_steps, clean.shape[1])
+def star_transition(problem: Problem, keys: Key, tokens: Array, clean: Array, i: Array) -> Array:
+    """Masks a scheduled share of the tokens `clean` [R, L], anywhere but known ones.
+
+    With `config.remdm` only masked `tokens` [R, L] take their place in `clean`; the others stay, or
+    are masked again by ReMDM's rule.
+    """
+    config = problem.config
+    assert isinstance(config, StarConfig)
     scores = remasking.gumbel_scores(keys, jnp.zeros(clean.shape), 1.0)
+    if config.remdm != "none":
+        return keep_and_lose(problem, fold(keys, 1), tokens, clean, scores, i)
     scores = jnp.where(problem.is_unknown, scores, -jnp.inf)
     rank = jnp.argsort(jnp.argsort(-scores, axis=-1), axis=-1)
-    is_masked = problem.is_unknown & (rank < jnp.asarray(counts)[i])
+    is_masked = problem.is_unknown & (rank < num_left(problem, i)[:, None])
     return jnp.where(is_masked, problem.mask, clean)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from aps_jax.estimate import encoder_logits, estimated_tokens
-from aps_jax.likelihood import gaussian_energy, measurement_loss, predict
+from aps_jax.likelihood import gaussian_energy, measurement_loss, perceptual_targets, predict
 from aps_jax.problem import (
     fit_shapes,
     guided_logits,
@@ -65,12 +65,14 @@ class Problem(Field):
       y: measurement [R, ...].
       keys: one key per row [R].
       image_shape: (H, W).
+      targets: what the perceptual term needs of y, if there is one.
     """
 
     params: Params
     y: PyTree
     keys: Key
     image_shape: ImageShape
+    targets: list[PyTree] | None
 
 
 def pose(
@@ -84,13 +86,15 @@ def pose(
     image_shape, grid = fit_shapes(
         params, y, image_shape=config.image_shape, decode_scale=config.decode_scale
     )
+    num_samples = config.num_samples
+    y_rows, targets = repeat_samples(y, num_samples), None
     if isinstance(config, GradientConfig):
         require_perceptual(
             params,
             measurement_term=config.measurement_term,
             perceptual_weight=config.perceptual_weight,
         )
-    num_samples = config.num_samples
+        targets = perceptual_targets(params, y_rows, config)
     tokens = start_tokens(
         known_tokens,
         jax.tree.leaves(y)[0].shape[0],
@@ -101,12 +105,13 @@ def pose(
     return Problem(
         prior=params.prior,
         params=params,
-        y=repeat_samples(y, num_samples),
+        y=y_rows,
         keys=row_keys(key, tokens.shape[0], num_samples),
         tokens=tokens,
         grid=grid,
         image_shape=image_shape,
         config=config,
+        targets=targets,
     )
 
 
@@ -208,7 +213,7 @@ def measurement_term(problem: Problem, codes: Array) -> Array:
             halved = gaussian_energy(problem.params.operator, prediction, problem.y, sigma=1.0)
             # The least normal number keeps the gradient finite where the fit is perfect.
             return jnp.sqrt(2 * halved + jnp.finfo(jnp.float32).tiny)
-        loss = measurement_loss(problem.params, prediction, problem.y, config)
+        loss = measurement_loss(problem.params, prediction, problem.y, config, problem.targets)
     # The same scale as in APS: the gradient of a token does not shrink with the image.
     return codes.shape[1] * loss if config.measurement_term == "l1" else loss
 

@@ -112,7 +112,7 @@ def redge_sample(
         phi, loss = _refine(problem, keys_refine, log_prior + bonus, log_prior, tokens)
         # Clean tokens are not optimised, so they are drawn again as they are.
         clean = jnp.where(tokens == problem.mask, draw_tokens(keys_draw, phi), tokens)
-        tokens = star_transition(problem, keys_mask, clean, config.schedule, config.num_steps, i)
+        tokens = star_transition(problem, keys_mask, tokens, clean, i)
         return tokens, step_info(problem, tokens, loss)
 
     tokens, info = jax.lax.scan(step, problem.tokens, jnp.arange(config.num_steps))

@@ -25,7 +25,7 @@ from aps_jax import remasking
 from aps_jax.categorical import draw_tokens
 from aps_jax.config import Evaluations, check_options
 from aps_jax.sampler import SampleResult, StepInfo
-from aps_jax.samplers.config import PriorConfig
+from aps_jax.samplers.config import RemaskingConfig
 from aps_jax.samplers.problem import (
     Problem,
     energy,
@@ -41,7 +41,7 @@ from aps_jax.types import Array, Key, Params, PyTree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SGDDConfig(PriorConfig):
+class SGDDConfig(RemaskingConfig):
     """Options of `sgdd_sample`.
 
     The published latent setting is 70 x (64 denoiser calls + 5000 proposals), 350,000 decodings per
@@ -61,6 +61,7 @@ class SGDDConfig(PriorConfig):
         factor 1 / (K - 1) per changed token and is looser by `looseness`.
       looseness: alpha, multiplies the diffusion time of the "code" coupling.
       proposal: "uniform" code (published) or "bit", one bit of the token flipped (LFQ; ours).
+      remdm: as of the other samplers, among the tokens that a prior step draws anew.
       first_noise: u_1.
       last_noise: u_K, reached geometrically; about 1 / L is small.
     """
@@ -190,15 +191,24 @@ def complete(problem: Problem, keys: Key, tokens: Array, num_steps: Array) -> Ar
 
     One token per call, and thus exact for a perfect prior, if there are as many calls as masks.
     """
-    num_masked = jnp.sum(tokens == problem.mask, axis=-1)
+    config = problem.config
+    assert isinstance(config, SGDDConfig)
+    is_open = tokens == problem.mask
+    num_masked = jnp.sum(is_open, axis=-1)
 
     def step(h: Array, tokens: Array) -> Array:
         keys_draw, keys_order = split(fold(keys, h), 2)
         proposal = draw_tokens(keys_draw, prior_log_probs(problem, tokens))
         scores = remasking.gumbel_scores(keys_order, jnp.zeros(tokens.shape), 1.0)
         num_left = num_masked * (num_steps - h - 1) // num_steps
-        is_kept = remasking.select_by_count(scores, tokens == problem.mask, num_left)
-        return jnp.where(is_kept, proposal, tokens)
+        chance = None
+        if config.remdm != "none":
+            shares = (num_steps - h) / num_steps, (num_steps - h - 1) / num_steps
+            chance = remasking.remdm_chance(config.remdm, config.remask_strength, *shares)
+        return remasking.keep_and_lose(
+            tokens, proposal, scores, num_left,
+            mask=problem.mask, chance=chance, is_open=is_open, keys=fold(keys_order, 1),
+        )  # fmt: skip
 
     return jax.lax.fori_loop(0, num_steps, step, tokens)
 

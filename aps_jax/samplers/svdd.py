@@ -38,7 +38,8 @@ class SVDDConfig(DecodingConfig):
       selection: "argmax" (released code), "sample" with weights exp(value / temperature) (paper) or
         "standardized", the same after dividing values by their spread (ours: at sigma 0.05 energies
         are so large that any fixed temperature acts as argmax).
-      selection_temperature: alpha; the paper has 0.01.
+      selection_temperature: alpha; the paper has 0.01. "standardized" wants about 1: at 0.01 it is
+        "argmax".
     """
 
     num_steps: int = 128
