@@ -17,6 +17,7 @@ import numpy as np
 import aps_jax
 from aps_jax import convolution, likelihood, sharding, tokenizer
 from aps_jax.perceptual import MIN_SIDE, PerceptualUnavailable, load_lpips
+from aps_jax.presets import make_config
 from aps_jax.prior import make_prior
 from aps_jax.tokenizer import init_codec_params, make_codec
 from aps_jax.transformer import init_transformer_params
@@ -73,15 +74,22 @@ class Step:
         return self.params, self.y, self.log_prior, self.log_prior, self.tokens
 
     def alone(self) -> Callable[[], Any]:
-        """One inner iteration as a jitted call."""
+        """One inner iteration as a jitted call, which goes on from the last in the same memory."""
 
-        @jax.jit
-        def iterate(opt_state, params, y, phi, log_prior, tokens):
+        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        def iterate(phi, opt_state, params, y, log_prior, tokens):
             grads = jax.grad(self.total, argnums=2)(params, y, phi, log_prior, tokens)
             updates, opt_state = self.optimizer.update(grads, opt_state)
             return phi + updates, opt_state
 
-        return lambda: iterate(self.opt_state, *self.arguments())
+        carry = jax.tree.map(jnp.copy, (self.log_prior, self.opt_state))
+
+        def run() -> Any:
+            nonlocal carry
+            carry = iterate(*carry, self.params, self.y, self.log_prior, self.tokens)
+            return carry
+
+        return run
 
     def loop(self) -> Callable[[], Any]:
         """The inner loop of `config.num_inner_steps` iterations, compiled."""
@@ -101,17 +109,22 @@ def loop_section(params: Params, arguments: Any) -> dict[str, Any]:
 
     Inside: the difference between `aps_sample` with 1 + n and with 1 inner steps, over n, so that
     the denoiser and the remasking cancel. XLA's CPU backend can compile the gradient of a
-    convolution far worse inside a loop; "stock gradient" is JAX's own.
+    convolution far worse inside a loop; "stock gradient" is JAX's own. The first two have the
+    published objective; "preset balanced" is what the command line runs, with the prior term,
+    evidence and the best phi.
     """
-    result = {"library gradient": _inside_and_alone(params, arguments)}
+    published = aps_jax.APSConfig()
+    result = {"library gradient": _inside_and_alone(params, published, arguments)}
     with _replaced(convolution, "_unit_stride", convolution._unit_stride.fun):
-        result["stock gradient"] = _inside_and_alone(params, arguments)
+        result["stock gradient"] = _inside_and_alone(params, published, arguments)
+    balanced = make_config(preset="balanced")
+    result["preset balanced"] = _inside_and_alone(params, balanced, arguments)
     return result
 
 
-def _inside_and_alone(params: Params, arguments: Any) -> dict[str, Any]:
+def _inside_and_alone(params: Params, config: aps_jax.APSConfig, arguments: Any) -> dict[str, Any]:
     count = arguments.inner_steps
-    long = aps_jax.APSConfig(num_steps=1, num_inner_steps=1 + count)
+    long = dataclasses.replace(config, num_steps=1, num_inner_steps=1 + count)
     short = dataclasses.replace(long, num_inner_steps=1)
     step = Step(params, arguments.batch_size, arguments.image_size, long)
     sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
@@ -224,60 +237,85 @@ def _with_lpips(params: Params, arguments: Any) -> Params | None:
 
 
 def part_section(params: Params, arguments: Any) -> dict[str, Any]:
-    """Seconds of the parts of a timestep, each jitted alone, and the decoder's FLOP rate.
+    """Seconds of the parts of a timestep, and the FLOP rate of the networks.
 
+    Each part is repeated in a compiled loop, as it is in the sampler, every round with what the one
+    before has left: single calls would spend their time on fresh memory for their results.
     FLOP are those of products and convolutions (`flops.count_flops`), and the rate that they are
     compared with is that of a matrix product of the networks' dtype in this process.
     """
-    config = aps_jax.APSConfig(num_steps=1, num_inner_steps=1)
+    config = aps_jax.APSConfig(num_steps=1, num_inner_steps=arguments.inner_steps)
     step = Step(params, arguments.batch_size, arguments.image_size, config)
     codec, optimizer = params.codec, step.optimizer
-    shape = (*step.tokens_grid().shape, codec.codebook.shape[1])
-    codes = jnp.sign(jax.random.normal(jax.random.key(1), shape))
-    forward = jax.jit(codec.decode)
+    grid = step.tokens_grid()
+    codes = jnp.sign(jax.random.normal(jax.random.key(1), (*grid.shape, codec.codebook.shape[1])))
     target = images(arguments.batch_size, arguments.image_size)
-    both = jax.jit(
-        jax.grad(lambda codes, params: jnp.sum((codec.decode(params, codes) - target) ** 2))
-    )
-    expectation = jax.jit(
-        jax.grad(lambda phi, codec: jnp.sum(likelihood.expected_code(codec, phi) ** 2))
-    )
-    prior_term = jax.jit(
-        jax.grad(lambda phi, p: jnp.sum(likelihood.prior_energy(phi, p, step.tokens >= 0)))
-    )
+    forward = codec.decode
+    both = jax.grad(lambda codes, params: jnp.sum((codec.decode(params, codes) - target) ** 2))
+    expectation = jax.grad(lambda phi, codec: jnp.sum(likelihood.expected_code(codec, phi) ** 2))
+    prior_term = jax.grad(lambda phi, p: jnp.sum(likelihood.prior_energy(phi, p, step.tokens >= 0)))
 
-    @jax.jit
-    def adam(grads, opt_state):
-        updates, opt_state = optimizer.update(grads, opt_state)
-        return grads + updates, opt_state
+    def adam(carry: Any) -> Any:
+        phi, opt_state = carry
+        updates, opt_state = optimizer.update(phi, opt_state)
+        return phi + updates, opt_state
 
-    denoiser = jax.jit(params.prior.apply)
+    def denoise(tokens: Array, params: Any) -> Array:
+        logits = step.params.prior.apply(params, tokens)
+        return jnp.where(logits[..., 0] > 1e9, 0, tokens)
+
+    def decode(codes: Array, params: Any) -> Array:
+        return codes + _TINY * jnp.mean(forward(params, codes))
+
+    count, phi, weights = arguments.inner_steps, step.log_prior, codec.params
     runs: dict[str, Callable[[], Any]] = {
-        "whole iteration": step.alone(),
-        "decoder forward": lambda: forward(codec.params, codes),
-        "decoder forward and backward": lambda: both(codes, codec.params),
-        "expectation, both ways": lambda: expectation(step.log_prior, codec),
-        "prior term, both ways": lambda: prior_term(step.log_prior, step.log_prior),
-        "adam": lambda: adam(step.log_prior, step.opt_state),
-        "denoiser": lambda: denoiser(params.prior.params, step.tokens_grid()),
+        "whole iteration": step.loop(),
+        "decoder forward": _repeated(decode, count, codes, weights),
+        "decoder forward and backward": _repeated(_nudged(both), count, codes, weights),
+        "expectation, both ways": _repeated(_nudged(expectation), count, phi, codec),
+        "prior term, both ways": _repeated(_nudged(prior_term), count, phi, phi),
+        "adam": _repeated(adam, count, (phi, step.opt_state)),
+        "denoiser": _repeated(denoise, count, grid, params.prior.params),
     }
     with_lpips = _with_lpips(params, arguments)
     if with_lpips is not None:
-        distance = jax.jit(jax.grad(lambda a, b, lpips: jnp.sum(lpips.distance_to(a, b))))
-        reference = jax.jit(lambda b, lpips: lpips.reference(b))(target, with_lpips.perceptual)
-        runs["LPIPS, both ways"] = lambda: distance(0.5 * target, reference, with_lpips.perceptual)
+        lpips = with_lpips.perceptual
+        distance = jax.grad(lambda a, b, lpips: jnp.sum(lpips.distance_to(a, b)))
+        reference = jax.jit(lambda b, lpips: lpips.reference(b))(target, lpips)
+        runs["LPIPS, both ways"] = _repeated(
+            _nudged(distance), count, 0.5 * target, reference, lpips
+        )
     seconds = timing.interleave(runs, arguments.repeats)
-    rows: dict[str, Any] = {name: timing.spread(values) for name, values in seconds.items()}
+    rows: dict[str, Any] = {name: timing.spread(values / count) for name, values in seconds.items()}
     rate = timing.matmul_rate(arguments.matmul_side, arguments.repeats, arguments.dtype)
     flops = {
-        "decoder forward": count_flops(forward, codec.params, codes),
-        "decoder forward and backward": count_flops(both, codes, codec.params),
-        "denoiser": count_flops(denoiser, params.prior.params, step.tokens_grid()),
+        "decoder forward": count_flops(forward, weights, codes),
+        "decoder forward and backward": count_flops(both, codes, weights),
+        "denoiser": count_flops(params.prior.apply, params.prior.params, grid),
     }
-    for name, count in flops.items():
-        rows[name]["FLOP"] = count
-        rows[name]["FLOP/s over matmul"] = count / rows[name]["median"] / rate["median"]
+    for name, number in flops.items():
+        rows[name]["FLOP"] = number
+        rows[name]["FLOP/s over matmul"] = number / rows[name]["median"] / rate["median"]
     return {"seconds": rows, "matmul FLOP/s": rate}
+
+
+#: Leaves what it multiplies without effect, but not without use.
+_TINY = 1e-12
+
+
+def _nudged(gradient: Callable[..., Array]) -> Callable[..., Array]:
+    """A gradient as a step of its argument, so that repetitions depend on each other."""
+    return lambda x, *others: x + _TINY * gradient(x, *others)
+
+
+def _repeated(step: Callable[..., Any], count: int, start: Any, *others: Any) -> Callable[[], Any]:
+    """`count` applications of `step(carry, *others)` in a compiled loop."""
+
+    @jax.jit
+    def run(start: Any, *others: Any) -> Any:
+        return jax.lax.fori_loop(0, count, lambda _, carry: step(carry, *others), start)
+
+    return lambda: run(start, *others)
 
 
 def core_section(params: Params, arguments: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import aps_jax
+from aps_jax.commands.doctor import num_cpus
 from aps_jax.pretrained import DTYPES, Model
 from aps_jax.tokenizer import CodecConfig, make_codec
 from aps_jax.types import Array, Params
@@ -56,10 +57,35 @@ def sampler_section(model: Model, arguments: Any) -> dict[str, Any]:
         gradient = _gradient(sampler, step)
         if not _is_usable(name, gradient, exact, facts):
             continue
-        runs[name] = lambda sampler=sampler: sampler.sample(y, **counts).cpu()
-        if name == "torch float32 eager" and device == "cpu":
-            facts["threads"] = _best_threads(gradient)
+        if name == "torch float32 eager":
+            facts["share of equal pixels"] = _equal_pixels(sampler, problems["float32"], y)
+        if device == "cpu":
+            facts[f"{name} threads"] = _best_threads(gradient)
+        threads = facts.get(f"{name} threads")
+        runs[name] = lambda sampler=sampler, n=threads: _sample(sampler, y, counts, n)
     return facts | {"seconds": _over(timing.interleave(runs, arguments.repeats), "jax float32")}
+
+
+def _sample(sampler: Any, y: Array, counts: dict[str, int], threads: int | None = None) -> Any:
+    """Images of a `TorchSampler` on the CPU, on so many threads."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    return sampler.sample(y, **counts).cpu()
+
+
+def _equal_pixels(sampler: Any, params: Params, y: Array) -> float:
+    """Share of the pixels in which a short run of both samplers agrees.
+
+    Not all need to: where two codes are level, rounding decides.
+    """
+    counts = {"num_steps": 2, "num_inner_steps": 2}
+    config = aps_jax.APSConfig(**counts)
+    sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
+    ours = np.asarray(sample(params, y, jax.random.key(0), config=config).images)
+    theirs = _sample(sampler, y, counts).permute(0, 2, 3, 1).numpy()
+    return float(np.mean(np.abs(ours - theirs) < 1e-3))
 
 
 def _gradient(sampler: Any, step: speed_parts.Step) -> Callable[[], np.ndarray]:
@@ -170,7 +196,7 @@ def _facts() -> dict[str, Any]:
     facts: dict[str, Any] = {"torch": torch.__version__}
     if _device() == "cuda":
         return facts | {"torch device": torch.cuda.get_device_name()}
-    return facts | {"threads": torch.get_num_threads()}
+    return facts
 
 
 def _variants() -> Iterator[tuple[str, Any, bool]]:
@@ -206,7 +232,7 @@ def _best_threads(work: Callable[[], Any]) -> int:
     import torch
 
     seconds = {}
-    for count in range(1, torch.get_num_threads() + 1):
+    for count in range(1, num_cpus() + 1):
         torch.set_num_threads(count)
         work()
         began = time.perf_counter()
