@@ -51,20 +51,21 @@ NEEDED = (
 )  # fmt: skip
 #: One token at a time in random order, which is exact for a perfect prior.
 _IN_ORDER = {"reveal": "random", "schedule": "linear", "num_steps": "L"}
+#: The forms of APS that have a likelihood and a prior term.
+_APS = {
+    "num_steps": "L", "measurement_term": "gaussian", "prior_weight": 1.0, "draw": "categorical",
+}  # fmt: skip
 #: Sampler and options by name; "L" stands for the number of tokens.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "prior": ("maskgit", _IN_ORDER),
     "aps, published objective": ("aps", {"num_steps": "L"}),
-    "aps": (
-        "aps",
-        {"num_steps": "L", "measurement_term": "gaussian", "prior_weight": 1.0,
-         "draw": "categorical"},
-    ),
-    "aps, KL prior term": (
-        "aps",
-        {"num_steps": "L", "measurement_term": "gaussian", "prior_weight": 1.0,
-         "prior_term": "kl", "draw": "categorical"},
-    ),
+    "aps": ("aps", _APS),
+    "aps, KL prior term": ("aps", _APS | {"prior_term": "kl"}),
+    "aps, ELBO weights": ("aps", _APS | {"prior_weighting": "elbo"}),
+    "aps, standard remasking": ("aps", _APS | {"remasking": "standard"}),
+    "aps, random remasking": ("aps", _APS | {"remasking": "random"}),
+    "aps, warm start": ("aps", _APS | {"warm_start": "logits"}),
+    "aps, ReMDM rescale 0.5": ("aps", _APS | {"remdm": "rescale", "remask_strength": 0.5}),
     "best_of_n": ("best_of_n", _IN_ORDER),
     "straight_through": ("straight_through", {}),
     "svdd_pm": ("svdd_pm", _IN_ORDER | {"selection": "sample", "selection_temperature": 1.0}),
