@@ -8,9 +8,11 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -37,12 +39,21 @@ class Record(NamedTuple):
 
 #: An image that is a file, or can become one.
 Item = Path | Record
+_Result = TypeVar("_Result")
 
 
 def sha256(image: Item) -> str:
     """Hash of the bytes of the file that an image is, or would be; OSError if it cannot be read."""
     with as_file(image) as path:
         return checkpoint.fingerprint(path)
+
+
+def has_hash(image: Item, expected: str | None) -> bool:
+    """Whether an image can be read and is the one with this hash."""
+    try:
+        return expected is not None and sha256(image) == expected
+    except (OSError, ValueError):
+        return False
 
 
 @contextlib.contextmanager
@@ -131,3 +142,31 @@ def named_images(source: Path) -> dict[str, Item]:
             raise ValueError(f"{source} names {path} twice; delete one of the lines")
     root = Path(os.path.commonpath([path.parent for path in paths]))
     return {path.relative_to(root).as_posix(): path for path in paths}
+
+
+def read_ahead(
+    read: Callable[[str, Item], _Result], images: Mapping[str, Item], count: int
+) -> Iterator[tuple[str, Future[_Result]]]:
+    """Reads images while the caller is busy with earlier ones, in their order.
+
+    One thread reads them all, so that a source never sees two readers at once.
+
+    Args:
+      read: called with name and image.
+      images: by name.
+      count: how many results may lie ready beyond the one that the caller has.
+
+    Yields:
+      Name and result, or error, of each image.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+    ahead: deque[tuple[str, Future[_Result]]] = deque()
+    try:
+        for name, image in images.items():
+            ahead.append((name, pool.submit(read, name, image)))
+            if len(ahead) > count:
+                yield ahead.popleft()
+        while ahead:
+            yield ahead.popleft()
+    finally:  # Also where the caller stops early: what nobody will take is not read.
+        pool.shutdown(cancel_futures=True)

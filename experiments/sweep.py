@@ -11,14 +11,14 @@ depend on the seed and its name alone, not on hosts, devices, batches or their o
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +31,14 @@ from aps_jax.commands import inputs
 from aps_jax.commands import restore as command
 from aps_jax.samplers import sample_function
 from aps_jax.types import Key, Params, Perceptual
-from experiments import hosts, memory, rows, sources
+from experiments import batches, hosts, memory, rows, sources
 
 PROGRAM = "sweep"
 MANIFEST = "sweep.json"
+MEMORY_CURE = (
+    "set a smaller --batch-size, restore smaller images (--size) or share the prior with a larger "
+    "--num-model"
+)
 _Hidden = tyro.conf.Suppress[bool]
 
 
@@ -72,38 +76,6 @@ class Sweep(cli.Restore):
     save_steps: _Hidden = False
 
 
-class Job(NamedTuple):
-    """One image to restore, measured."""
-
-    name: str
-    problem: inputs.Problem
-    key: Key
-
-
-def image_key(seed: int, name: str) -> Key:
-    """The key of everything random about one image."""
-    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
-    return jax.random.fold_in(jax.random.key(seed), number)
-
-
-def measure_image(options: Sweep, name: str, image: sources.Item) -> Job:
-    """Loads one image and measures it; the operator's random state is the same for all images."""
-    key_noise, key_sample = jax.random.split(image_key(options.seed, name))
-    with sources.as_file(image) as path:
-        one = dataclasses.replace(options, image=path)
-        if options.measured:
-            return Job(name, inputs.load_measured(one), key_sample)
-        key_operator = jax.random.fold_in(jax.random.key(options.seed), 0)
-        return Job(name, inputs.degrade_photo(one, key_operator, key_noise), key_sample)
-
-
-def _kind(problem: inputs.Problem) -> tuple:
-    """Images of one kind share a batch: sizes and operators are equal."""
-    leaves, structure = jax.tree.flatten(problem.operator)
-    arrays = tuple(hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest() for leaf in leaves)
-    return problem.image_shape, jax.tree.map(jnp.shape, problem.y), structure, arrays
-
-
 class Host:
     """One host's share of a sweep.
 
@@ -130,9 +102,10 @@ class Host:
                 f"share it, got {self.batch_size}"
             )
         # Each device reads its own part: one alone may not hold the whole prior.
-        self.model = pretrained.load_pretrained(
-            options.model, prompt=options.prompt, mesh=self.mesh, dtype=options.dtype
-        )
+        with memory.loading(options.model, self.mesh):
+            self.model = pretrained.load_pretrained(
+                options.model, prompt=options.prompt, mesh=self.mesh, dtype=options.dtype
+            )
         self.log = options.out / f"rows-{place.index:04}.jsonl"
         self._jitted = jax.jit(sample_function(options.sampler), static_argnames="config")
         self._compiled: dict[Any, Any] = {}
@@ -142,16 +115,11 @@ class Host:
     def pending(self, found: dict[str, sources.Item]) -> dict[str, sources.Item]:
         """This host's images that have no result yet."""
         share = dict(list(found.items())[self.place.index :: self.place.count])
-        finished = {
-            row["name"]: row["sha256"]
-            for log in sorted(self.options.out.glob("rows-*.jsonl"))
-            for row in rows.read(log, ("name", "status"))
-            if row["status"] == "restored"
-        }
+        finished = _finished(self.options.out)
         return {
             name: image
             for name, image in share.items()
-            if not (self.target(name).is_file() and _has_hash(image, finished.get(name)))
+            if not (self.target(name).is_file() and sources.has_hash(image, finished.get(name)))
         }
 
     def target(self, name: str) -> Path:
@@ -162,52 +130,38 @@ class Host:
         """Restores what is missing of this host's share; returns how many images failed."""
         pending = self.pending(found)
         count, failed, done = len(pending), 0, 0
-        for batch in self._batches(pending):
-            results = self._restore(batch) if isinstance(batch, list) else [batch]
-            rows.append(self.log, results)
-            done += len(results)
-            bad = [row for row in results if row["status"] != "restored"]
-            failed += len(bad)
-            for row in bad:
-                _say(f"{row['name']} was left out: {row['reason']}")
-            _say(f"host {self.place.index} of {self.place.count}: {done} of {count} images")
+        groups = batches.group(self.options, pending, self.batch_size)
+        with contextlib.closing(groups):  # Ends the thread that reads.
+            for batch in groups:
+                results = self._restore(batch) if isinstance(batch, list) else [batch]
+                rows.append(self.log, results)
+                done += len(results)
+                bad = [row for row in results if row["status"] != "restored"]
+                failed += len(bad)
+                for row in bad:
+                    _say(f"{row['name']} was left out: {row['reason']}")
+                _say(f"host {self.place.index} of {self.place.count}: {done} of {count} images")
         return failed
 
-    def _batches(self, pending: dict[str, sources.Item]) -> Iterator[list[Job] | dict[str, Any]]:
-        """Full batches of one kind, then the rest; a row instead for what cannot be read."""
-        waiting: dict[tuple, list[Job]] = {}
-        for name, image in pending.items():
-            try:
-                job = measure_image(self.options, name, image)
-            except (OSError, ValueError) as error:
-                yield {"name": name, "status": "unreadable", "reason": str(error)}
-                continue
-            kind = _kind(job.problem)
-            waiting.setdefault(kind, []).append(job)
-            if len(waiting[kind]) == self.batch_size:
-                yield waiting.pop(kind)
-        yield from waiting.values()
-
-    def _restore(self, jobs: list[Job]) -> list[dict[str, Any]]:
+    def _restore(self, jobs: list[batches.Job]) -> list[dict[str, Any]]:
         """Restores jobs of one kind, writes their images and returns their rows."""
         problem = jobs[0].problem
         distance = self._lpips(problem)
         notes: list[str] = []
         config = dataclasses.replace(self.config, image_shape=problem.image_shape)
         config = command.settle_perceptual(config, problem, distance, notes)
+        # Filled up with the last image, so that every batch has one shape.
+        filled = jobs + jobs[-1:] * (self.batch_size - len(jobs))
         params = Params(
             prior=self.model.prior,
             codec=self.model.codec,
-            operator=problem.operator,
+            operator=batches.operator_of(self.options, filled),
             perceptual=distance if command.perceptual_weight(config) > 0 else None,
         )
-        # Filled up with the last image, so that every batch has one shape.
-        filled = jobs + jobs[-1:] * (self.batch_size - len(jobs))
         y = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(j.problem.y for j in filled))
         keys = jnp.stack([job.key for job in filled])
-        began = time.perf_counter()
-        result = self._sample(params, y, keys, config)
-        seconds = (time.perf_counter() - began) / len(jobs)
+        result, seconds = self._sample(params, y, keys, config)
+        seconds /= len(jobs)
 
         table = []
         is_finite = np.all(result.info.is_finite, axis=(0, 1))
@@ -229,6 +183,9 @@ class Host:
         return table
 
     def _lpips(self, problem: inputs.Problem) -> Perceptual | None:
+        """LPIPS for images of one kind, loaded once; those that are too small have none."""
+        if min(problem.image_shape) < command.LPIPS_SIDE:
+            return None
         if not self._tried_distance:
             notes: list[str] = []
             distance = command.load_distance(problem, self.config, notes)
@@ -237,22 +194,31 @@ class Host:
             for note in notes:
                 if command.perceptual_weight(self.config) > 0 and self._distance is None:
                     raise ValueError(
-                        f"--preset {self.options.preset} needs LPIPS on every host; {note}"
+                        f"the perceptual term needs LPIPS on every host; {note}; or sweep without "
+                        "it: --option perceptual_weight=0"
                     )
                 _say(f"note: {note}")
         return self._distance
 
-    def _sample(self, params: Params, y: Any, keys: Key, config: Any) -> aps_jax.SampleResult:
-        """One batch over this host's devices, back as NumPy arrays."""
+    def _sample(
+        self, params: Params, y: Any, keys: Key, config: Any
+    ) -> tuple[aps_jax.SampleResult, float]:
+        """One batch over this host's devices, back as NumPy arrays, and its seconds.
+
+        The first batch of a kind compiles before its time begins.
+        """
         params = sharding.shard_params(params, self.mesh)
         y, keys = sharding.shard_batch((y, keys), self.mesh)
-        kind = (jax.tree.structure((params, y)), jax.tree.map(jnp.shape, y), config)
+        shapes = tuple(jnp.shape(leaf) for leaf in jax.tree.leaves((params.operator, y)))
+        kind = (jax.tree.structure((params, y)), shapes, config)
         try:
             if kind not in self._compiled:
                 compiled = self._jitted.lower(params, y, keys, config=config).compile()
                 memory.require_fitting(compiled, self.batch_size, self.mesh)
                 self._compiled[kind] = compiled
-            return jax.device_get(self._compiled[kind](params, y, keys))
+            began = time.perf_counter()
+            result = jax.device_get(self._compiled[kind](params, y, keys))
+            return result, time.perf_counter() - began
         except Exception as error:
             if not cli.is_out_of_memory(error):
                 raise
@@ -262,12 +228,24 @@ class Host:
             ) from error
 
 
-def _has_hash(image: sources.Item, sha256: str | None) -> bool:
-    """Whether an image can be read and is the one with this hash."""
-    try:
-        return sha256 is not None and sources.sha256(image) == sha256
-    except (OSError, ValueError):
-        return False
+def _finished(out: Path) -> dict[str, str]:
+    """Hash, by name, of the images that any host has restored.
+
+    Raises:
+      rows.ForeignResults: if a row does not have it.
+    """
+    finished = {}
+    for log in sorted(out.glob("rows-*.jsonl")):
+        for row in rows.read(log, ("name", "status")):
+            if row["status"] != "restored":
+                continue
+            if "sha256" not in row:
+                raise rows.ForeignResults(
+                    f"{log} has a row of {row['name']} without the hash of its image, so it is of "
+                    "another program or version; choose another --out"
+                )
+            finished[row["name"]] = row["sha256"]
+    return finished
 
 
 def _check_task(options: Sweep) -> None:
@@ -304,7 +282,7 @@ def read_options(argv: Sequence[str]) -> Sweep:
         for name in values:
             if name not in kinds:
                 raise ValueError(f"{path} has an unknown option {name!r}; see --help")
-        for name in ("image", "out", "kernel", "mask"):
+        for name in ("image", "out", "kernel", "mask", "weights"):
             if values.get(name) is not None:
                 values[name] = Path(values[name])
         default = Sweep(**values)
@@ -353,13 +331,19 @@ def _identity(options: Sweep, config: Any) -> dict[str, Any]:
         path = getattr(options, name)
         if path is not None:
             facts["task"]["options"][name] = checkpoint.fingerprint(path)
+    if options.weights is not None:  # A folder, of which the values count.
+        card = options.weights / checkpoint.CARD_NAME
+        weights = checkpoint.weights_path(options.weights, "kernel_wizard")
+        facts["task"]["options"]["weights"] = {
+            path.name: checkpoint.fingerprint(path) for path in (card, weights)
+        }
     return facts | {"model": facts["model"]["sha256"], "size": options.size}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    return cli.guarded(lambda: run(read_options(argv)), PROGRAM)
+    return cli.guarded(lambda: run(read_options(argv)), PROGRAM, memory_cure=MEMORY_CURE)
 
 
 if __name__ == "__main__":

@@ -8,19 +8,24 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from conftest import mixing_prior, patch_codec
 from PIL import Image
 
-from aps_jax import checkpoint, pretrained, sharding
+from aps_jax import checkpoint, operators, pretrained, sharding, tasks
+from aps_jax.commands.restore import load_distance
 from aps_jax.samplers import sample_function
-from experiments import hosts, memory, rows, sweep
+from aps_jax.types import Perceptual
+from experiments import batches, hosts, memory, rows, sweep
 
 ROOT = Path(__file__).parents[1]
 NAMES = [f"{letter}/{index}.png" for letter in "ab" for index in range(4)]
@@ -86,8 +91,8 @@ def test_results_do_not_depend_on_batches_hosts_or_lists(photo_folder, toy, tmp_
 def test_noise_and_samples_are_those_of_the_seed_and_the_name(photo_folder, toy):
     options = sweep.read_options(arguments(photo_folder, toy, "out"))
     path = photo_folder / NAMES[0]
-    one, same, other = (sweep.measure_image(options, name, path) for name in "xxy")
-    seeded = sweep.measure_image(dataclasses.replace(options, seed=1), "x", path)
+    one, same, other = (batches.measure_image(options, name, path) for name in "xxy")
+    seeded = batches.measure_image(dataclasses.replace(options, seed=1), "x", path)
     np.testing.assert_array_equal(one.problem.y, same.problem.y)
     assert np.array_equal(jax.random.key_data(one.key), jax.random.key_data(same.key))
     # Its operator is that of all images, its noise and its samples are its own.
@@ -100,32 +105,160 @@ def test_noise_and_samples_are_those_of_the_seed_and_the_name(photo_folder, toy)
         assert not np.array_equal(jax.random.key_data(one.key), jax.random.key_data(job.key))
 
 
-def test_images_with_masks_of_their_own_do_not_share_an_operator(toy, tmp_path):
+def test_images_with_masks_of_their_own_share_a_batch(toy, tmp_path):
+    """Each is restored by its own mask: as if it were alone."""
     rng = np.random.default_rng(0)
-    folder, out = tmp_path / "measured", tmp_path / "out"
+    folder = tmp_path / "measured"
     folder.mkdir()
-    for index in range(4):  # The first two have one mask.
+    for index in range(3):
         image = rng.integers(0, 256, (16, 16, 4), dtype=np.uint8)
-        image[..., 3] = 255 * (np.arange(16) % 4 != max(index, 1))[:, None]
+        image[..., 3] = 255 * (np.arange(16) % 4 != index)[:, None]
         Image.fromarray(image).save(folder / f"{index}.png")
-    words = arguments(folder, toy, out)
-    words[words.index("--task") + 1] = "inpainting_mask"
-    options = sweep.read_options([*words, "--measured", "--size", "None"])
-    host = sweep.Host(options, hosts.Place(0, 1))
-    batches = list(host._batches(sweep.sources.named_images(folder)))
-    assert [[job.name for job in batch] for batch in batches] == [
-        ["0.png", "1.png"], ["2.png"], ["3.png"]
-    ]  # fmt: skip
-    assert host.run(sweep.sources.named_images(folder)) == 0
-    assert len(host._compiled) == 1  # A mask is data, and the last batches are filled up.
-    for index, row in enumerate(table(out)):
-        mask = np.arange(16) % 4 != max(index, 1)
-        known, restored = (
+    found = sweep.sources.named_images(folder)
+    for size, names in (
+        (1, [["0.png"], ["1.png"], ["2.png"]]),
+        (2, [["0.png", "1.png"], ["2.png"]]),
+    ):
+        words = arguments(
+            folder, toy, tmp_path / str(size), "--measured", "--batch-size", str(size)
+        )
+        words[words.index("--task") + 1] = "inpainting_mask"
+        options = sweep.read_options([*words, "--size", "None"])
+        host = sweep.Host(options, hosts.Place(0, 1))
+        groups = batches.group(options, found, size)
+        assert [[job.name for job in batch] for batch in groups] == names
+        assert host.run(found) == 0
+        assert len(host._compiled) == 1  # A mask is data, and the last batch is filled up.
+    for index, row in enumerate(table(tmp_path / "2")):
+        mask = np.arange(16) % 4 != index
+        known, restored, alone = (
             np.asarray(Image.open(path).convert("RGB"), float) / 127.5 - 1
-            for path in (folder / row["name"], out / "images" / f"{row['name']}.png")
+            for path in (
+                folder / row["name"],
+                tmp_path / "2" / "images" / f"{row['name']}.png",
+                tmp_path / "1" / "images" / f"{row['name']}.png",
+            )
         )
         error = np.sqrt(np.mean((known - restored)[mask] ** 2))
         assert row["residual"] == pytest.approx(error, abs=0.01)
+        np.testing.assert_allclose(restored, alone, atol=1 / 127)
+
+
+@pytest.mark.parametrize("task", [name for name, task in tasks.TASKS.items() if task.is_random])
+def test_all_images_of_one_size_have_one_operator(photo_folder, toy, task):
+    """So a batch may take that of its first image."""
+    words = arguments(photo_folder, toy, "out")
+    words[words.index("--task") + 1] = task
+    options = sweep.read_options(words)
+    one, other = (
+        batches.measure_image(options, name, photo_folder / name).problem for name in NAMES[:2]
+    )
+    assert batches._kind(one) == batches._kind(other)
+    leaves = zip(*map(jax.tree.leaves, (one.operator, other.operator)), strict=True)
+    assert all(np.array_equal(*pair) for pair in leaves)
+    assert not np.array_equal(one.y, other.y)
+
+
+class Measured:
+    """Stands for `measure_image`: every image is of the size of its place in the folder."""
+
+    def __init__(self, kind_of):
+        self.kind_of, self.names = kind_of, []
+
+    def __call__(self, options, name, image):
+        self.names.append(name)
+        shape = (16, 16 + self.kind_of(int(name)))
+        operator = operators.denoising()
+        problem = batches.inputs.Problem(None, np.zeros((1, *shape, 3)), operator, shape, {})
+        return batches.Job(name, problem, None)
+
+
+def test_a_folder_of_many_sizes_does_not_wait_for_its_end(monkeypatch, toy):
+    """However many there are, few images are held; all come, and the most of one kind first."""
+    options = sweep.read_options(arguments("photos", toy, "out"))
+    measured = Measured(lambda index: index if index != 3 else 1)
+    monkeypatch.setattr(batches, "measure_image", measured)
+    given = []
+    for batch in batches.group(options, {str(index): Path() for index in range(40)}, 3):
+        given.append([job.name for job in batch])
+        held = len(measured.names) - sum(map(len, given))
+        assert held <= (batches.WAITING_BATCHES + 1) * 3 + 1
+    assert given[0] == ["1", "3"] and given[1] == ["0"]
+    assert sorted(sum(given, []), key=int) == measured.names
+
+
+def test_the_next_batch_is_read_while_one_is_restored(monkeypatch, toy):
+    options = sweep.read_options(arguments("photos", toy, "out"))
+    measured = Measured(lambda index: 0)
+    monkeypatch.setattr(batches, "measure_image", measured)
+    groups = batches.group(options, {str(index): Path() for index in range(40)}, 2)
+    assert [job.name for job in next(groups)] == ["0", "1"]
+    deadline = time.monotonic() + 30
+    while len(measured.names) < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    groups.close()
+    assert len(measured.names) <= 2 + 2 + 1  # No more than that, and nothing once it has ended.
+    assert not [one for one in threading.enumerate() if one.name.startswith("read-ahead")]
+
+
+def save_noise(path, height, width):
+    noise = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+
+
+def test_what_was_restored_before_a_kill_is_kept(toy, tmp_path, monkeypatch, capsys):
+    """Of images that each have a size of their own, so that no batch is ever full."""
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    folder.mkdir()
+    for index in range(5):
+        save_noise(folder / f"{index}.png", 16, 16 + 4 * index)
+    measure = batches.measure_image
+
+    def stopped(options, name, image):
+        if name == "4.png":
+            raise KeyboardInterrupt
+        return measure(options, name, image)
+
+    monkeypatch.setattr(batches, "measure_image", stopped)
+    monkeypatch.setattr(batches, "WAITING_BATCHES", 1)
+    assert sweep.main(arguments(folder, toy, out, "--size", "None")) == 130
+    assert "the same command does what is missing" in capsys.readouterr().err
+    assert [row["name"] for row in table(out)] == ["0.png", "1.png"]
+
+
+def test_a_small_image_takes_lpips_from_itself_alone(toy, tmp_path, monkeypatch):
+    """Not from those that come after it, for scores and for the perceptual term."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, height in {"0": 12, "1": 16, "2": 12}.items():
+        save_noise(folder / f"{name}.png", height, 20)
+    distance = Perceptual(params=None, apply=lambda _, a, b: jnp.mean(abs(a - b), axis=(1, 2, 3)))
+    monkeypatch.setattr(sweep.command, "load_distance", load_distance)
+    monkeypatch.setattr(sweep.command, "load_lpips", lambda: distance)
+    for more in ((), ("--option", "perceptual_weight=0.1")):
+        out = tmp_path / f"out{len(more)}"
+        words = arguments(folder, toy, out, "--size", "None", "--batch-size", "1", *more)
+        assert sweep.main(words) == 0
+        found = {row["name"]: row for row in table(out)}
+        assert [found[f"{index}.png"]["lpips"] is None for index in range(3)] == [True, False, True]
+        is_told = ["notes" in found[f"{index}.png"] for index in range(3)]
+        assert is_told == [bool(more), False, bool(more)]
+
+
+def test_a_perceptual_term_without_lpips_is_refused(
+    photo_folder, toy, tmp_path, monkeypatch, capsys
+):
+    def missing():
+        raise sweep.command.PerceptualUnavailable("no weights; fetch them")
+
+    monkeypatch.setattr(sweep.command, "load_distance", load_distance)
+    monkeypatch.setattr(sweep.command, "load_lpips", missing)
+    words = arguments(photo_folder, toy, tmp_path / "out", "--option", "perceptual_weight=0.1")
+    assert sweep.main(words) == 2
+    printed = capsys.readouterr().err
+    assert "no weights; fetch them; or sweep without it: --option perceptual_weight=0" in printed
+    assert printed.count("\n") == 1
 
 
 def test_seconds_are_per_image_and_divergence_is_told(
@@ -149,6 +282,20 @@ def test_seconds_are_per_image_and_divergence_is_told(
     assert "objective is not finite; lower learning_rate" in capsys.readouterr().err
 
 
+def test_seconds_do_not_hold_the_compilation(photo_folder, toy, tmp_path, monkeypatch):
+    clock = [0.0]
+
+    def traced(params, y, keys, *, config):
+        clock[0] += 100  # This runs once, when the first batch compiles.
+        return sample_function("aps")(params, y, keys, config=config)
+
+    monkeypatch.setattr(sweep.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(sweep, "sample_function", lambda name: traced)
+    assert sweep.main(arguments(photo_folder, toy, tmp_path / "out")) == 0
+    assert clock[0] >= 100
+    assert [row["seconds"] for row in table(tmp_path / "out")] == [0] * len(NAMES)
+
+
 def test_another_mask_file_is_another_sweep(photo_folder, toy, tmp_path, capsys):
     mask = tmp_path / "mask.png"
     words = arguments(photo_folder, toy, tmp_path / "out", "--mask", str(mask))
@@ -159,6 +306,27 @@ def test_another_mask_file_is_another_sweep(photo_folder, toy, tmp_path, capsys)
         Image.fromarray(pixels).save(mask)
         code = sweep.main(words)
     assert code == 2 and "task.options.mask" in capsys.readouterr().err
+
+
+def test_other_weights_of_an_operator_are_another_sweep(photo_folder, toy, tmp_path):
+    """Of one size and at one place; the same ones elsewhere are not."""
+
+    def identity(folder):
+        words = arguments(photo_folder, toy, tmp_path / "out", "--weights", str(folder))
+        options = sweep.read_options(words)
+        return sweep._identity(options, sweep.cli.config_of(options))
+
+    one, moved = tmp_path / "one", tmp_path / "moved"
+    one.mkdir()
+    (one / checkpoint.CARD_NAME).write_text("{}")
+    (one / "kernel_wizard.safetensors").write_bytes(b"weights")
+    before = identity(one)
+    shutil.copytree(one, moved)
+    assert identity(moved) == before
+    (one / "kernel_wizard.safetensors").write_bytes(b"WEIGHTS")
+    rows.claim(tmp_path / "claimed.json", before)
+    with pytest.raises(rows.ForeignResults, match="task.options.weights.kernel_wizard"):
+        rows.claim(tmp_path / "claimed.json", identity(one))
 
 
 def test_a_rerun_does_what_is_missing_and_no_more(photo_folder, toy, tmp_path, capsys):
@@ -202,6 +370,16 @@ def test_results_of_another_run_are_refused(photo_folder, toy, tmp_path, capsys)
     (out / "rows-0000.jsonl").write_text("[1]\n")
     with pytest.raises(ValueError, match="line 1 is not a row"):
         table(out)
+
+
+def test_rows_without_hashes_are_refused(photo_folder, toy, tmp_path, capsys):
+    out = tmp_path / "out"
+    unread = {"name": "b", "status": "unreadable", "reason": "damaged"}
+    rows.append(out / "rows-0003.jsonl", [unread, {"name": "a/0.png", "status": "restored"}])
+    assert sweep.main(arguments(photo_folder, toy, out)) == 2
+    printed = capsys.readouterr().err
+    assert "rows-0003.jsonl has a row of a/0.png without the hash" in printed
+    assert "choose another --out" in printed and printed.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -250,6 +428,9 @@ def test_bad_sources_and_configurations(photo_folder, toy, tmp_path, capsys):
     config.write_text(json.dumps({"image": str(photo_folder), "sigma": 0.2, "size": 16}))
     options = sweep.read_options([str(config), "--seed", "3"])
     assert (options.image, options.sigma, options.seed) == (photo_folder, 0.2, 3)
+    config.write_text('{"weights": "here", "mask": "there"}')
+    options = sweep.read_options([str(config)])
+    assert (options.weights, options.mask) == (Path("here"), Path("there"))
 
 
 def test_the_prior_is_loaded_to_the_devices_that_share_it(toy, photo_folder, tmp_path, monkeypatch):
@@ -339,9 +520,9 @@ def test_records_are_restored_as_the_files_they_would_be(record_module, toy, tmp
     options = sweep.read_options(arguments(folder, toy, out))
     for name, pixels in enumerate(sys.modules[record_module].pixels[:4]):
         Image.fromarray(pixels).save(folder / f"{name}.png")
-        job = sweep.measure_image(options, str(name), folder / f"{name}.png")
+        job = batches.measure_image(options, str(name), folder / f"{name}.png")
         record = sweep.sources.Record(sys.modules[record_module].photos(), name)
-        same = sweep.measure_image(options, str(name), record)
+        same = batches.measure_image(options, str(name), record)
         np.testing.assert_allclose(same.problem.photo, job.problem.photo, atol=1e-6)
         np.testing.assert_allclose(same.problem.y, job.problem.y, atol=1e-6)
         assert same.problem.source["sha256"] == found[str(name)]["sha256"]
@@ -423,6 +604,64 @@ def test_out_of_memory_names_the_batch_that_fits(photo_folder, toy, tmp_path, ca
     monkeypatch.setattr(sweep, "sample_function", lambda name: exhausted)
     assert sweep.main(arguments(photo_folder, toy, tmp_path / "out")) == 2
     assert "out of memory with a batch of 2; set --batch-size 1" in capsys.readouterr().err
+
+
+def test_the_smallest_batch_is_not_told_to_be_smaller():
+    mesh = sharding.make_mesh(1, devices=jax.devices()[:1])
+    assert "set --batch-size 1 " in memory.advice(None, 2, mesh)
+    text = memory.advice(None, 1, mesh)
+    assert "--batch-size" not in text and "--size" in text and "--num-model" in text
+
+
+@pytest.mark.parametrize(
+    ("room", "num_model", "cure"),
+    [
+        (24, 1, "18.00 GiB on each device, which has 24.00 GiB in all; .*--num-model 2"),
+        (10, 1, "18.00 GiB on each device, which has 10.00 GiB in all; .*--num-model 4"),
+        (10, 2, "10.00 GiB on each device, .*--num-model 4"),
+        (4, 1, "not even a larger --num-model makes it fit the 8 device"),
+        (None, 4, "6.00 GiB on each device; .*--num-model 8"),
+    ],
+)
+def test_weights_that_do_not_fit_name_the_devices_that_would_hold_them(
+    tmp_path, monkeypatch, room, num_model, cure
+):
+    """A prior of 16 GiB and a codec of 2 on some of 8 devices."""
+    gib = 2**30
+    stats = None if room is None else {"bytes_limit": room * gib}
+    device = SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
+    mesh = SimpleNamespace(
+        devices=np.full((1, num_model), device), shape={"data": 1, "model": num_model}
+    )
+    sizes = {"prior": 16 * gib, "codec": 2 * gib}
+    monkeypatch.setattr(memory, "_weight_bytes", lambda model, section: sizes[section])
+    monkeypatch.setattr(memory.jax, "local_devices", lambda: [device] * 8)
+    with pytest.raises(memory.MemoryShortage, match=cure), memory.loading("model", mesh):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes")
+    with pytest.raises(RuntimeError, match="a bug"), memory.loading("model", mesh):
+        raise RuntimeError("a bug")
+
+
+def test_out_of_memory_while_loading_is_one_line(photo_folder, toy, tmp_path, monkeypatch, capsys):
+    model = pretrained.load_pretrained(toy)
+    weights = sum(
+        leaf.nbytes
+        for path in ("prior", "codec")
+        for leaf in jax.tree.leaves(safetensors.numpy.load_file(toy / f"{path}.safetensors"))
+    )
+    assert memory._weight_bytes(toy, "prior") + memory._weight_bytes(toy, "codec") == weights
+
+    def exhausted(name, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(pretrained, "load_pretrained", exhausted)
+    assert sweep.main(arguments(photo_folder, toy, tmp_path / "out")) == 2
+    printed = capsys.readouterr().err
+    assert f"while the weights of {toy} were loaded" in printed and printed.count("\n") == 1
+    monkeypatch.setattr(pretrained, "load_pretrained", lambda name, **options: model)
+    monkeypatch.setattr(sweep.report, "scores", lambda *_: exhausted(""))
+    assert sweep.main(arguments(photo_folder, toy, tmp_path / "out")) == 2
+    assert "out of memory; set a smaller --batch-size" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

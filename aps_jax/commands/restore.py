@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
+import math
 import os
 import platform
 import sys
@@ -20,28 +21,29 @@ import jax.numpy as jnp
 import numpy as np
 
 import aps_jax
-from aps_jax import pretrained, report
+from aps_jax import images, pretrained, report
 from aps_jax.checkpoint import CARD_NAME, fingerprint, read_card, weights_path
-from aps_jax.cli import Restore, command_of, config_of
-from aps_jax.commands.inputs import (
-    Problem,
-    degrade_photo,
-    given_options,
-    load_measured,
-    require_memory,
-)
+from aps_jax.cli import Restore, command_of, config_of, is_out_of_memory
+from aps_jax.commands import inputs
+from aps_jax.commands.inputs import Problem, degrade_photo, given_options, load_measured
 from aps_jax.commands.outputs import SINGLE_FILES, Outputs, work_of
+from aps_jax.config import APSConfig
 from aps_jax.field import field_shape
+from aps_jax.likelihood import decode_image
 from aps_jax.perceptual import MIN_SIDE as LPIPS_SIDE
 from aps_jax.perceptual import PerceptualUnavailable, load_lpips
 from aps_jax.restore import DivergedError, Restored, Snapshot, StepReport, restore
 from aps_jax.samplers import SVDDConfig
 from aps_jax.text import TOKENIZER_NAME, load_tokenizer
-from aps_jax.types import Key, Params, Perceptual
+from aps_jax.types import Array, Codec, Key, Params, Perceptual
 
 STATE_NAME = ".state"
-#: Arrays as large as the logits that are alive at once in a timestep, at least.
-_LOGIT_COPIES = 6
+#: What a call of APS needs beside the weights, as XLA plans it on CPUs: copies of the logits, and a
+#: share of what automatic differentiation keeps of the decoder. Within 10 % of the plan for photo64
+#: at 64 to 256 pixels and for MagVIT-v2 at 256 and 512, and 3/4 of the estimate is less than it.
+_LOGIT_COPIES, _KEPT_SHARE = 8, 0.7
+#: Bytes per decoded pixel that are enough for any decoder, so that it need not be traced.
+_AMPLE = 2**18
 
 
 def run(options: Restore) -> int:
@@ -74,7 +76,12 @@ def run(options: Restore) -> int:
     snapshot = Snapshot(options.out / STATE_NAME, _identity(facts), options.resume)
     try:
         with _folder(options.out):
-            restored = _sample(params, problem, key_sample, config, options.sampler, snapshot)
+            try:
+                restored = _sample(params, problem, key_sample, config, options.sampler, snapshot)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise ValueError(f"out of memory: {memory_advice(config, model)}") from error
             outputs = Outputs(options, config, problem, restored, model, distance)
             outputs.write(facts | {"notes": notes}, began)
             snapshot.remove()
@@ -155,18 +162,85 @@ def _folder(out: Path) -> Iterator[None]:
 
 
 def check_memory(config: Any, model: pretrained.Model) -> None:
-    """ValueError if the logits of one image alone do not fit the free memory."""
-    decoded = tuple(side * config.decode_scale for side in config.image_shape)
-    rows, columns = field_shape(decoded, model.codec.stride)
+    """ValueError if one call surely needs more than the free memory."""
+    free = inputs.free_memory()
+    if free is None:
+        return
+    if isinstance(config, APSConfig) and config.num_inner_steps:
+        surely = 0.75 * _LOGIT_COPIES * _logit_bytes(config, model)
+        pixels = config.num_samples * math.prod(config.image_shape) * config.decode_scale**2
+        # Elsewhere XLA fuses more, and says so itself when memory runs out; the system of a CPU
+        # ends the process.
+        if jax.local_devices()[0].platform == "cpu" and free < _AMPLE * pixels:
+            surely += 0.75 * _KEPT_SHARE * _kept_bytes(config, model)
+    else:
+        surely = _logit_bytes(config, model)
+    if surely > free:
+        raise ValueError(memory_advice(config, model))
+
+
+def memory_estimate(config: Any, model: pretrained.Model) -> float:
+    """Bytes that one call needs about, beside weights and LPIPS; rough for others than APS."""
+    logits = _logit_bytes(config, model)
+    if not config.evaluations().decoder_gradient:
+        return 2 * logits
+    return _LOGIT_COPIES * logits + _KEPT_SHARE * _kept_bytes(config, model)
+
+
+def memory_advice(config: Any, model: pretrained.Model) -> str:
+    """What a call needs, what there is, and what would fit; for the user to read."""
+    needed = memory_estimate(config, model)
+    (height, width), samples = config.image_shape, config.num_samples
+    text = (
+        f"{samples} sample(s) of {width}x{height} pixels need about {needed / 2**30:.2f} GiB of "
+        "memory"
+    )
+    free = inputs.free_memory()
+    if free is None:
+        return f"{text}; restore a smaller image (--size) or fewer --num-samples"
+    text += f", {free / 2**30:.2f} GiB are free"
+    # What ran out in spite of the estimate needs more than it says.
+    usable = min(0.9 * free, needed / 2) / (needed / samples)
+    if usable >= 1:
+        return f"{text}: set --num-samples {int(usable)} or restore a smaller image (--size)"
+    # A bit less than would fit: attention shrinks faster than the area.
+    side = int(math.sqrt(usable * height * width))
+    alone = "--num-samples 1 and " if samples > 1 else ""
+    if side >= images.MIN_SIDE:
+        return f"{text}: set {alone}--size {min(side, height, width)}"
+    return f"{text}: not even the smallest image (--size {images.MIN_SIDE}) fits; free some memory"
+
+
+def _logit_bytes(config: Any, model: pretrained.Model) -> int:
+    """Bytes of the logits of all samples, and of all candidates that are alive at once."""
+    rows, columns = _field(config, model)
     # Only these two samplers work on all their candidates at once.
     parallel = getattr(config, "num_particles", 1)
     parallel *= config.num_candidates if isinstance(config, SVDDConfig) else 1
-    numbers = parallel * config.num_samples * rows * columns * model.codec.num_codes
-    size = 4 * _LOGIT_COPIES * numbers
-    what = (
-        f"{config.num_samples} sample(s) of {config.image_shape[1]}x{config.image_shape[0]} pixels"
+    return 4 * parallel * config.num_samples * rows * columns * model.codec.num_codes
+
+
+def _kept_bytes(config: Any, model: pretrained.Model) -> int:
+    """Bytes that automatic differentiation keeps of the decoder, weights left out."""
+    shape = (config.num_samples, *_field(config, model), model.codec.codebook.shape[-1])
+
+    def backward(codec: Codec, codes: Array) -> Any:
+        def decode(codes: Array) -> Array:
+            return decode_image(codec, codes, config.image_shape, config.decode_scale)
+
+        return jax.vjp(decode, codes)[1]
+
+    kept = jax.eval_shape(backward, model.codec, jax.ShapeDtypeStruct(shape, "float32"))
+    total, weights = (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        for tree in (kept, model.codec.params)
     )
-    require_memory(size, what)
+    return max(total - weights, 0)
+
+
+def _field(config: Any, model: pretrained.Model) -> tuple[int, int]:
+    decoded = tuple(side * config.decode_scale for side in config.image_shape)
+    return field_shape(decoded, model.codec.stride)
 
 
 def perceptual_weight(config: Any) -> float:
