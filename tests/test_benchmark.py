@@ -1283,6 +1283,12 @@ def test_quality_is_plotted_against_what_a_budget_does_not_fix(figures, tmp_path
             assert axis.bbox.contains(*box.min) and axis.bbox.contains(*box.max)
             others = [other for other in axis.texts if other is not text]
             assert not any(box.overlaps(other.get_window_extent()) for other in others)
+    # Without a budget in seconds nobody promised that the machine was idle.
+    figures.clear()
+    del budgets["time"]
+    untimed = parsing.parse(STUDY | raw | {"methods": methods, "budgets": budgets})
+    plot(untimed, [row for row in rows if row["budget"] == "even"], tmp_path)
+    assert list(figures) == [tmp_path / "gains-even.png"]
     # One cost for all says nothing.
     rows = [row for row in rows if row["budget"] == "even" and row["method"] in ("prior", "a")]
     figures.clear()

@@ -245,7 +245,11 @@ def _cost_of(costs: Iterable[dict[str, float]]) -> str | None:
 
 
 def _plot_quality(study: Study, rows: Sequence[Row], budget: str | None, path: Path) -> Path | None:
-    """Per task and metric: scores of the samplers against what they cost."""
+    """Per task and metric: scores of the samplers against what they cost.
+
+    Seconds are shown only of studies that have a budget in seconds: others may have been run on a
+    machine that was doing something else.
+    """
     tasks = _begun(study, rows, budget)
     samplers = [label for label, method in study.methods.items() if method.kind == "sampler"]
     scores = {
@@ -259,7 +263,8 @@ def _plot_quality(study: Study, rows: Sequence[Row], budget: str | None, path: P
         for place, photos in scores.items()
     }  # fmt: skip
     names = {task: _cost_of([costs[task, label] for label in samplers]) for task in tasks}
-    tasks = [task for task in tasks if names[task]]
+    is_timed = any(other and other.like for other in study.budgets)
+    tasks = [task for task in tasks if names[task] and (is_timed or names[task] != "seconds")]
     if not tasks:
         return None
     picture, axes = figure(len(tasks), 2, (5.5, 4.2))
