@@ -98,7 +98,9 @@ def load_codec(
     """
     card = checkpoint.read_card(folder) if card is None else card
     codec = make_codec(*_load(folder, card, "codec", CodecConfig, init_codec_params, mesh, dtype))
-    return codec if mesh is None else jax.device_put(codec, sharding.replicated(mesh))
+    if mesh is None:
+        return codec
+    return jax.device_put(sharding.spread_codec(codec, mesh), sharding.replicated(mesh))
 
 
 def load_prior(
@@ -140,7 +142,8 @@ def load_prior(
         config, params = _load(
             folder, card, "prior", TransformerConfig, init_transformer_params, mesh, dtype
         )
-        return make_prior(config, params, window=card.get("prior_window"))
+        prior = make_prior(config, params, window=card.get("prior_window"))
+        return prior if mesh is None else sharding.spread_prior(prior, mesh)
     frame = checkpoint.parse_config(PromptConfig, card[section], folder / checkpoint.CARD_NAME)
     text = prompt_ids if prompt is None else encode_prompt(folder, prompt)
     framed, unconditional = frame_prompt(frame, text, mask_padding=mask_padding)
@@ -161,7 +164,8 @@ def load_prior(
     if mesh is None:
         return prior
     shardings = sharding.prior_shardings(prior.params, mesh)
-    return prior.replace(params=jax.device_put(prior.params, shardings))
+    prior = prior.replace(params=jax.device_put(prior.params, shardings))
+    return sharding.spread_prior(prior, mesh)
 
 
 def load_kernel_wizard(folder: Path) -> PyTree:

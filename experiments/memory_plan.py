@@ -15,7 +15,8 @@ How to read the numbers:
   and keeps a converted copy of all weights for that (31 GB), which GPUs and TPUs do not. Prior
   activations therefore count twice what they take in bfloat16. The backend fuses less than those
   of GPUs and knows no flash attention, so the number tends to be too large; but a GPU's
-  convolutions may ask for workspace of their own, which is not in it.
+  convolutions may ask for workspace of their own, which is not in it. Most of it is the decoder's
+  and falls with "model" too where all devices divide the batch.
 - *fits*: parts of which the total fills at most 90 %.
 - `--confirm` runs a case instead, for one timestep and one inner step, with random float32 weights
   and a prior of `--num-layers`, so that it fits the machine, and puts what was held at the peak
@@ -44,7 +45,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import tyro  # noqa: E402
-from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
+from jax.sharding import Mesh, NamedSharding  # noqa: E402
 
 import aps_jax  # noqa: E402
 from aps_jax import APSConfig, Params, sharding  # noqa: E402
@@ -138,12 +139,8 @@ def abstract_params(
 
 
 def place(params: Params, mesh: Mesh) -> Params:
-    """The same shapes, laid out over a mesh; an error if a parameter has no rule."""
-    shardings = sharding.prior_shardings(params.prior.params, mesh)
-    prior = params.prior.replace(params=jax.tree.map(_lay_out, params.prior.params, shardings))
-    whole = sharding.replicated(mesh)
-    others = jax.tree.map(lambda leaf: _lay_out(leaf, whole), params.replace(prior=None))
-    return others.replace(prior=prior)
+    """The same shapes, laid out over a mesh by `shard_params`'s own plan."""
+    return jax.tree.map(_lay_out, *sharding.plan_params(params, mesh))
 
 
 def _lay_out(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -166,7 +163,7 @@ def compile_case(
     params: Params, image_size: int, batch: int, mesh: Mesh, config: APSConfig
 ) -> tuple[Any, tuple[PyTree, ...]]:
     """The compiled sampler, and the shapes that it takes: parameters, measurement, keys."""
-    spread = NamedSharding(mesh, PartitionSpec(sharding.DATA))
+    spread = sharding.batch_sharding((batch,), mesh)
     side = image_size // 4
     y = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.float32, sharding=spread)
     keys = _lay_out(jax.eval_shape(lambda: image_keys(jax.random.key(0), batch)), spread)
@@ -327,18 +324,27 @@ def confirm_all(
     prompt: PromptConfig,
     num_text: int,
 ) -> None:
-    """Runs every case once; each should have a process of its own, which has freed nothing yet."""
+    """Runs every case once; each should have a process of its own, which has freed nothing yet.
+
+    Cases that the file has already are replaced, others are kept.
+    """
     prior = dataclasses.replace(prior, num_layers=min(arguments.num_layers, prior.num_layers))
     params = abstract_params(prior, codec, prompt, num_text)
     config = APSConfig(num_steps=1, num_inner_steps=1)
-    rows = []
+    path = arguments.out / "confirmed.json"
+    rows = {_case(row): row for row in json.loads(path.read_text())} if path.exists() else {}
     for image_size in arguments.image_sizes:
         for case in arguments.meshes:
             batch, shape = case.split(":")
             mesh = sharding.make_mesh(*map(int, shape.split("x")))
-            rows.append(confirm(params, image_size, int(batch), mesh, config))
-            print(json.dumps(rows[-1]), flush=True)
-    write_json(arguments.out / "confirmed.json", rows)
+            row = confirm(params, image_size, int(batch), mesh, config)
+            print(json.dumps(row), flush=True)
+            rows[_case(row)] = row
+            write_json(path, [rows[case] for case in sorted(rows)])
+
+
+def _case(row: dict[str, Any]) -> tuple[Any, ...]:
+    return *(row[key] for key in _KEYS), row["prior_params"]
 
 
 def main(arguments: Arguments) -> None:
@@ -347,7 +353,7 @@ def main(arguments: Arguments) -> None:
     if arguments.smoke:
         prior, codec, prompt = TINY, TINY_CODEC, TINY_PROMPT
         arguments = dataclasses.replace(
-            arguments, image_sizes=(16,), meshes=("1:1x1", "2:2x2"), steps=2, inner_steps=2
+            arguments, image_sizes=(16,), meshes=("1:1x1", "4:2x2"), steps=2, inner_steps=2
         )
     num_text = 2 if arguments.smoke else PROMPT_LENGTH
     if arguments.confirm:

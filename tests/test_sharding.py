@@ -1,7 +1,9 @@
 """The sampler on eight forced host devices equals the sampler on one."""
 
+import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,49 +11,123 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+import sharded_run
+from conftest import PRIOR_CONFIG, random_params
 
-from aps_jax import checkpoint, pretrained, sharding
+from aps_jax import Params, checkpoint, pretrained, sharding
+from aps_jax.prior import make_prior
 from aps_jax.transformer import TransformerConfig, init_transformer_params
+
+MESHES = pytest.mark.parametrize("mesh", ["8x1", "2x4", "1x8"])
+
+
+def start(num_devices, *arguments):
+    """Device counts are fixed when JAX starts, so the run has a process of its own."""
+    flags = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={num_devices}"
+    )
+    return subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("sharded_run.py"), *map(str, arguments)],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def facts_of(process):
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    return json.loads(out.splitlines()[-1])  # Gloo says things before.
 
 
 @pytest.fixture(scope="module")
 def facts():
-    """Device counts are fixed when JAX starts, so the run has a process of its own."""
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("sharded_run.py")],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return facts_of(start(8))
 
 
-@pytest.mark.parametrize("mesh", ["8x1", "4x2", "1x8"])
-def test_results_do_not_depend_on_the_mesh(facts, mesh):
-    found = facts["meshes"][mesh]
-    assert facts["devices"] == 8
+def assert_equal(found):
     assert found["same_tokens"]
     assert found["image_error"] < 1e-4
     assert found["loss_error"] < 1e-4
 
 
-@pytest.mark.parametrize("mesh", ["8x1", "4x2", "1x8"])
+@MESHES
+def test_results_do_not_depend_on_the_mesh(facts, mesh):
+    """Query heads share keys there, two by two."""
+    assert facts["devices"] == 8
+    assert_equal(facts["meshes"][mesh])
+
+
+@MESHES
 def test_the_work_is_really_spread(facts, mesh):
-    """Images come back in one shard per data group; the prior's matrices are split by model."""
-    num_data, num_model = map(int, mesh.split("x"))
+    """Each device decodes one image of its own and holds a part of the prior's matrices."""
+    num_model = int(mesh.split("x")[1])
     found = facts["meshes"][mesh]
-    assert found["image_shards"] == num_data
+    assert facts["decoded_rows"] == [8]  # On one device.
+    assert found["decoded_rows"] == [1]
+    assert found["image_shards"] == 8
     assert found["kernel_columns"] * num_model == found["columns"]
 
 
-@pytest.mark.parametrize("mesh", ["8x1", "4x2", "1x8"])
+@MESHES
+def test_no_weights_are_gathered(facts, mesh):
+    """Only tokens are, whereas a prior called with rows over both axes gathers its matrices."""
+    assert facts["parts"]["naive_gathered"] >= facts["smallest_matrix"]
+    assert facts["meshes"][mesh]["most_gathered"] < facts["smallest_matrix"]
+
+
+@MESHES
 def test_model_folders_load_straight_to_the_mesh(facts, mesh):
     """As `shard_params` would lay them out, in both formats."""
     assert facts["meshes"][mesh]["loads_as_placed"] == [True, True]
     assert facts["meshes"][mesh]["loaded_samples_same"]
+
+
+@pytest.mark.parametrize("mesh", ["8x1", "2x4"])
+def test_samples_of_one_measurement_are_spread(facts, mesh):
+    found = facts["samples"][mesh]
+    assert_equal(found)
+    assert found["decoded_rows"] == [1]
+    assert found["spread"] > 0.1  # They are different ones.
+
+
+def test_results_do_not_depend_on_the_order_of_a_spread_batch(facts):
+    assert facts["order"]["moved"] > 0.5
+    assert_equal(facts["order"])
+
+
+def test_a_mapped_decoder_is_spread(facts):
+    """As particles and candidates are decoded: three for each of eight rows."""
+    found = facts["parts"]
+    assert found["vmapped_rows_alone"] == [24]
+    assert found["vmapped_rows"] == [3]
+    assert found["vmapped_error"] < 1e-4
+
+
+@pytest.mark.slow
+def test_one_mesh_over_two_processes():
+    """As the hosts of a pod have it: each holds two of the four devices."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    params, *_ = sharded_run.problem(4)
+    with sharded_run.saved(params.codec, params.prior) as folders:
+        processes = [start(2, rank, port, *folders) for rank in range(2)]
+        try:
+            both = [facts_of(process) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+    for facts in both:
+        assert (facts["devices"], facts["own"]) == (4, 2)
+        for mesh, found in facts["meshes"].items():
+            assert_equal(found)
+            assert found["image_shards"] == 4
+            assert found["decoded_rows"] == [1]
+            assert found["kernel_columns"] * int(mesh[-1]) == found["columns"]
+            assert found["loads_as_placed"] == [True, True]
+            assert found["loaded_samples_same"]
 
 
 def test_a_mesh_needs_its_devices():
@@ -61,15 +137,56 @@ def test_a_mesh_needs_its_devices():
         sharding.make_mesh(count + 1)
     with pytest.raises(ValueError, match="at least 1"):
         sharding.make_mesh(num_model=0)
+    eight = list(range(8))
+    for size in (3, 9):
+        with pytest.raises(ValueError, match=f"8 devices .* num_model = {size}; choose a divisor"):
+            sharding.make_mesh(num_model=size, devices=eight)
 
 
 def test_what_cannot_be_divided_is_an_error():
     mesh = jax.sharding.AbstractMesh((4, 3), ("data", "model"))
     with pytest.raises(ValueError, match="a batch of 6 cannot be spread over 4 devices; fill.* 8"):
         sharding.shard_batch(jnp.zeros((6, 2)), mesh)
+    with pytest.raises(ValueError, match="batch of 3 with 2 samples of each .* fill it up to 4 or"):
+        sharding.shard_batch(jnp.zeros(3), mesh, num_samples=2)
+    with pytest.raises(ValueError, match="a scalar has no batch .*image_keys"):
+        sharding.shard_batch(jax.random.key(0), mesh)
     weights = {"blocks": {"q": {"kernel": jnp.zeros((2, 8, 8))}}}
     with pytest.raises(ValueError, match=r"blocks/q/kernel of shape \(2, 8, 8\) cannot be split"):
         sharding.prior_shardings(weights, mesh)
+
+
+@pytest.mark.parametrize(
+    ("batch", "num_samples", "axes"),
+    [
+        (24, 1, ("data", "model")),
+        (8, 1, ("data",)),  # Not by 12.
+        (8, 3, ("data",)),
+        (1, 12, ()),
+        (6, 2, ()),
+    ],
+)
+def test_a_batch_lies_where_it_can(batch, num_samples, axes):
+    mesh = jax.sharding.AbstractMesh((4, 3), ("data", "model"))
+    found = sharding.batch_sharding((batch, 5), mesh, num_samples)
+    assert found.spec == jax.sharding.PartitionSpec(*([axes] if axes else []))
+
+
+def test_a_bundle_can_be_laid_out_again(toy_prior, toy_codec):
+    """Functions are equal, so nothing compiles twice; one device has those of the bundle."""
+    params = Params(toy_prior, toy_codec, None)
+    rules = ((".*", None),)
+
+    def functions(params, shape):
+        mesh = jax.sharding.AbstractMesh(shape, ("data", "model"))
+        return jax.tree.structure(sharding.plan_params(params, mesh, rules=rules)[0])
+
+    plain, wide = jax.tree.structure(params), functions(params, (2, 4))
+    assert wide != plain and wide == functions(params, (2, 4)) != functions(params, (4, 2))
+    mesh = jax.sharding.AbstractMesh((4, 2), ("data", "model"))
+    other, _ = sharding.plan_params(params, mesh, rules=rules)
+    assert functions(other, (2, 4)) == wide
+    assert functions(other, (1, 1)) == plain
 
 
 def test_every_parameter_needs_a_rule(toy_prior):
@@ -117,6 +234,12 @@ def test_the_devices_of_a_prior_divide_its_heads(tiny_model, monkeypatch):
         sharding.require_whole_heads(8, None, mesh(3))
     with pytest.raises(ValueError, match="num_kv_heads = 2; choose a divisor of 2"):
         sharding.require_whole_heads(8, 2, mesh(4))
+    config = dataclasses.replace(PRIOR_CONFIG, num_heads=4, num_kv_heads=2)
+    weights = random_params(init_transformer_params, config)
+    prior = make_prior(config, weights)
+    sharding.spread_prior(prior, mesh(2))
+    with pytest.raises(ValueError, match="num_kv_heads = 2; choose a divisor of 2"):
+        sharding.shard_params(Params(prior, None, None), mesh(4))
     # Told before anything is read.
     monkeypatch.setattr(checkpoint, "load_params", None)
     with pytest.raises(ValueError, match="4 devices cannot share the prior's num_heads = 2"):
