@@ -98,7 +98,8 @@ def _sharers(mesh: jax.sharding.Mesh) -> int:
 
 def advice(compiled: Any, batch_size: int, mesh: jax.sharding.Mesh) -> str:
     """What a batch needs, what there is, and the batch that fits; for the user to read."""
-    groups = mesh.shape[DATA]
+    # Where all devices divide the batch, they share it; a smaller one may need more on each.
+    groups = mesh.size if batch_size % mesh.size == 0 else mesh.shape[DATA]
     needed, free = _needs(compiled), free_memory()
     if needed is None:
         text = f"out of memory with a batch of {batch_size}"

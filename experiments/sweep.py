@@ -49,7 +49,7 @@ class Sweep(cli.Restore):
     Attributes:
       image: folder of images, text file with one path per line, MODULE:NAME of a source with random
         access (Grain's, or any other), or JSON file of options.
-      batch_size: images at once on this host; 4 per group of devices if left out.
+      batch_size: images at once on this host; 4 per device if left out.
       num_data: groups of this host's devices that images are spread over; all if left out.
       num_model: devices that share one copy of the prior.
       coordinator: HOST:PORT of process 0; Slurm, GKE and TPU pods need none.
@@ -95,7 +95,7 @@ class Host:
             options.num_data, options.num_model, devices=jax.local_devices()
         )
         groups = self.mesh.shape[sharding.DATA]
-        self.batch_size = 4 * groups if options.batch_size is None else options.batch_size
+        self.batch_size = 4 * self.mesh.size if options.batch_size is None else options.batch_size
         if self.batch_size < 1 or self.batch_size % groups:
             raise ValueError(
                 f"--batch-size must be a positive multiple of the {groups} groups of devices that "
