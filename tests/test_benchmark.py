@@ -1318,7 +1318,7 @@ STUDIES = [path for path in CONFIGS if (path.parents[1] / "results" / path.stem)
 @pytest.mark.parametrize("path", STUDIES, ids=[path.stem for path in STUDIES])
 def test_committed_rows_get_their_config(path, tmp_path, monkeypatch):
     results = path.parents[1] / "results" / path.stem
-    for name in ("rows.jsonl", "tuning.jsonl", "tuned.json"):
+    for name in ("rows.jsonl", "tuning.jsonl", "tuned.json", "calibration.json"):
         if (results / name).exists():
             shutil.copy(results / name, tmp_path)
     before = read(tmp_path, "rows.jsonl")
