@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from aps_jax import schedule
 from aps_jax.types import Array, Key
 
 
@@ -72,6 +75,15 @@ def remdm_chance(rule: str, strength: float | None, gamma_t: Array, gamma_s: Arr
     strength = REMDM_STRENGTHS[rule] if strength is None else strength
     most = jnp.minimum(1.0, gamma_s / jnp.maximum(1 - gamma_t, 1e-6))
     return jnp.minimum(strength, most) if rule == "cap" else strength * most
+
+
+def scheduled_chance(config: Any, step: Array) -> Array | None:
+    """`remdm_chance` in timestep `step` of a sampler; None if its `config.remdm` loses nothing."""
+    if config.remdm == "none":
+        return None
+    gammas = jnp.asarray(schedule.masked_share(config.schedule, config.num_steps), jnp.float32)
+    strength = config.remask_strength
+    return remdm_chance(config.remdm, strength, gammas[step], gammas[step + 1])
 
 
 def keep_and_lose(

@@ -345,13 +345,8 @@ def _anchored(
     else:
         scored = log_probs if config.remasking == "anchored" else log_prior
         scores = remasking.confidence(scored, proposal)
-    chance, keys_lose = None, None
-    if config.remdm != "none":
-        gammas = jnp.asarray(schedule.masked_share(config.schedule, config.num_steps), jnp.float32)
-        chance = remasking.remdm_chance(
-            config.remdm, config.remask_strength, gammas[step], gammas[step + 1]
-        )
-        keys_lose = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+    chance = remasking.scheduled_chance(config, step)
+    keys_lose = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
     if config.rule == "threshold":
         limits = schedule.thresholds(config.threshold_schedule, config.num_steps, config.threshold)
         is_last = step == config.num_steps - 1

@@ -2,6 +2,8 @@
 
     python -m experiments.speed [--out experiments/results/speed] [--smoke]
 
+Files are written after every section; `--sections` measures some of them anew, the others stay.
+
 All rivals of a ratio run in turns in this process, and a ratio is the median over rounds.
 Wall-clock figures need a machine with nothing else to do; ratios of processor time (`cpu`) survive
 company.
@@ -13,11 +15,10 @@ import dataclasses
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -192,8 +193,16 @@ def growth_section(params: Params, arguments: Arguments) -> dict[str, Any]:
     return {"sizes": base, "seconds": rows}
 
 
-def measure(arguments: Arguments) -> dict[str, Any]:
-    """All sections that were asked for."""
+def measure(
+    arguments: Arguments, previous: dict[str, Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """What was measured so far, after every section that was asked for.
+
+    Args:
+      arguments: what to measure.
+      previous: an earlier result, of which other sections are kept if machine, versions and sizes
+        are the same.
+    """
     arguments = arguments.resolved()
     model = aps_jax.load_pretrained(arguments.model, dtype=arguments.dtype)
     # PyTorch takes many minutes to compile the full one.
@@ -213,34 +222,38 @@ def measure(arguments: Arguments) -> dict[str, Any]:
     unknown = set(arguments.sections) - set(sections)
     if unknown:
         raise ValueError(f"unknown sections {sorted(unknown)}; there are {', '.join(SECTIONS)}")
+    asked = dataclasses.asdict(arguments)
     result: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
         "cpus": os.cpu_count(),
-        "load average before": os.getloadavg()[0],
         "python": platform.python_version(),
         "jax": jax.__version__,
-        "arguments": {k: v for k, v in dataclasses.asdict(arguments).items() if k != "out"},
+        "arguments": {k: v for k, v in asked.items() if k not in ("sections", "out")},
     }
+    same = {name: result[name] for name in ("device", "cpus", "python", "jax", "arguments")}
+    if previous and all(previous.get(name) == value for name, value in same.items()):
+        result = dict(previous)
+    result["load average before"] = dict(result.get("load average before", {}))
+    load = os.getloadavg()[0]
     for name in arguments.sections:
         print(f"measuring {name}", file=sys.stderr, flush=True)
         result[name] = sections[name]()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    result |= {"load average after": os.getloadavg()[0], "peak memory, MiB": peak}
-    on_device = jax.devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in on_device:
-        result["peak device memory, MiB"] = on_device["peak_bytes_in_use"] / 2**20
-    return result
+        result["load average before"][name] = load
+        on_device = jax.devices()[0].memory_stats() or {}
+        if "peak_bytes_in_use" in on_device:
+            result["peak device memory, MiB"] = on_device["peak_bytes_in_use"] / 2**20
+        yield result
 
 
 def table(result: dict[str, Any]) -> str:
     """Markdown: a table per section, one line per leaf; ratios and seconds with quartiles."""
-    lines = [
-        f"{result['device']}, {result['cpus']} cores, JAX {result['jax']}; load average "
-        f"{result['load average before']:.1f} before and {result['load average after']:.1f} after",
-        "",
-    ]
-    for section in result["arguments"]["sections"]:
-        lines += [f"### {section}", "", "| what | median | quartiles | cpu |", "|---|---|---|---|"]
+    lines = [f"{result['device']}, {result['cpus']} cores, JAX {result['jax']}", ""]
+    for section in SECTIONS:
+        if section not in result:
+            continue
+        load = result["load average before"][section]
+        lines += [f"### {section}", "", f"Load average before the run: {load:.1f}.", ""]
+        lines += ["| what | median | quartiles | cpu |", "|---|---|---|---|"]
         lines += _lines(result[section], "")
         lines.append("")
     return "\n".join(lines)
@@ -262,15 +275,18 @@ def _lines(value: Any, name: str) -> list[str]:
 
 
 def main(arguments: Arguments) -> None:
-    """Measures, prints the table and writes both files."""
+    """Measures and prints the table; both files hold every section that is done."""
     # Else JAX takes most of a GPU's memory at once, and PyTorch and new processes find none.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    result = measure(arguments)
-    text = table(result)
+    text = ""
+    file = arguments.out and arguments.out / "speed.json"
+    previous = json.loads(file.read_text()) if file and file.exists() else None
+    for result in measure(arguments, previous):
+        text = table(result)
+        if arguments.out is not None:
+            write_json(file, result)
+            write_atomically(arguments.out / "speed.md", (text + "\n").encode())
     print(text)
-    if arguments.out is not None:
-        write_json(arguments.out / "speed.json", result)
-        write_atomically(arguments.out / "speed.md", (text + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -192,6 +192,7 @@ def lever_section(params: Params, arguments: Any) -> dict[str, Any]:
     for name, attribute, value in (
         ("doubling before the convolution", "upsampled_conv", _doubled_first),
         ("group norm of Flax", "GroupNorm", _flax_norm),
+        ("residual blocks computed again", "ResidualBlock", nn.remat(tokenizer.ResidualBlock)),
     ):
         ours = getattr(tokenizer, attribute)
         setattr(tokenizer, attribute, value)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import time
 
 import jax
@@ -12,7 +13,7 @@ from conftest import CODEC_CONFIG, PRIOR_CONFIG, random_params
 from aps_jax import checkpoint
 from aps_jax.tokenizer import init_codec_params
 from aps_jax.transformer import init_transformer_params
-from experiments import speed, timing
+from experiments import speed, speed_parts, timing
 
 
 def test_ratios_are_taken_round_by_round():
@@ -45,12 +46,13 @@ def test_matmul_rate_counts_multiplications_and_additions(monkeypatch):
 
 def test_table_has_a_line_per_figure():
     result = {
-        "device": "cpu", "cpus": 2, "jax": "1", "load average before": 0.0,
-        "load average after": 0.0, "arguments": {"sections": ("a",)},
-        "a": {"x": {"median": 2.0, "low": 1.0, "high": 3.0, "cpu": 4.0, "over": {"median": 1.5,
+        "device": "cpu", "cpus": 2, "jax": "1", "load average before": {"loop": 0.25},
+        "loop": {"x": {"median": 2.0, "low": 1.0, "high": 3.0, "cpu": 4.0, "over": {"median": 1.5,
               "low": 1.0, "high": 2.0}}, "skipped": "why"},
     }  # fmt: skip
     lines = speed.table(result).splitlines()
+    assert "### loop" in lines and "### torch" not in lines
+    assert "Load average before the run: 0.2." in lines
     assert "| x | 2 | 1 – 3 | 4 |" in lines
     assert "| x: over | 1.5 | 1 – 2 |  |" in lines
     assert "| skipped | why | | |" in lines
@@ -66,7 +68,37 @@ def test_sections_and_matrices_fit_the_machine(monkeypatch):
     assert speed.Arguments(sections=("loop",), matmul_side=7).resolved().matmul_side == 7
     assert speed.Arguments(sections=("loop",)).resolved().sections == ("loop",)
     with pytest.raises(ValueError, match="unknown sections .'lop'.; there are loop, levers"):
-        speed.measure(speed.Arguments(sections=("lop",), smoke=True))
+        next(speed.measure(speed.Arguments(sections=("lop",), smoke=True)))
+
+
+def test_interrupted_study_keeps_what_it_measured(tmp_path, monkeypatch):
+    def growth(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(speed_parts, "loop_section", lambda *_: {"x": 2.0})
+    monkeypatch.setattr(speed, "growth_section", growth)
+    with pytest.raises(KeyboardInterrupt):
+        speed.main(speed.Arguments(sections=("loop", "growth"), out=tmp_path))
+    result = json.loads((tmp_path / "speed.json").read_text())
+    assert result["loop"] == {"x": 2.0} and "growth" not in result
+    assert "| x | 2 |" in (tmp_path / "speed.md").read_text()
+
+
+def test_sections_are_measured_anew_beside_others(tmp_path, monkeypatch):
+    """They stay only where the machine and the sizes are the same."""
+    monkeypatch.setattr(speed_parts, "loop_section", lambda *_: {"x": 2.0})
+    monkeypatch.setattr(speed, "growth_section", lambda *_: {"y": 3.0})
+
+    def run(*sections, **changes):
+        speed.main(speed.Arguments(sections=sections, out=tmp_path, **changes))
+        return json.loads((tmp_path / "speed.json").read_text())
+
+    run("loop")
+    monkeypatch.setattr(os, "getloadavg", lambda: (7.0, 0.0, 0.0))
+    result = run("growth")
+    assert (result["loop"], result["growth"]) == ({"x": 2.0}, {"y": 3.0})
+    assert result["load average before"]["growth"] == 7.0 != result["load average before"]["loop"]
+    assert "loop" not in run("growth", batch_size=3)
 
 
 @pytest.mark.slow
@@ -81,7 +113,7 @@ def test_smoke_run_measures_everything(tmp_path):
     checkpoint.update_card(folder, codec=dataclasses.asdict(codec), prior=dataclasses.asdict(prior))
     speed.main(speed.Arguments(model=str(folder), out=tmp_path / "out", smoke=True))
     result = json.loads((tmp_path / "out" / "speed.json").read_text())
-    assert set(result["arguments"]["sections"]) <= set(result)
+    assert set(speed.SECTIONS) <= set(result)
     for kind in ("library gradient", "stock gradient", "preset balanced"):
         assert result["loop"][kind]["alone"]["median"] > 0
         assert "inside: FLOP/s over matmul" in result["loop"][kind]

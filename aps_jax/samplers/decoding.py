@@ -119,16 +119,11 @@ def keep_and_lose(
       scores: [R, L], the highest of masked tokens are kept.
       step: index i in [0, T).
     """
-    config, chance = field.config, None
-    assert isinstance(config, RemaskingConfig)
-    if config.remdm != "none":
-        gammas = _gammas(field)
-        chance = remasking.remdm_chance(
-            config.remdm, config.remask_strength, gammas[step], gammas[step + 1]
-        )
+    assert isinstance(field.config, RemaskingConfig)
     return remasking.keep_and_lose(
         tokens, proposal, scores, num_left(field, step),
-        mask=field.mask, chance=chance, is_open=field.is_unknown, keys=keys,
+        mask=field.mask, chance=remasking.scheduled_chance(field.config, step),
+        is_open=field.is_unknown, keys=keys,
     )  # fmt: skip
 
 
