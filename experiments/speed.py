@@ -12,6 +12,7 @@ company.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -87,21 +88,13 @@ class Arguments:
 
 
 def cores_section(params: Params, arguments: Arguments) -> dict[str, Any]:
-    """A device per CPU core against one device with all cores, in a process that has them.
-
-    The rate of matrix products is this process's, where one device has all cores.
-    """
+    """A device per CPU core against one device with all cores, in a process that has them."""
     count = num_cpus()
     if jax.default_backend() != "cpu" or count == 1:
         return {"skipped": "needs a CPU with several cores"}
     if len(jax.devices()) > 1 or _DEVICES in os.environ:
         return speed_parts.core_section(params, arguments)
-    result = _in_a_process_of_its_own("cores", arguments, num_devices=count)
-    rate = timing.matmul_rate(arguments.matmul_side, arguments.repeats, arguments.dtype)
-    for row in result["seconds"].values():
-        if "FLOP/s" in row:
-            row["FLOP/s over matmul"] = row["FLOP/s"] / rate["median"]
-    return result | {"matmul FLOP/s": rate}
+    return _in_a_process_of_its_own("cores", arguments, num_devices=count)
 
 
 #: How many devices JAX makes of a CPU.
@@ -123,7 +116,7 @@ def _in_a_process_of_its_own(section: str, arguments: Arguments, *, num_devices:
 
 
 _START = """
-import json, os, resource, sys, time
+import json, sys, time
 began = time.perf_counter()
 import aps_jax
 aps_jax.aps_sample, aps_jax.load_pretrained
@@ -144,10 +137,16 @@ traced = time.perf_counter()
 compiled = lowered.compile()
 done = time.perf_counter()
 jax.block_until_ready(compiled(params, y, jax.random.key(0)))
+if sys.platform == "linux":  # There getrusage has the peak of the parent, if that is larger.
+    held = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    peak = int(held["VmHWM"].split()[0]) / 1024
+else:
+    import resource
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 print(json.dumps({
     "import": imported - began, "load": loaded - imported, "trace": traced - loaded,
     "compile": done - traced, "first call": time.perf_counter() - done,
-    "peak memory, MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    "peak memory, MiB": peak,
 }))
 """
 
@@ -166,7 +165,7 @@ def start_section(arguments: Arguments) -> dict[str, Any]:
                 )  # fmt: skip
                 found.append(json.loads(done.stdout.splitlines()[-1]))
     return {
-        name: {key: float(np.median([row[key] for row in found])) for key in found[0]}
+        name: {key: timing.spread(np.array([row[key] for row in found])) for key in found[0]}
         for name, found in values.items()
     }
 
@@ -186,7 +185,7 @@ def growth_section(params: Params, arguments: Arguments) -> dict[str, Any]:
     }
     cases["K / 2"] = base | {"bits": base["bits"] - 1}
     runs = {name: speed_parts.whole_run(params, **sizes) for name, sizes in cases.items()}
-    seconds = timing.interleave(runs, max(2, arguments.repeats // 3))
+    seconds = timing.interleave(runs, min(3, arguments.repeats))
     rows = {name: timing.spread(values) for name, values in seconds.items()}
     for name, values in seconds.items():
         rows[name]["over base"] = timing.ratio(values, seconds["base"])
@@ -200,8 +199,11 @@ def measure(
 
     Args:
       arguments: what to measure.
-      previous: an earlier result, of which other sections are kept if machine, versions and sizes
-        are the same.
+      previous: an earlier result, whose other sections are kept.
+
+    Raises:
+      ValueError: for unknown sections, and if sections to keep are of another machine, version,
+        source or size.
     """
     arguments = arguments.resolved()
     model = aps_jax.load_pretrained(arguments.model, dtype=arguments.dtype)
@@ -222,37 +224,80 @@ def measure(
     unknown = set(arguments.sections) - set(sections)
     if unknown:
         raise ValueError(f"unknown sections {sorted(unknown)}; there are {', '.join(SECTIONS)}")
-    asked = dataclasses.asdict(arguments)
-    result: dict[str, Any] = {
-        "device": jax.devices()[0].device_kind,
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "arguments": {k: v for k, v in asked.items() if k not in ("sections", "out")},
-    }
-    same = {name: result[name] for name in ("device", "cpus", "python", "jax", "arguments")}
-    if previous and all(previous.get(name) == value for name, value in same.items()):
-        result = dict(previous)
-    result["load average before"] = dict(result.get("load average before", {}))
-    load = os.getloadavg()[0]
+    result = _kept(previous or {}, _facts(arguments), arguments.sections)
+    before = os.getloadavg()[0]
     for name in arguments.sections:
         print(f"measuring {name}", file=sys.stderr, flush=True)
         result[name] = sections[name]()
-        result["load average before"][name] = load
+        result["load average"][name] = [before, os.getloadavg()[0]]
         on_device = jax.devices()[0].memory_stats() or {}
         if "peak_bytes_in_use" in on_device:
-            result["peak device memory, MiB"] = on_device["peak_bytes_in_use"] / 2**20
+            result[name]["peak device memory so far, MiB"] = on_device["peak_bytes_in_use"] / 2**20
         yield result
+
+
+def _facts(arguments: Arguments) -> dict[str, Any]:
+    """What all sections of a result must have in common."""
+    asked = dataclasses.asdict(arguments)
+    return {
+        "device": _processor() if jax.default_backend() == "cpu" else jax.devices()[0].device_kind,
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "aps_jax": aps_jax.__version__,
+        "source": _source(),
+        "arguments": {k: v for k, v in asked.items() if k not in ("sections", "out")},
+    }
+
+
+def _processor() -> str:
+    """Name of the CPU, and the widest of its instructions that JAX may use."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return platform.processor() or platform.machine()
+    found = dict(
+        [word.strip() for word in line.split(":", 1)]
+        for line in path.read_text().splitlines()
+        if ":" in line
+    )
+    flags = found.get("flags", "").split()
+    wide = [f for f in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if f in flags][:1]
+    return ", ".join([found.get("model name", platform.machine()), *wide])
+
+
+def _source() -> str:
+    """Stands for the source of the package: what is measured."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(aps_jax.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _kept(
+    previous: dict[str, Any], facts: dict[str, Any], sections: tuple[str, ...]
+) -> dict[str, Any]:
+    """The sections of an earlier result that are not measured anew, with the facts of all."""
+    kept = {name: previous[name] for name in SECTIONS if name in previous and name not in sections}
+    differing = [name for name, value in facts.items() if previous.get(name) != value]
+    if kept and differing:
+        raise ValueError(
+            f"the result that is there has the sections {', '.join(kept)} with another "
+            f"{', '.join(differing)}; choose another --out, or measure all of them anew"
+        )
+    loads = {name: previous["load average"][name] for name in kept}
+    return facts | {"load average": loads} | kept
 
 
 def table(result: dict[str, Any]) -> str:
     """Markdown: a table per section, one line per leaf; ratios and seconds with quartiles."""
-    lines = [f"{result['device']}, {result['cpus']} cores, JAX {result['jax']}", ""]
+    versions = f"JAX {result['jax']}, aps_jax {result['aps_jax']} (source {result['source']})"
+    lines = [f"{result['device']}, {result['cpus']} cores, {versions}", ""]
     for section in SECTIONS:
         if section not in result:
             continue
-        load = result["load average before"][section]
-        lines += [f"### {section}", "", f"Load average before the run: {load:.1f}.", ""]
+        before, after = result["load average"][section]
+        load = f"Load average {before:.1f} before the run, {after:.1f} after this section."
+        lines += [f"### {section}", "", load, ""]
         lines += ["| what | median | quartiles | cpu |", "|---|---|---|---|"]
         lines += _lines(result[section], "")
         lines.append("")

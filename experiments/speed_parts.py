@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import math
@@ -45,7 +46,7 @@ class Step:
     def __init__(self, params: Params, batch: int, side: int, config: aps_jax.APSConfig) -> None:
         self.params, self.config, self.side = params, config, side
         self.y = params.operator(images(batch, side))
-        self.grid = (side // params.codec.stride,) * 2
+        self.grid: tuple[int, int] = (side // params.codec.stride,) * 2
         self.tokens = jnp.full((batch, self.grid[0] * self.grid[1]), params.codec.num_codes)
         logits = jax.jit(params.prior.apply)(params.prior.params, self.tokens_grid())
         self.log_prior = jax.nn.log_softmax(logits.reshape(*self.tokens.shape, -1))
@@ -64,6 +65,22 @@ class Step:
                 grid=self.grid, image_shape=(self.side, self.side), config=self.config,
             )
         )  # fmt: skip
+
+    def half(self) -> Step:
+        """The same with its lower half known, and arrays of logits for the upper one alone."""
+        step, codec, (height, width) = copy.copy(self), self.params.codec, self.grid
+        step.grid = (height // 2, width)
+        shape = (len(self.tokens), height - height // 2, width, codec.codebook.shape[1])
+        known = jnp.sign(jax.random.normal(jax.random.key(1), shape))
+
+        def decode(params: Any, codes: Array) -> Array:
+            return codec.decode(params, jnp.concatenate([codes, known], axis=1))
+
+        step.params = self.params.replace(codec=codec.replace(decode=decode))
+        count = height // 2 * width
+        step.tokens, step.log_prior = self.tokens[:, :count], self.log_prior[:, :count]
+        step.opt_state = self.optimizer.init(step.log_prior)
+        return step
 
     def gradient(self) -> Callable[..., Array]:
         """Jitted gradient of the logits, of (params, y, phi, log_prior, tokens)."""
@@ -129,13 +146,12 @@ def _inside_and_alone(params: Params, config: aps_jax.APSConfig, arguments: Any)
     step = Step(params, arguments.batch_size, arguments.image_size, long)
     sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
     alone, key = step.alone(), jax.random.key(0)
-    product, side = timing.matmul(arguments.matmul_side, arguments.dtype), arguments.matmul_side
     seconds = timing.interleave(
         {
             "long": lambda: sample(params, step.y, key, config=long),
             "short": lambda: sample(params, step.y, key, config=short),
             "alone": lambda: [alone() for _ in range(count)][-1],
-            "matmul": lambda: [product() for _ in range(10)],
+            MATMUL: matmuls(arguments),
         },
         arguments.repeats,
     )
@@ -146,10 +162,34 @@ def _inside_and_alone(params: Params, config: aps_jax.APSConfig, arguments: Any)
         "alone": timing.spread(outside),
         "inside over alone": timing.ratio(inside, outside),
         "FLOP": flop,
-        "inside: FLOP/s over matmul": timing.ratio(
-            flop * seconds["matmul"] / (10 * 2 * side**3), inside
-        ),
+        "inside: FLOP/s over matmul": over_matmul(flop, inside, seconds[MATMUL], arguments),
+        "matmul FLOP/s": matmul_rate(seconds[MATMUL], arguments),
     }
+
+
+#: Name of the matrix products among what is timed.
+MATMUL = "matmul"
+_PRODUCTS = 10
+
+
+def matmuls(arguments: Any) -> Callable[[], Any]:
+    """Matrix products in a row, of which the rate is taken."""
+    product = timing.matmul(arguments.matmul_side, arguments.dtype)
+    return lambda: [product() for _ in range(_PRODUCTS)]
+
+
+def matmul_rate(products: np.ndarray, arguments: Any) -> dict[str, float]:
+    """FLOP/s of seconds [n, 2] of `matmuls`."""
+    flop = _PRODUCTS * 2 * arguments.matmul_side**3
+    return timing.spread(flop / products[:, 0]) | {"side": arguments.matmul_side}
+
+
+def over_matmul(
+    flop: float, seconds: np.ndarray, products: np.ndarray, arguments: Any
+) -> dict[str, float]:
+    """FLOP/s of work of which every round was followed by `matmuls`, over those of the products."""
+    ours = _PRODUCTS * 2 * arguments.matmul_side**3 / products
+    return timing.ratio(flop / seconds, ours)
 
 
 @contextlib.contextmanager
@@ -200,6 +240,10 @@ def lever_section(params: Params, arguments: Any) -> dict[str, Any]:
             compiled[name] = _compiled(Step(params, *size, config).loop())
         finally:
             setattr(tokenizer, attribute, ours)
+    balanced = make_config(preset="balanced", num_steps=1, num_inner_steps=arguments.inner_steps)
+    step = Step(params, *size, balanced)
+    compiled["balanced"] = _compiled(step.loop())
+    compiled["balanced, half of the tokens"] = _compiled(step.half().loop())
     with_lpips = _with_lpips(params, arguments)
     if with_lpips is not None:
         perceptual = dataclasses.replace(config, perceptual_weight=1e-3)
@@ -213,12 +257,17 @@ def lever_section(params: Params, arguments: Any) -> dict[str, Any]:
     seconds = timing.interleave(compiled, arguments.repeats)
     rows: dict[str, Any] = {}
     for name, values in seconds.items():
-        base = seconds["LPIPS library" if name.startswith("LPIPS") else "library"]
+        base = next(b for b in ("LPIPS library", "balanced", "library") if _is_form(name, b))
         rows[name] = timing.spread(values / arguments.inner_steps) | {
-            "over library": timing.ratio(values, base),
-            "cpu over library": timing.ratio(values[:, 1], base[:, 1]),
+            f"over {base}": timing.ratio(values, seconds[base]),
+            f"cpu over {base}": timing.ratio(values[:, 1], seconds[base][:, 1]),
         }
     return rows
+
+
+def _is_form(name: str, base: str) -> bool:
+    """Whether a row is a form of the work of `base`, by the first word of both."""
+    return base == "library" or name.split()[0].rstrip(",") == base.split()[0]
 
 
 def _compiled(run: Callable[[], Any]) -> Callable[[], Any]:
@@ -242,8 +291,8 @@ def part_section(params: Params, arguments: Any) -> dict[str, Any]:
 
     Each part is repeated in a compiled loop, as it is in the sampler, every round with what the one
     before has left: single calls would spend their time on fresh memory for their results.
-    FLOP are those of products and convolutions (`flops.count_flops`), and the rate that they are
-    compared with is that of a matrix product of the networks' dtype in this process.
+    FLOP are those of products and convolutions (`flops.count_flops`); they are compared with matrix
+    products of the networks' dtype, in turns.
     """
     config = aps_jax.APSConfig(num_steps=1, num_inner_steps=arguments.inner_steps)
     step = Step(params, arguments.batch_size, arguments.image_size, config)
@@ -286,9 +335,10 @@ def part_section(params: Params, arguments: Any) -> dict[str, Any]:
         runs["LPIPS, both ways"] = _repeated(
             _nudged(distance), count, 0.5 * target, reference, lpips
         )
+    runs[MATMUL] = matmuls(arguments)
     seconds = timing.interleave(runs, arguments.repeats)
+    products = seconds.pop(MATMUL)
     rows: dict[str, Any] = {name: timing.spread(values / count) for name, values in seconds.items()}
-    rate = timing.matmul_rate(arguments.matmul_side, arguments.repeats, arguments.dtype)
     flops = {
         "decoder forward": count_flops(forward, weights, codes),
         "decoder forward and backward": count_flops(both, codes, weights),
@@ -296,8 +346,10 @@ def part_section(params: Params, arguments: Any) -> dict[str, Any]:
     }
     for name, number in flops.items():
         rows[name]["FLOP"] = number
-        rows[name]["FLOP/s over matmul"] = number / rows[name]["median"] / rate["median"]
-    return {"seconds": rows, "matmul FLOP/s": rate}
+        rows[name]["FLOP/s over matmul"] = over_matmul(
+            number * count, seconds[name], products, arguments
+        )
+    return {"seconds": rows, "matmul FLOP/s": matmul_rate(products, arguments)}
 
 
 #: Leaves what it multiplies without effect, but not without use.
@@ -322,8 +374,8 @@ def _repeated(step: Callable[..., Any], count: int, start: Any, *others: Any) ->
 def core_section(params: Params, arguments: Any) -> dict[str, Any]:
     """The sampler, and the decoder's gradient, on one device and spread over all there are.
 
-    Both have the same cores. One device hands parts of single operations to them, several devices
-    hand images.
+    Both have the same cores, and so have the matrix products, on one device. One device hands parts
+    of single operations to the cores, several devices hand images.
     """
     count = len(jax.devices())
     batch = math.ceil(arguments.batch_size / count) * count
@@ -346,7 +398,9 @@ def core_section(params: Params, arguments: Any) -> dict[str, Any]:
         own_y, own_keys, own_codes = sharding.shard_batch((y, keys, codes), mesh)
         runs[f"sampler, {name}"] = functools.partial(sample, own, own_y, own_keys, config=config)
         runs[f"decoder, {name}"] = functools.partial(gradient, own_codes, own.codec.params)
+    runs[MATMUL] = matmuls(arguments)
     seconds = timing.interleave(runs, arguments.repeats)
+    products = seconds.pop(MATMUL)
     flops = count_flops(gradient, codes, codec.params)
     rows: dict[str, Any] = {}
     for name, values in seconds.items():
@@ -355,8 +409,9 @@ def core_section(params: Params, arguments: Any) -> dict[str, Any]:
             "over one device": timing.ratio(values, seconds[f"{part}, one device"])
         }
         if part == "decoder":
-            rows[name]["FLOP/s"] = flops / rows[name]["median"]
-    return {"batch": batch, "devices": count, "seconds": rows}
+            rows[name]["FLOP/s over matmul"] = over_matmul(flops, values, products, arguments)
+    rate = matmul_rate(products, arguments)
+    return {"batch": batch, "devices": count, "seconds": rows, "matmul FLOP/s": rate}
 
 
 def whole_run(

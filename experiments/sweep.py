@@ -16,7 +16,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -267,26 +267,39 @@ def read_options(argv: Sequence[str]) -> Sweep:
 
     Raises:
       ValueError: if the file is no mapping of options.
-      SystemExit: as tyro does, for help and for what cannot be understood.
+      SystemExit: as tyro does, for help and for what cannot be understood, in the file too.
     """
     argv, default = list(argv), Sweep()
     if argv and argv[0].endswith(".json"):
         path = Path(argv.pop(0))
         if not path.is_file():
             raise ValueError(f"there is no file {path}")
-        kinds = {field.name: field.type for field in dataclasses.fields(Sweep)}
         try:
             values = dict(json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is not a JSON object of options ({error})") from None
+        known = {field.name for field in dataclasses.fields(Sweep)}
         for name in values:
-            if name not in kinds:
+            if name not in known:
                 raise ValueError(f"{path} has an unknown option {name!r}; see --help")
-        for name in ("image", "out", "kernel", "mask", "weights"):
-            if values.get(name) is not None:
-                values[name] = Path(values[name])
-        default = Sweep(**values)
+        default = tyro.cli(Sweep, args=_words(values), prog=str(path))
     return tyro.cli(Sweep, args=argv, prog=PROGRAM, default=default)
+
+
+def _words(values: Mapping[str, Any]) -> list[str]:
+    """Options of a JSON file as words of a command line, for the checks of one."""
+    words = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if name == "image":
+            words.insert(0, str(value))
+        elif isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            words += [
+                f"--{flag}={item}" for item in (value if isinstance(value, list) else [value])
+            ]
+    return words
 
 
 def run(options: Sweep) -> int:

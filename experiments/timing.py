@@ -53,9 +53,3 @@ def matmul(side: int, dtype: str = "float32") -> Callable[[], jax.Array]:
     a = jax.random.normal(jax.random.key(0), (side, side), dtype)
     product = jax.jit(lambda a: a @ a)
     return lambda: product(a)
-
-
-def matmul_rate(side: int, repeats: int, dtype: str = "float32") -> dict[str, float]:
-    """Floating-point operations per second of a product of two square matrices."""
-    seconds = interleave({"matmul": matmul(side, dtype)}, repeats)["matmul"]
-    return spread(2 * side**3 / seconds[:, 0]) | {"side": side}

@@ -431,6 +431,23 @@ def test_bad_sources_and_configurations(photo_folder, toy, tmp_path, capsys):
     config.write_text('{"weights": "here", "mask": "there"}')
     options = sweep.read_options([str(config)])
     assert (options.weights, options.mask) == (Path("here"), Path("there"))
+    values = {
+        "image": "some photos",
+        "measured": True,
+        "option": ["learning_rate=1"],
+        "prompt": "-",
+    }
+    config.write_text(json.dumps(values | {"seed": -3, "kernel": None}))
+    options = sweep.read_options([str(config), "--option", "schedule=linear"])
+    assert (options.image, options.measured, options.prompt) == (Path("some photos"), True, "-")
+    assert (options.seed, options.kernel) == (-3, None)
+    assert options.option == ("learning_rate=1", "schedule=linear")
+    for values in ({"batch_size": "eight"}, {"size": 1.5}, {"resume": True}):
+        config.write_text(json.dumps(values))
+        with pytest.raises(SystemExit) as stopped:
+            sweep.read_options([str(config)])
+        name = next(iter(values)).replace("_", "-")
+        assert stopped.value.code == 2 and f"--{name}" in capsys.readouterr().err
 
 
 def test_the_prior_is_loaded_to_the_devices_that_share_it(toy, photo_folder, tmp_path, monkeypatch):
