@@ -61,7 +61,8 @@ class Restore:
       num_inner_steps: optimiser steps per timestep, likewise.
       option: any other option of the sampler as NAME=VALUE; may be repeated.
       num_samples: posterior samples; more than one adds their mean and standard deviation.
-      draw: proposal per token: quantized, categorical (default of several samples) or argmax.
+      draw: proposal per token: quantized, categorical (default of several samples, unless they are
+        remasked at random or have Gumbel noise) or argmax.
       guidance_scale: how much more the prompt counts than no prompt at all; 0 is off.
       sigma: noise standard deviation on the pixel scale [-1, 1]; with 0 the Gaussian likelihood
         of the presets assumes 0.05.

@@ -39,8 +39,9 @@ def make_config(
     """Options of a run, of `APSConfig` or of another sampler's class.
 
     A variant of APS starts from the preset, changed by the variant, changed by `overrides`; more
-    than one sample turns to categorical draws unless a `draw` is given. Other samplers start from
-    their own defaults and take no preset.
+    than one sample turns to categorical draws, unless a `draw` is given, or random remasking or
+    Gumbel noise make samples differ anyway. Other samplers start from their own defaults and take
+    no preset.
 
     Args:
       preset: key of `PRESETS`, for variants of APS; "balanced" if left out.
@@ -54,7 +55,8 @@ def make_config(
     given = {name: value for name, value in overrides.items() if value is not None}
     if sampler in VARIANTS:
         options = choose("preset", preset or "balanced", PRESETS) | VARIANTS[sampler]
-        if given.get("num_samples", 1) > 1:
+        is_random = given.get("remasking") == "random" or given.get("gumbel_temperature", 0) > 0
+        if given.get("num_samples", 1) > 1 and not is_random:
             # The presets' own draw is deterministic: all samples would be equal.
             options.setdefault("draw", "categorical")
         kind: type[Any] = APSConfig

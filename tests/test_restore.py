@@ -167,6 +167,16 @@ def test_full_disk_leaves_the_last_snapshot(tmp_path, monkeypatch):
     assert_same(restore.restore(params, y, KEY, config=CONFIG, snapshot=again).result, expected)
 
 
+def test_several_samples_differ():
+    """By categorical draws, unless something else makes them."""
+    make = functools.partial(presets.make_config, preset="draft")
+    assert make().draw == make(num_samples=1).draw == "quantized"
+    assert make(num_samples=2).draw == "categorical"
+    assert make(num_samples=2, sampler="aps-i", gumbel_temperature=0.0).draw == "categorical"
+    for options in ({"remasking": "random"}, {"gumbel_temperature": 1.0}, {"draw": "argmax"}):
+        assert make(num_samples=2, **options).draw == options.get("draw", "quantized")
+
+
 def test_other_samplers_run_in_one_piece(tmp_path):
     params, y = problem()
     config = presets.make_config(sampler="maskgit", num_steps=2, num_samples=2)
