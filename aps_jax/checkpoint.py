@@ -164,8 +164,8 @@ def _load_orbax(path: Path, expected: _Specs, shardings: _Shardings) -> dict[str
     try:
         shapes = {name: shape for name, (shape, _) in describe_arrays(path).items()}
         _check_shapes(path, shapes, expected)
-        # One after the other: no more than one array is on its way to the devices.
-        return {name: load(name, spec) for name, spec in expected.items()}
+        # One after the other, waited for: no more than one array is on its way to the devices.
+        return {name: jax.block_until_ready(load(name, spec)) for name, spec in expected.items()}
     except CheckpointError:
         raise
     except (ArrayError, OSError) as error:

@@ -144,9 +144,11 @@ def test_loading_never_holds_a_checkpoint_twice(tmp_path, kind):
         )
     )
     whole = result["checkpoint_bytes"]
+    # Two copies of the largest array, a fifth of all, and up to 32 chunks that are being read.
+    most = 0.75 * whole
     for load in (result[kind]["load_to_1"], result[kind]["load_to_4"]):
         beside = load["peak_anonymous_bytes"] - load["bytes_on_all_devices"]
-        assert load["idle_anonymous_bytes"] < beside < load["idle_anonymous_bytes"] + 0.5 * whole
+        assert 0 < beside - load["idle_anonymous_bytes"] < most
     shared = result[kind]["load_to_4"]
     assert shared["param_bytes"] == result[kind]["load_to_1"]["param_bytes"]
     # The embedding alone has a copy per device.
