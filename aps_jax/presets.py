@@ -55,10 +55,6 @@ def make_config(
     given = {name: value for name, value in overrides.items() if value is not None}
     if sampler in VARIANTS:
         options = choose("preset", preset or "balanced", PRESETS) | VARIANTS[sampler]
-        is_random = given.get("remasking") == "random" or given.get("gumbel_temperature", 0) > 0
-        if given.get("num_samples", 1) > 1 and not is_random:
-            # The presets' own draw is deterministic: all samples would be equal.
-            options.setdefault("draw", "categorical")
         kind: type[Any] = APSConfig
     else:
         kind, options = config_class(sampler), {}
@@ -75,11 +71,21 @@ def make_config(
                 f"{', '.join(option_types(kind))}"
             )
     config = kind(**options | given)
+    if sampler in VARIANTS and "draw" not in given and config.num_samples > 1:
+        # The presets' own draw is deterministic: all samples would be equal.
+        if not _reveals_at_random(config):
+            config = dataclasses.replace(config, draw="categorical")
     if budget is None:
         return config
     from aps_jax.samplers.budget import with_budget
 
     return with_budget(config, budget, fixed=given)
+
+
+def _reveals_at_random(config: APSConfig) -> bool:
+    """Whether samples differ in the order in which their tokens are kept."""
+    has_noise = config.rule == "count" and config.gumbel_temperature > 0
+    return config.num_steps > 1 and (config.remasking == "random" or has_noise)
 
 
 def config_class(sampler: str) -> type[Any]:

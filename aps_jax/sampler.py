@@ -346,7 +346,7 @@ def _anchored(
         scored = log_probs if config.remasking == "anchored" else log_prior
         scores = remasking.confidence(scored, proposal)
     chance = remasking.scheduled_chance(config, step)
-    keys_lose = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+    keys_lose = None if chance is None else jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
     if config.rule == "threshold":
         limits = schedule.thresholds(config.threshold_schedule, config.num_steps, config.threshold)
         is_last = step == config.num_steps - 1

@@ -140,7 +140,7 @@ def loop_section(params: Params, arguments: Any) -> dict[str, Any]:
 
 
 def _inside_and_alone(params: Params, config: aps_jax.APSConfig, arguments: Any) -> dict[str, Any]:
-    count = arguments.inner_steps
+    count, side = arguments.inner_steps, arguments.matmul_side
     long = dataclasses.replace(config, num_steps=1, num_inner_steps=1 + count)
     short = dataclasses.replace(long, num_inner_steps=1)
     step = Step(params, arguments.batch_size, arguments.image_size, long)
@@ -151,7 +151,7 @@ def _inside_and_alone(params: Params, config: aps_jax.APSConfig, arguments: Any)
             "long": lambda: sample(params, step.y, key, config=long),
             "short": lambda: sample(params, step.y, key, config=short),
             "alone": lambda: [alone() for _ in range(count)][-1],
-            MATMUL: matmuls(arguments),
+            "matmul": timing.matmuls(side, arguments.dtype),
         },
         arguments.repeats,
     )
@@ -162,34 +162,9 @@ def _inside_and_alone(params: Params, config: aps_jax.APSConfig, arguments: Any)
         "alone": timing.spread(outside),
         "inside over alone": timing.ratio(inside, outside),
         "FLOP": flop,
-        "inside: FLOP/s over matmul": over_matmul(flop, inside, seconds[MATMUL], arguments),
-        "matmul FLOP/s": matmul_rate(seconds[MATMUL], arguments),
+        "inside: FLOP/s over matmul": timing.over_matmul(flop, inside, seconds["matmul"], side),
+        "matmul FLOP/s": timing.matmul_rate(seconds["matmul"], side),
     }
-
-
-#: Name of the matrix products among what is timed.
-MATMUL = "matmul"
-_PRODUCTS = 10
-
-
-def matmuls(arguments: Any) -> Callable[[], Any]:
-    """Matrix products in a row, of which the rate is taken."""
-    product = timing.matmul(arguments.matmul_side, arguments.dtype)
-    return lambda: [product() for _ in range(_PRODUCTS)]
-
-
-def matmul_rate(products: np.ndarray, arguments: Any) -> dict[str, float]:
-    """FLOP/s of seconds [n, 2] of `matmuls`."""
-    flop = _PRODUCTS * 2 * arguments.matmul_side**3
-    return timing.spread(flop / products[:, 0]) | {"side": arguments.matmul_side}
-
-
-def over_matmul(
-    flop: float, seconds: np.ndarray, products: np.ndarray, arguments: Any
-) -> dict[str, float]:
-    """FLOP/s of work of which every round was followed by `matmuls`, over those of the products."""
-    ours = _PRODUCTS * 2 * arguments.matmul_side**3 / products
-    return timing.ratio(flop / seconds, ours)
 
 
 @contextlib.contextmanager
@@ -242,32 +217,35 @@ def lever_section(params: Params, arguments: Any) -> dict[str, Any]:
             setattr(tokenizer, attribute, ours)
     balanced = make_config(preset="balanced", num_steps=1, num_inner_steps=arguments.inner_steps)
     step = Step(params, *size, balanced)
-    compiled["balanced"] = _compiled(step.loop())
-    compiled["balanced, half of the tokens"] = _compiled(step.half().loop())
+    # By what they are forms of.
+    rivals = {
+        "library": compiled,
+        "balanced": {
+            "balanced": step.loop(),
+            "balanced, half of the tokens": step.half().loop(),
+        },
+    }
     with_lpips = _with_lpips(params, arguments)
     if with_lpips is not None:
         perceptual = dataclasses.replace(config, perceptual_weight=1e-3)
         whole = with_lpips.replace(
             perceptual=with_lpips.perceptual.replace(describe=None, compare=None)
         )
-        compiled["LPIPS library"] = _compiled(Step(with_lpips, *size, perceptual).loop())
-        compiled["LPIPS, features of y every time"] = _compiled(
-            Step(whole, *size, perceptual).loop()
-        )
-    seconds = timing.interleave(compiled, arguments.repeats)
-    rows: dict[str, Any] = {}
-    for name, values in seconds.items():
-        base = next(b for b in ("LPIPS library", "balanced", "library") if _is_form(name, b))
-        rows[name] = timing.spread(values / arguments.inner_steps) | {
-            f"over {base}": timing.ratio(values, seconds[base]),
-            f"cpu over {base}": timing.ratio(values[:, 1], seconds[base][:, 1]),
+        rivals["LPIPS library"] = {
+            "LPIPS library": Step(with_lpips, *size, perceptual).loop(),
+            "LPIPS, features of y every time": Step(whole, *size, perceptual).loop(),
         }
-    return rows
-
-
-def _is_form(name: str, base: str) -> bool:
-    """Whether a row is a form of the work of `base`, by the first word of both."""
-    return base == "library" or name.split()[0].rstrip(",") == base.split()[0]
+    runs = {name: run for forms in rivals.values() for name, run in forms.items()}
+    seconds = timing.interleave(runs, arguments.repeats)
+    return {
+        name: timing.spread(seconds[name] / arguments.inner_steps)
+        | {
+            f"over {base}": timing.ratio(seconds[name], seconds[base]),
+            f"cpu over {base}": timing.ratio(seconds[name][:, 1], seconds[base][:, 1]),
+        }
+        for base, forms in rivals.items()
+        for name in forms
+    }
 
 
 def _compiled(run: Callable[[], Any]) -> Callable[[], Any]:
@@ -335,9 +313,9 @@ def part_section(params: Params, arguments: Any) -> dict[str, Any]:
         runs["LPIPS, both ways"] = _repeated(
             _nudged(distance), count, 0.5 * target, reference, lpips
         )
-    runs[MATMUL] = matmuls(arguments)
+    runs["matmul"] = timing.matmuls(arguments.matmul_side, arguments.dtype)
     seconds = timing.interleave(runs, arguments.repeats)
-    products = seconds.pop(MATMUL)
+    products = seconds.pop("matmul")
     rows: dict[str, Any] = {name: timing.spread(values / count) for name, values in seconds.items()}
     flops = {
         "decoder forward": count_flops(forward, weights, codes),
@@ -346,10 +324,10 @@ def part_section(params: Params, arguments: Any) -> dict[str, Any]:
     }
     for name, number in flops.items():
         rows[name]["FLOP"] = number
-        rows[name]["FLOP/s over matmul"] = over_matmul(
-            number * count, seconds[name], products, arguments
+        rows[name]["FLOP/s over matmul"] = timing.over_matmul(
+            number * count, seconds[name], products, arguments.matmul_side
         )
-    return {"seconds": rows, "matmul FLOP/s": matmul_rate(products, arguments)}
+    return {"seconds": rows, "matmul FLOP/s": timing.matmul_rate(products, arguments.matmul_side)}
 
 
 #: Leaves what it multiplies without effect, but not without use.
@@ -398,9 +376,9 @@ def core_section(params: Params, arguments: Any) -> dict[str, Any]:
         own_y, own_keys, own_codes = sharding.shard_batch((y, keys, codes), mesh)
         runs[f"sampler, {name}"] = functools.partial(sample, own, own_y, own_keys, config=config)
         runs[f"decoder, {name}"] = functools.partial(gradient, own_codes, own.codec.params)
-    runs[MATMUL] = matmuls(arguments)
+    runs["matmul"] = timing.matmuls(arguments.matmul_side, arguments.dtype)
     seconds = timing.interleave(runs, arguments.repeats)
-    products = seconds.pop(MATMUL)
+    products = seconds.pop("matmul")
     flops = count_flops(gradient, codes, codec.params)
     rows: dict[str, Any] = {}
     for name, values in seconds.items():
@@ -409,8 +387,10 @@ def core_section(params: Params, arguments: Any) -> dict[str, Any]:
             "over one device": timing.ratio(values, seconds[f"{part}, one device"])
         }
         if part == "decoder":
-            rows[name]["FLOP/s over matmul"] = over_matmul(flops, values, products, arguments)
-    rate = matmul_rate(products, arguments)
+            rows[name]["FLOP/s over matmul"] = timing.over_matmul(
+                flops, values, products, arguments.matmul_side
+            )
+    rate = timing.matmul_rate(products, arguments.matmul_side)
     return {"batch": batch, "devices": count, "seconds": rows, "matmul FLOP/s": rate}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -57,7 +56,7 @@ def sampler_section(model: Model, arguments: Any) -> dict[str, Any]:
     ours = step.gradient()
     with jax.default_matmul_precision("float32"):
         exact = np.asarray(step.gradient()(*step.arguments()))
-    limit = TOO_SLOW * _seconds(lambda: jax.block_until_ready(ours(*step.arguments())))
+    limit = TOO_SLOW * _seconds(lambda: ours(*step.arguments()))
     for name, dtype, compiled in _variants():
         sampler = TorchSampler(model, dtype=dtype, compiled=compiled, device=device)
         gradient = _gradient(sampler, step)
@@ -132,7 +131,7 @@ def decoder_section(config: CodecConfig, arguments: Any) -> dict[str, Any]:
 
         gradients[dtype] = jax.jit(jax.grad(loss))
         runs[f"jax {dtype}"] = lambda run=gradients[dtype], codec=codec: run(codes, codec.params)
-        runs[f"matmul {dtype}"] = timing.matmul(arguments.matmul_side, dtype)
+        runs[f"matmul {dtype}"] = timing.matmuls(arguments.matmul_side, dtype)
     flop = count_flops(gradients["float32"], codes, params)
     facts: dict[str, Any] = {"size": side, "batch": arguments.decoder_batch, "FLOP": flop}
     if is_installed():
@@ -147,12 +146,13 @@ def decoder_section(config: CodecConfig, arguments: Any) -> dict[str, Any]:
     seconds = timing.interleave(runs, arguments.repeats)
     rows = _over({k: v for k, v in seconds.items() if "matmul" not in k}, "jax bfloat16")
     for name in rows:
-        product = seconds[f"matmul {name.split()[1]}"]
-        rate = 2 * arguments.matmul_side**3 / product
-        rows[name]["FLOP/s over matmul"] = timing.ratio(flop / seconds[name], rate)
+        products = seconds[f"matmul {name.split()[1]}"]
+        rows[name]["FLOP/s over matmul"] = timing.over_matmul(
+            flop, seconds[name], products, arguments.matmul_side
+        )
     for dtype in DTYPES:
-        rate = 2 * arguments.matmul_side**3 / seconds[f"matmul {dtype}"][:, 0]
-        facts[f"matmul FLOP/s, {dtype}"] = timing.spread(rate)
+        products = seconds[f"matmul {dtype}"]
+        facts[f"matmul FLOP/s, {dtype}"] = timing.matmul_rate(products, arguments.matmul_side)
     return facts | {"seconds": rows}
 
 
@@ -252,10 +252,7 @@ def _best_threads(work: Callable[[], Any]) -> tuple[int, float]:
 
 def _seconds(work: Callable[[], Any]) -> float:
     """Seconds of a second call."""
-    work()
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+    return timing.interleave({"work": work}, 1)["work"][0, 0]
 
 
 def _over(seconds: dict[str, np.ndarray], reference: str) -> dict[str, Any]:

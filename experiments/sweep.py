@@ -278,27 +278,35 @@ def read_options(argv: Sequence[str]) -> Sweep:
             values = dict(json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is not a JSON object of options ({error})") from None
-        known = {field.name for field in dataclasses.fields(Sweep)}
-        for name in values:
-            if name not in known:
-                raise ValueError(f"{path} has an unknown option {name!r}; see --help")
-        default = tyro.cli(Sweep, args=_words(values), prog=str(path))
+        try:
+            words = _words(values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        default = tyro.cli(Sweep, args=words, prog=str(path))
     return tyro.cli(Sweep, args=argv, prog=PROGRAM, default=default)
 
 
 def _words(values: Mapping[str, Any]) -> list[str]:
-    """Options of a JSON file as words of a command line, for the checks of one."""
+    """Options of a JSON file as words of a command line, for the checks of one.
+
+    Raises:
+      ValueError: for an unknown name, and for a flag that is neither true nor false.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(Sweep)}
     words = []
     for name, value in values.items():
+        if name not in defaults:
+            raise ValueError(f"unknown option {name!r}; see --help")
         flag = name.replace("_", "-")
-        if name == "image":
-            words.insert(0, str(value))
-        elif isinstance(value, bool):
+        if isinstance(defaults[name], bool):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} must be true or false, got {value!r}")
             words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif name == "image":
+            words.insert(0, str(value))
         elif value is not None:
-            words += [
-                f"--{flag}={item}" for item in (value if isinstance(value, list) else [value])
-            ]
+            items = value if isinstance(value, list) else [value]
+            words += [f"--{flag}={item}" for item in items]
     return words
 
 

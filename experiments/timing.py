@@ -48,8 +48,24 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> dict[str, float]:
     return spread(numerator / denominator)
 
 
-def matmul(side: int, dtype: str = "float32") -> Callable[[], jax.Array]:
-    """A product of two square matrices, 2 side³ floating-point operations."""
+#: Products in a row, so that starting one is not what is timed.
+_PRODUCTS = 10
+
+
+def matmuls(side: int, dtype: str = "float32") -> Callable[[], list[jax.Array]]:
+    """Products of two square matrices, 2 side³ floating-point operations each."""
     a = jax.random.normal(jax.random.key(0), (side, side), dtype)
     product = jax.jit(lambda a: a @ a)
-    return lambda: product(a)
+    return lambda: [product(a) for _ in range(_PRODUCTS)]
+
+
+def matmul_rate(products: np.ndarray, side: int) -> dict[str, float]:
+    """FLOP/s of seconds [n, 2] of `matmuls`."""
+    return spread(_PRODUCTS * 2 * side**3 / products[:, 0]) | {"side": side}
+
+
+def over_matmul(
+    flop: float, seconds: np.ndarray, products: np.ndarray, side: int
+) -> dict[str, float]:
+    """FLOP/s of work over those of `matmuls`, which had its turn in every round, too."""
+    return ratio(flop / seconds, _PRODUCTS * 2 * side**3 / products)

@@ -137,18 +137,20 @@ def test_chunks_fit_the_mesh_and_the_memory(axis, is_stacked):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["orbax", "safetensors"])
 def test_loading_never_holds_a_checkpoint_twice(tmp_path, kind):
-    """Measured memory of processes that load one, beside what the devices end up with."""
+    """Measured memory of processes that load one, beside what the devices end up with.
+
+    The chunks that are being read at once, up to 32 of 16 MB, are half of a checkpoint of 0.7 GB
+    and little of this one.
+    """
     result = convert_scale.run(
         convert_scale.Arguments(
-            work=tmp_path, width=512, layers=60, formats=(kind,), devices=(1, 4)
+            work=tmp_path, width=512, layers=240, formats=(kind,), devices=(1, 4)
         )
     )
     whole = result["checkpoint_bytes"]
-    # Two copies of the largest array, a fifth of all, and up to 32 chunks that are being read.
-    most = 0.75 * whole
     for load in (result[kind]["load_to_1"], result[kind]["load_to_4"]):
         beside = load["peak_anonymous_bytes"] - load["bytes_on_all_devices"]
-        assert 0 < beside - load["idle_anonymous_bytes"] < most
+        assert load["idle_anonymous_bytes"] < beside < load["idle_anonymous_bytes"] + 0.5 * whole
     shared = result[kind]["load_to_4"]
     assert shared["param_bytes"] == result[kind]["load_to_1"]["param_bytes"]
     # The embedding alone has a copy per device.

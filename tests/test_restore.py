@@ -175,6 +175,10 @@ def test_several_samples_differ():
     assert make(num_samples=2, sampler="aps-i", gumbel_temperature=0.0).draw == "categorical"
     for options in ({"remasking": "random"}, {"gumbel_temperature": 1.0}, {"draw": "argmax"}):
         assert make(num_samples=2, **options).draw == options.get("draw", "quantized")
+    # Nor is there an order in one timestep, or noise by the threshold rule.
+    assert make(num_samples=2, num_steps=1, remasking="random").draw == "categorical"
+    noise = {"gumbel_temperature": 1.0, "rule": "threshold"}
+    assert make(num_samples=2, **noise).draw == "categorical"
 
 
 def test_other_samplers_run_in_one_piece(tmp_path):

@@ -41,10 +41,11 @@ def test_functions_are_timed_in_turns():
 
 def test_rates_are_over_those_of_matrix_products():
     """Ten products of side 10 in half a second are 40 kFLOP/s; 10 kFLOP in 0.5 s half of that."""
-    arguments, products = speed.Arguments(matmul_side=10), np.full((3, 2), 0.5)
-    assert speed_parts.matmul_rate(products, arguments)["median"] == 40000
-    found = speed_parts.over_matmul(10000, np.full((3, 2), 0.5), products, arguments)
+    products = np.full((3, 2), 0.5)
+    assert timing.matmul_rate(products, 10)["median"] == 40000
+    found = timing.over_matmul(10000, np.full((3, 2), 0.5), products, 10)
     assert found["median"] == found["cpu"] == 0.5
+    assert len(timing.matmuls(10)()) == 10
 
 
 def test_table_has_a_line_per_figure():

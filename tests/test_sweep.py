@@ -442,6 +442,9 @@ def test_bad_sources_and_configurations(photo_folder, toy, tmp_path, capsys):
     assert (options.image, options.measured, options.prompt) == (Path("some photos"), True, "-")
     assert (options.seed, options.kernel) == (-3, None)
     assert options.option == ("learning_rate=1", "schedule=linear")
+    config.write_text('{"measured": "no"}')
+    with pytest.raises(ValueError, match="measured must be true or false, got 'no'"):
+        sweep.read_options([str(config)])
     for values in ({"batch_size": "eight"}, {"size": 1.5}, {"resume": True}):
         config.write_text(json.dumps(values))
         with pytest.raises(SystemExit) as stopped:
