@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from aps_jax import metrics, operators, sharding
     from aps_jax.config import VARIANTS, APSConfig
     from aps_jax.operators import measure
-    from aps_jax.perceptual import load_lpips
     from aps_jax.pretrained import Model, load_pretrained
     from aps_jax.sampler import SampleResult, aps_finish, aps_init, aps_sample, aps_step
+    from aps_jax.scores.lpips import load_lpips
     from aps_jax.types import Codec, Operator, Params, Perceptual, Prior
 
 __version__ = "0.1.0"
@@ -44,7 +44,7 @@ __all__ = [
 _MODULES = {
     "config": ("VARIANTS", "APSConfig"),
     "operators": ("measure",),
-    "perceptual": ("load_lpips",),
+    "scores.lpips": ("load_lpips",),
     "pretrained": ("Model", "load_pretrained"),
     "sampler": ("SampleResult", "aps_finish", "aps_init", "aps_sample", "aps_step"),
     "types": ("Codec", "Operator", "Params", "Perceptual", "Prior"),

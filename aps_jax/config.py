@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from aps_jax.schedule import SCHEDULES
+from aps_jax.sampling.schedules import SCHEDULES
 
 #: Rules of ReMDM for samplers that keep a scheduled number of tokens; "none" is off.
 REMDM_RULES = ("none", "cap", "rescale")
@@ -113,19 +113,20 @@ class APSConfig:
         logits (both ours).
       warm_moments: carry Adam's moments over as well (ours).
       evidence_floor: scales Adam's updates by how much the measurement says about each token
-        (`aps_jax.evidence`), those of the prior term included, and lets a warm start carry over
-        only as much of phi; the rest starts at the current prior's logits, raised by
+        (`aps_jax.sampling.sensitivity`), those of the prior term included, and lets a warm start
+        carry over only as much of phi; the rest starts at the current prior's logits, raised by
         `encoder_start`. 0 is off (ours).
       encoder_start: raise the logits that phi starts from near the codes that the encoder has for a
-        smooth estimate of the image, by 2 nats times this per bit of LFQ (`aps_jax.estimate`): at
-        every timestep of a cold start, at the first of a warm start (and, with `evidence_floor`, at
-        the others for what the measurement does not say). 0 is off (ours).
+        smooth estimate of the image, by 2 nats times this per bit of LFQ
+        (`aps_jax.sampling.estimate`): at every timestep of a cold start, at the first of a warm
+        start (and, with `evidence_floor`, at the others for what the measurement does not say). 0
+        is off (ours).
       early_stop: freeze an image's phi once its smoothed loss changes by less than this share per
         inner step, several steps in a row; 0 never (ours).
       remasking: whose confidence decides what is kept: "anchored" the tilted x_phi (APS-II),
         "standard" the prior x_theta (APS-I), "random" nobody's (control).
       remdm: mask anchors again by the rule of ReMDM (arXiv:2503.00307): "none", "cap" or "rescale"
-        (ours; `aps_jax.remasking.remdm_chance`). As many more tokens become anchors.
+        (ours; `aps_jax.sampling.remasking.remdm_chance`). As many more tokens become anchors.
       remask_strength: of `remdm`, in [0, 1]; None takes its paper's, for many more timesteps.
       draw: proposal per token: "quantized" nearest code to the mean code, "categorical" sample of
         x_phi, "argmax" of x_phi.

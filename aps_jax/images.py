@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-from aps_jax.files import PathLike, write_atomically
+from aps_jax.io.files import PathLike, write_atomically
 
 #: Smallest side of a photo to restore.
 MIN_SIDE = 8

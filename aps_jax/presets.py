@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aps_jax.config import VARIANTS, APSConfig
-from aps_jax.names import choose, suggestion
+from aps_jax.io.names import choose, suggestion
 
 _OURS: dict[str, Any] = {
     "num_steps": 8,

@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from aps_jax import checkpoint, sharding
-from aps_jax.names import suggestion
+from aps_jax import sharding
+from aps_jax.codec.magvit2 import CodecConfig, init_codec_params, make_codec
+from aps_jax.io import checkpoint
+from aps_jax.io.names import suggestion
 from aps_jax.operators.kernel_wizard import KernelWizardConfig, init_network_params
-from aps_jax.prior import make_prior, make_prompted_prior
-from aps_jax.prompts import PromptConfig, TextIds, frame_prompt
-from aps_jax.text import encode_prompt
-from aps_jax.tokenizer import CodecConfig, init_codec_params, make_codec
-from aps_jax.transformer import TransformerConfig, init_transformer_params
+from aps_jax.prior.bundle import make_prior, make_prompted_prior
+from aps_jax.prior.prompts import PromptConfig, TextIds, frame_prompt
+from aps_jax.prior.transformer import TransformerConfig, init_transformer_params
+from aps_jax.text.tokenizer import encode_prompt
 from aps_jax.types import Codec, Key, Prior, PyTree
 
 _EMBEDDED = Path(__file__).parent / "data"
@@ -60,7 +61,7 @@ def load_pretrained(
 
     Raises:
       ValueError: no such model, a prompt that it does not take, or another dtype.
-      aps_jax.checkpoint.CheckpointError: the folder is damaged or does not fit its configuration.
+      aps_jax.io.checkpoint.CheckpointError: the folder is damaged or does not fit its card.
     """
     folder = model_folder(name)
     card = checkpoint.read_card(folder)
@@ -133,7 +134,7 @@ def load_prior(
     Raises:
       ValueError: another dtype, a prompt for a model that takes none, one that is too long, no
         text prior, or heads or matrices that the mesh cannot split.
-      aps_jax.checkpoint.CheckpointError: the folder is damaged or does not fit its configuration.
+      aps_jax.io.checkpoint.CheckpointError: the folder is damaged or does not fit its card.
     """
     card = checkpoint.read_card(folder) if card is None else card
     section = "text_prompt" if is_text and "text_prompt" in card else "prompt"
@@ -172,7 +173,7 @@ def load_kernel_wizard(folder: Path) -> PyTree:
     """Weights for `aps_jax.operators.nonlinear_blur`, from a folder by `convert.kernel_wizard`.
 
     Raises:
-      aps_jax.checkpoint.CheckpointError: the folder is damaged or holds no such weights.
+      aps_jax.io.checkpoint.CheckpointError: the folder is damaged or holds no such weights.
     """
     card = checkpoint.read_card(folder)
     return _load(folder, card, "kernel_wizard", KernelWizardConfig, init_network_params)[1]

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_tensors
 
 from aps_jax.config import APSConfig
-from aps_jax.files import write_atomically
+from aps_jax.io.files import write_atomically
 from aps_jax.presets import config_class
 from aps_jax.sampler import (
     SampleResult,

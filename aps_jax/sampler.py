@@ -15,13 +15,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from aps_jax import remasking, schedule
-from aps_jax.categorical import draw_tokens
 from aps_jax.config import APSConfig
-from aps_jax.estimate import encoder_logits, estimated_tokens
-from aps_jax.evidence import pixel_sensitivity, token_evidence
-from aps_jax.likelihood import make_optimizer, quantized_expectation, refine
-from aps_jax.problem import (
+from aps_jax.sampling import remasking
+from aps_jax.sampling import schedules as schedule
+from aps_jax.sampling.draws import draw_tokens
+from aps_jax.sampling.estimate import encoder_logits, estimated_tokens
+from aps_jax.sampling.likelihood import make_optimizer, quantized_expectation, refine
+from aps_jax.sampling.rows import (
     fit_shapes,
     guided_logits,
     render,
@@ -30,6 +30,7 @@ from aps_jax.problem import (
     row_keys,
     start_tokens,
 )
+from aps_jax.sampling.sensitivity import pixel_sensitivity, token_evidence
 from aps_jax.types import Array, Codec, ImageShape, Key, Params, PyTree
 
 
@@ -132,10 +133,10 @@ def aps_init(
 ) -> SamplerState:
     """The state before the first timestep: everything masked but the known tokens.
 
-    With `encoder_start` it computes the smooth estimate (`aps_jax.estimate.NUM_STEPS` gradients of
+    With `encoder_start` it computes the smooth estimate (`sampling.estimate.NUM_STEPS` gradients of
     the operator and one run of the encoder), with `evidence_floor` what y says about each token
-    (`aps_jax.evidence.NUM_PROBES` gradients of the operator). Arguments and errors are those of
-    `aps_sample`.
+    (`sampling.sensitivity.NUM_PROBES` gradients of the operator). Arguments and errors are those
+    of `aps_sample`.
     """
     image_shape, grid = _shapes(params, y, config)
     batch, num_tokens = jax.tree.leaves(y)[0].shape[0], grid[0] * grid[1]

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from aps_jax.transformer_config import TransformerConfig
+from aps_jax.prior.config import TransformerConfig
 from aps_jax.types import Array, Bound, Codec, Params, Prior, PyTree, bind
 
 DATA, MODEL = "data", "model"
@@ -35,7 +35,7 @@ DATA, MODEL = "data", "model"
 #: path matches; the first that matches counts.
 Rules = Sequence[tuple[str, int | None]]
 
-#: Rules of `aps_jax.transformer`, prompt ids included. Inputs of attention and MLP are split by
+#: Rules of `prior.transformer`, prompt ids included. Inputs of attention and MLP are split by
 #: columns and their outputs by rows, so that a block exchanges sums only twice (Megatron-LM,
 #: arXiv:1909.08053). Biases and norms are too small to be worth a split.
 PRIOR_RULES: Rules = (

@@ -160,7 +160,7 @@ class Prior:
         value K is the mask. Vocabulary offsets, prompts and padding stay inside.
       num_codes: K, also the mask token.
       window: largest grid side the model was trained on; larger fields are covered by overlapping
-        windows (`aps_jax.field`). None if the model takes any size by itself.
+        windows (`aps_jax.prior.windows`). None if the model takes any size by itself.
       apply_unconditional: like `apply` without the condition, for classifier-free guidance.
       overlap: least share, in [0, 1), of a window that its neighbours cover too.
     """

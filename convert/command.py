@@ -14,8 +14,8 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from aps_jax import checkpoint
-from aps_jax.cli import message_of
+from aps_jax.cli.errors import message_of
+from aps_jax.io import checkpoint
 from convert.engine import Dtype, Family, convert
 from convert.sources import ConversionError
 from convert.staging import staging_folder

@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 import aps_jax
-from aps_jax import checkpoint
-from aps_jax.files import disk_size
+from aps_jax.io import checkpoint
+from aps_jax.io.files import disk_size
 from aps_jax.sharding import split_axis
 from convert import copying
 from convert.hub import locate

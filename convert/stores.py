@@ -19,8 +19,8 @@ from typing import Literal, Protocol
 import jax
 import numpy as np
 
-from aps_jax.orbax_arrays import ArrayError, open_array, read
-from aps_jax.tensors import TensorFileError, create_tensors, open_tensors
+from aps_jax.io.orbax_arrays import ArrayError, open_array, read
+from aps_jax.io.tensors import TensorFileError, create_tensors, open_tensors
 from convert.sources import ConversionError
 
 Format = Literal["safetensors", "orbax"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aps_jax.text import TOKENIZER_NAME
+from aps_jax.text.tokenizer import TOKENIZER_NAME
 from convert.sources import ConversionError, Source, read_json
 
 

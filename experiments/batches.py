@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from aps_jax.cli import Restore
-from aps_jax.commands import inputs
+from aps_jax.cli import inputs
+from aps_jax.cli.options import Restore
 from aps_jax.types import Key, Operator
 from experiments import rows, sources
 

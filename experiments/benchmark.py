@@ -25,9 +25,9 @@ from pathlib import Path
 import tyro
 
 import aps_jax
-from aps_jax.cli import guarded
-from aps_jax.files import write_atomically, write_json
-from aps_jax.names import choose
+from aps_jax.cli.errors import guarded
+from aps_jax.io.files import write_atomically, write_json
+from aps_jax.io.names import choose
 from experiments import photos, rows
 from experiments.bench import parsing, plots, summary, tuning
 from experiments.bench.calibration import Calibration

@@ -26,12 +26,12 @@ from rich.progress import track
 
 import aps_jax
 from aps_jax import metrics
-from aps_jax.checkpoint import read_card
-from aps_jax.cli import guarded
-from aps_jax.files import write_json
+from aps_jax.cli.errors import guarded
+from aps_jax.codec.magvit2 import decode_tokens, depth_to_space, encode_tokens, space_to_depth
 from aps_jax.images import from_uint8, to_uint8
+from aps_jax.io.checkpoint import read_card
+from aps_jax.io.files import write_json
 from aps_jax.pretrained import load_codec, model_folder
-from aps_jax.tokenizer import decode_tokens, depth_to_space, encode_tokens, space_to_depth
 from aps_jax.types import Array, Key
 from experiments import photos
 

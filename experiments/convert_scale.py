@@ -25,9 +25,9 @@ import ml_dtypes
 import numpy as np
 import tyro
 
-from aps_jax.cli import guarded
-from aps_jax.files import disk_size, write_json
-from aps_jax.tensors import create_tensors
+from aps_jax.cli.errors import guarded
+from aps_jax.io.files import disk_size, write_json
+from aps_jax.io.tensors import create_tensors
 
 _ROWS = 126464
 _LOAD = """

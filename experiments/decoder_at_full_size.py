@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from aps_jax.cli import guarded
-from aps_jax.files import write_json
-from aps_jax.tokenizer import CodecConfig, init_codec_params, make_codec
-from aps_jax.transformer import num_params
+from aps_jax.cli.errors import guarded
+from aps_jax.codec.magvit2 import CodecConfig, init_codec_params, make_codec
+from aps_jax.io.files import write_json
+from aps_jax.prior.transformer import num_params
 from experiments.flops import count_flops
 
 

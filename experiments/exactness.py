@@ -23,9 +23,9 @@ import tyro
 from rich.progress import track
 
 import aps_jax
-from aps_jax.cli import guarded
-from aps_jax.files import write_atomically
-from aps_jax.names import choose
+from aps_jax.cli.errors import guarded
+from aps_jax.io.files import write_atomically
+from aps_jax.io.names import choose
 from aps_jax.presets import config_class
 from aps_jax.samplers import SAMPLERS
 from aps_jax.samplers.budget import KNOBS, with_budget

@@ -15,11 +15,12 @@ import numpy as np
 import tyro
 
 import aps_jax
-from aps_jax import images, metrics, report
-from aps_jax.cli import guarded
+from aps_jax import images, metrics
+from aps_jax.cli.errors import guarded
+from aps_jax.operators.tasks import make_operator
 from aps_jax.presets import make_config
 from aps_jax.restore import restore
-from aps_jax.tasks import make_operator
+from aps_jax.scores import report
 from aps_jax.types import Params
 
 #: Task by title of its row.

@@ -15,9 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from aps_jax import checkpoint, pretrained
-from aps_jax.cli import is_out_of_memory
-from aps_jax.commands.inputs import free_memory
+from aps_jax import pretrained
+from aps_jax.cli.errors import is_out_of_memory
+from aps_jax.cli.inputs import free_memory
+from aps_jax.io import checkpoint
 from aps_jax.sharding import DATA, MODEL
 
 #: Share of the free memory that a proposal may fill; holes and workspace take the rest.

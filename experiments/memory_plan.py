@@ -49,12 +49,12 @@ from jax.sharding import Mesh, NamedSharding  # noqa: E402
 
 import aps_jax  # noqa: E402
 from aps_jax import APSConfig, Params, sharding  # noqa: E402
-from aps_jax.cli import guarded  # noqa: E402
-from aps_jax.files import write_atomically, write_json  # noqa: E402
-from aps_jax.prior import make_prompted_prior  # noqa: E402
-from aps_jax.prompts import PromptConfig, frame_prompt  # noqa: E402
-from aps_jax.tokenizer import CodecConfig, init_codec_params, make_codec  # noqa: E402
-from aps_jax.transformer import (  # noqa: E402
+from aps_jax.cli.errors import guarded  # noqa: E402
+from aps_jax.codec.magvit2 import CodecConfig, init_codec_params, make_codec  # noqa: E402
+from aps_jax.io.files import write_atomically, write_json  # noqa: E402
+from aps_jax.prior.bundle import make_prompted_prior  # noqa: E402
+from aps_jax.prior.prompts import PromptConfig, frame_prompt  # noqa: E402
+from aps_jax.prior.transformer import (  # noqa: E402
     TransformerConfig,
     init_transformer_params,
     num_params,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from aps_jax.files import write_atomically
+from aps_jax.io.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
 FILES = (ROOT / "README.md", ROOT / "experiments" / "README.md")

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from aps_jax.files import write_atomically
+from aps_jax.io.files import write_atomically
 from aps_jax.restore import first_difference
 
 Row = dict[str, Any]

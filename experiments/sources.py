@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from aps_jax import checkpoint
+from aps_jax.io import checkpoint
 from experiments.photos import list_images
 
 #: MODULE:NAME, as entry points are written.

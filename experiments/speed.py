@@ -28,10 +28,10 @@ import numpy as np
 import tyro
 
 import aps_jax
-from aps_jax.cli import guarded
-from aps_jax.commands.doctor import num_cpus
-from aps_jax.files import write_atomically, write_json
-from aps_jax.tokenizer import CodecConfig
+from aps_jax.cli.doctor import num_cpus
+from aps_jax.cli.errors import guarded
+from aps_jax.codec.magvit2 import CodecConfig
+from aps_jax.io.files import write_atomically, write_json
 from aps_jax.types import Params
 from experiments import speed_parts, speed_torch, timing
 

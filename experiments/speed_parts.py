@@ -16,12 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 import aps_jax
-from aps_jax import convolution, likelihood, sharding, tokenizer
-from aps_jax.perceptual import MIN_SIDE, PerceptualUnavailable, load_lpips
+from aps_jax import sharding
+from aps_jax.codec import convolution
+from aps_jax.codec import magvit2 as tokenizer
+from aps_jax.codec.magvit2 import init_codec_params, make_codec
 from aps_jax.presets import make_config
-from aps_jax.prior import make_prior
-from aps_jax.tokenizer import init_codec_params, make_codec
-from aps_jax.transformer import init_transformer_params
+from aps_jax.prior.bundle import make_prior
+from aps_jax.prior.transformer import init_transformer_params
+from aps_jax.sampling import likelihood
+from aps_jax.scores.lpips import MIN_SIDE, PerceptualUnavailable, load_lpips
 from aps_jax.types import Array, Params, image_keys
 from experiments import timing
 from experiments.flops import count_flops

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import aps_jax
-from aps_jax.commands.doctor import num_cpus
+from aps_jax.cli.doctor import num_cpus
+from aps_jax.codec.magvit2 import CodecConfig, make_codec
 from aps_jax.pretrained import DTYPES, Model
-from aps_jax.tokenizer import CodecConfig, make_codec
 from aps_jax.types import Array, Params
 from experiments import speed_parts, timing
 from experiments.decoder_at_full_size import random_params

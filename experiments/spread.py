@@ -34,13 +34,13 @@ from scipy import stats
 
 import aps_jax
 from aps_jax import metrics
-from aps_jax.cli import guarded
+from aps_jax.cli.errors import guarded
 from aps_jax.config import APSConfig
-from aps_jax.files import write_atomically, write_json
+from aps_jax.io.files import write_atomically, write_json
+from aps_jax.operators.tasks import make_operator
 from aps_jax.presets import make_config
 from aps_jax.pretrained import Model, model_folder
 from aps_jax.sampler import SampleResult
-from aps_jax.tasks import make_operator
 from experiments import photos, rows
 from experiments.bench import plots, restoring, study, summary
 

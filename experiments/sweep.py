@@ -26,10 +26,14 @@ import numpy as np
 import tyro
 
 import aps_jax
-from aps_jax import checkpoint, cli, images, pretrained, report, sharding, tasks
-from aps_jax.commands import inputs
-from aps_jax.commands import restore as command
+from aps_jax import images, pretrained, sharding
+from aps_jax.cli import errors, inputs
+from aps_jax.cli import options as cli_options
+from aps_jax.cli import restore as command
+from aps_jax.io import checkpoint
+from aps_jax.operators import tasks
 from aps_jax.samplers import sample_function
+from aps_jax.scores import report
 from aps_jax.types import Key, Params, Perceptual
 from experiments import batches, hosts, memory, rows, sources
 
@@ -43,7 +47,7 @@ _Hidden = tyro.conf.Suppress[bool]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sweep(cli.Restore):
+class Sweep(cli_options.Restore):
     """Restores many images; the options of one restoration are those of `aps-jax restore`.
 
     Attributes:
@@ -90,7 +94,7 @@ class Host:
 
     def __init__(self, options: Sweep, place: hosts.Place) -> None:
         self.options, self.place = options, place
-        self.config = cli.config_of(options)
+        self.config = cli_options.config_of(options)
         self.mesh = sharding.make_mesh(
             options.num_data, options.num_model, devices=jax.local_devices()
         )
@@ -220,7 +224,7 @@ class Host:
             result = jax.device_get(self._compiled[kind](params, y, keys))
             return result, time.perf_counter() - began
         except Exception as error:
-            if not cli.is_out_of_memory(error):
+            if not errors.is_out_of_memory(error):
                 raise
             compiled = self._compiled.get(kind)
             raise memory.MemoryShortage(
@@ -316,7 +320,7 @@ def run(options: Sweep) -> int:
         raise ValueError(
             "name a folder of images, a list of paths, MODULE:NAME or a JSON file of options"
         )
-    cli.check(options)
+    cli_options.check(options)
     command.check_prompt(options)
     _check_task(options)
     if options.num_samples != 1:
@@ -364,7 +368,7 @@ def _identity(options: Sweep, config: Any) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    return cli.guarded(lambda: run(read_options(argv)), PROGRAM, memory_cure=MEMORY_CURE)
+    return errors.guarded(lambda: run(read_options(argv)), PROGRAM, memory_cure=MEMORY_CURE)
 
 
 if __name__ == "__main__":

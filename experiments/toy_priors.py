@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from aps_jax import lfq
+from aps_jax.codec import lfq
 from aps_jax.images import sample_photo
 from aps_jax.types import Array, Codec, ImageShape, Operator, Params, Prior, bind
 

@@ -21,9 +21,8 @@ import tyro
 from PIL import Image
 
 import aps_jax
-from aps_jax import checkpoint, lfq
-from aps_jax.pretrained import model_folder
-from aps_jax.tokenizer import (
+from aps_jax.codec import lfq
+from aps_jax.codec.magvit2 import (
     CodecConfig,
     PatchPath,
     init_codec_params,
@@ -31,6 +30,8 @@ from aps_jax.tokenizer import (
     reconstruct,
     space_to_depth,
 )
+from aps_jax.io import checkpoint
+from aps_jax.pretrained import model_folder
 from aps_jax.types import Array, Key, Perceptual, PyTree
 from experiments import photos, training
 

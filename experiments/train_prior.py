@@ -24,20 +24,21 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from aps_jax import checkpoint, lfq
-from aps_jax.files import write_atomically
+from aps_jax.codec import lfq
+from aps_jax.codec.magvit2 import decode_tokens, encode_tokens
+from aps_jax.io import checkpoint
+from aps_jax.io.files import write_atomically
 from aps_jax.pretrained import load_codec, model_folder
-from aps_jax.prior import grid_hidden, make_prior
-from aps_jax.samplers import decoding
-from aps_jax.samplers.maskgit import MaskGITConfig
-from aps_jax.samplers.problem import Field
-from aps_jax.tokenizer import decode_tokens, encode_tokens
-from aps_jax.transformer import (
+from aps_jax.prior.bundle import grid_hidden, make_prior
+from aps_jax.prior.transformer import (
     Transformer,
     TransformerConfig,
     init_transformer_params,
     num_params,
 )
+from aps_jax.samplers import decoding
+from aps_jax.samplers.maskgit import MaskGITConfig
+from aps_jax.samplers.problem import Field
 from aps_jax.types import Array, Codec, Key, Prior, PyTree
 from experiments import photos, prior_scores, training
 

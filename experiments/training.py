@@ -18,8 +18,9 @@ import optax.contrib
 import orbax.checkpoint as ocp
 from PIL import Image
 
-from aps_jax import checkpoint, sharding
-from aps_jax.cli import guarded
+from aps_jax import sharding
+from aps_jax.cli.errors import guarded
+from aps_jax.io import checkpoint
 from aps_jax.pretrained import model_folder
 from experiments import rows
 

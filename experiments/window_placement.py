@@ -21,10 +21,10 @@ import numpy as np
 import tyro
 
 import aps_jax
-from aps_jax.cli import guarded
-from aps_jax.field import prior_logits, window_starts
-from aps_jax.files import write_json
-from aps_jax.tokenizer import encode_tokens
+from aps_jax.cli.errors import guarded
+from aps_jax.codec.magvit2 import encode_tokens
+from aps_jax.io.files import write_json
+from aps_jax.prior.windows import prior_logits, window_starts
 from aps_jax.types import Array, Prior
 from experiments import photos
 from experiments.prior_scores import cross_entropy

@@ -22,10 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aps_jax import checkpoint, lfq
-from aps_jax.prior import make_prior
-from aps_jax.tokenizer import CodecConfig, init_codec_params, make_codec, space_to_depth
-from aps_jax.transformer import TransformerConfig, init_transformer_params
+from aps_jax.codec import lfq
+from aps_jax.codec.magvit2 import CodecConfig, init_codec_params, make_codec, space_to_depth
+from aps_jax.io import checkpoint
+from aps_jax.prior.bundle import make_prior
+from aps_jax.prior.transformer import TransformerConfig, init_transformer_params
 from aps_jax.types import Codec, Prior, bind
 
 NUM_BITS = 4

@@ -21,9 +21,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 import aps_jax
-from aps_jax import APSConfig, Params, checkpoint, operators, sharding
-from aps_jax.prior import make_prior
-from aps_jax.transformer import init_transformer_params
+from aps_jax import APSConfig, Params, operators, sharding
+from aps_jax.io import checkpoint
+from aps_jax.prior.bundle import make_prior
+from aps_jax.prior.transformer import init_transformer_params
 from aps_jax.types import image_keys
 from convert.stores import create_store
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import random_params
 from scipy.special import erf
 
-from aps_jax.transformer import Transformer, TransformerConfig, init_transformer_params
+from aps_jax.prior.transformer import Transformer, TransformerConfig, init_transformer_params
 
 CONFIG = TransformerConfig(
     vocab_size=23,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from aps_jax.categorical import draw_tokens, top_p
+from aps_jax.sampling.draws import draw_tokens, top_p
 
 
 @pytest.mark.parametrize("num_codes", [8, 67, 96, 256])  # plain, prime, uneven blocks, square

@@ -11,8 +11,9 @@ from conftest import CODEC_CONFIG, PRIOR_CONFIG
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from aps_jax import checkpoint, pretrained
-from aps_jax.checkpoint import CheckpointError
+from aps_jax import pretrained
+from aps_jax.io import checkpoint
+from aps_jax.io.checkpoint import CheckpointError
 
 
 @pytest.fixture(scope="module")

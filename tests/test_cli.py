@@ -20,17 +20,20 @@ from conftest import PRIOR_CONFIG, mixing_prior, patch_codec, random_params
 from hub import save_tokenizer
 from PIL import Image
 
-from aps_jax import checkpoint, cli, images, presets, pretrained
-from aps_jax.commands import inputs
-from aps_jax.commands import restore as command
-from aps_jax.perceptual import PerceptualUnavailable
-from aps_jax.prompts import PromptConfig
+from aps_jax import cli, images, presets, pretrained
+from aps_jax.cli import errors as cli_errors
+from aps_jax.cli import inputs
+from aps_jax.cli import options as cli_options
+from aps_jax.cli import restore as command
+from aps_jax.codec.magvit2 import CodecConfig, init_codec_params
+from aps_jax.io import checkpoint
+from aps_jax.operators.tasks import TASKS
+from aps_jax.prior.prompts import PromptConfig
+from aps_jax.prior.transformer import TransformerConfig, init_transformer_params
 from aps_jax.restore import DivergedError
 from aps_jax.samplers import SAMPLERS
 from aps_jax.samplers.budget import decoder_evaluations
-from aps_jax.tasks import TASKS
-from aps_jax.tokenizer import CodecConfig, init_codec_params
-from aps_jax.transformer import TransformerConfig, init_transformer_params
+from aps_jax.scores.lpips import PerceptualUnavailable
 from aps_jax.types import Perceptual, bind
 
 ROOT = Path(__file__).parents[1]
@@ -320,7 +323,7 @@ def options_for(task, folder, shape=(16, 20)):
 def test_a_saved_measurement_is_understood(task, tmp_path):
     path = tmp_path / "photo.npy"
     np.save(path, np.random.default_rng(0).uniform(-1, 1, (16, 20, 3)).astype("float32"))
-    options = cli.Restore(image=path, task=task, **options_for(task, tmp_path))
+    options = cli_options.Restore(image=path, task=task, **options_for(task, tmp_path))
     problem = inputs.degrade_photo(options, jax.random.key(0), jax.random.key(1))
     assert problem.photo.shape == (1, 16, 20, 3) and problem.image_shape == (16, 20)
     saved = tmp_path / "y.npy"
@@ -340,7 +343,7 @@ def test_transparent_pixels_are_missing(tmp_path):
     pixels[..., 3] = 255
     pixels[4:8, 4:8, 3] = 0
     Image.fromarray(pixels).save(tmp_path / "y.png")
-    options = cli.Restore(image=tmp_path / "y.png", task="inpainting_mask", measured=True)
+    options = cli_options.Restore(image=tmp_path / "y.png", task="inpainting_mask", measured=True)
     problem = inputs.load_measured(options)
     assert problem.operator.params.sum() == 240
     assert not problem.y[0, 4:8, 4:8].any() and problem.y[0, :4].all()
@@ -348,7 +351,7 @@ def test_transparent_pixels_are_missing(tmp_path):
 
 def test_grey_pictures_serve_one_channel(tmp_path):
     Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(tmp_path / "grey.png")
-    options = cli.Restore(image=tmp_path / "grey.png", task="colorization", measured=True)
+    options = cli_options.Restore(image=tmp_path / "grey.png", task="colorization", measured=True)
     assert inputs.load_measured(options).y.shape == (1, 16, 16, 1)
     options = dataclasses.replace(options, task="denoising")
     assert inputs.load_measured(options).y.shape == (1, 16, 16, 3)
@@ -358,14 +361,14 @@ def test_kernel_pictures_are_normalised(tmp_path, photo):
     kernel = np.zeros((5, 5), np.uint8)
     kernel[2, 1:4] = 200
     Image.fromarray(kernel).save(tmp_path / "kernel.png")
-    options = cli.Restore(image=photo, task="blur", kernel=tmp_path / "kernel.png")
+    options = cli_options.Restore(image=photo, task="blur", kernel=tmp_path / "kernel.png")
     problem = inputs.degrade_photo(options, jax.random.key(0), jax.random.key(1))
     np.testing.assert_allclose(problem.operator.params.sum(), 1, rtol=1e-6)
 
 
 def test_size_crops_and_resizes(tmp_path):
     images.save_image(tmp_path / "large.png", np.zeros((40, 60, 3)))
-    options = cli.Restore(image=tmp_path / "large.png", size=24)
+    options = cli_options.Restore(image=tmp_path / "large.png", size=24)
     problem = inputs.degrade_photo(options, jax.random.key(0), jax.random.key(1))
     assert problem.image_shape == (24, 24)
 
@@ -485,9 +488,9 @@ def test_tyro_boxes_become_one_line(rule):
     rule = 20 * rule
     box = f"Oops\n{rule}\nUnrecognized options: --a,\n--b.\n{rule}\nPerhaps you meant:\n  --abc X\n"
     expected = "Unrecognized options: --a, --b, did you mean --abc?"
-    assert cli.message_of(box) == expected
+    assert cli_errors.message_of(box) == expected
     lines = [f"│ {line:40} │" for line in box.splitlines()[2:]]
-    assert cli.message_of("\n".join([f"╭─ Oops {rule}╮", *lines, f"╰{rule}╯"])) == expected
+    assert cli_errors.message_of("\n".join([f"╭─ Oops {rule}╮", *lines, f"╰{rule}╯"])) == expected
 
 
 @pytest.mark.parametrize("case", ERRORS)
@@ -653,9 +656,12 @@ def test_scripts_share_the_ends_of_a_command(capsys):
             raise error
 
         options = {"after_interrupt": "rows are kept", "memory_cure": "lower --count"}
-        return cli.guarded(work, "study", **options), capsys.readouterr().err
+        return cli_errors.guarded(work, "study", **options), capsys.readouterr().err
 
-    assert cli.guarded(lambda: None, "study") == 0 and cli.guarded(lambda: 1, "study") == 1
+    assert (
+        cli_errors.guarded(lambda: None, "study") == 0
+        and cli_errors.guarded(lambda: 1, "study") == 1
+    )
     assert ends(KeyboardInterrupt()) == (130, "study: interrupted; rows are kept\n")
     assert ends(KeyboardInterrupt("go on")) == (130, "study: interrupted; go on\n")
     assert ends(MemoryError()) == (2, "study: error: out of memory; lower --count\n")
@@ -685,8 +691,8 @@ def test_help_names_every_choice(capsys):
     for name in (*presets.PRESETS, *presets.VARIANTS, "photo64"):
         assert name in text
     names = {option for task in TASKS.values() for option in task.options}
-    assert names - {"params"} | {"weights"} == set(cli.TASK_OPTIONS)
-    for name in cli.TASK_OPTIONS:
+    assert names - {"params"} | {"weights"} == set(cli_options.TASK_OPTIONS)
+    for name in cli_options.TASK_OPTIONS:
         assert f"--{name.replace('_', '-')}" in text
 
 

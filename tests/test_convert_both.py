@@ -12,8 +12,8 @@ import test_convert_showo
 from hub import random_state, save_single
 
 import aps_jax
-from aps_jax import checkpoint
-from aps_jax.tokenizer import CodecConfig
+from aps_jax.codec.magvit2 import CodecConfig
+from aps_jax.io import checkpoint
 
 CODEC = CodecConfig(
     encoder_channels=(32, 32),

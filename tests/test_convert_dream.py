@@ -6,8 +6,9 @@ import pytest
 from flax import traverse_util
 from hub import random_state, save_sharded, save_single
 
-from aps_jax import checkpoint, pretrained
-from aps_jax.transformer import TransformerConfig, init_transformer_params
+from aps_jax import pretrained
+from aps_jax.io import checkpoint
+from aps_jax.prior.transformer import TransformerConfig, init_transformer_params
 from convert import dream
 from convert.rules import place_tensors
 

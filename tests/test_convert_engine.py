@@ -16,8 +16,8 @@ import pytest
 from hub import save_index, save_sharded, save_single, split
 from safetensors.numpy import load_file, save_file
 
-from aps_jax import checkpoint
-from aps_jax.tensors import create_tensors, open_tensors
+from aps_jax.io import checkpoint
+from aps_jax.io.tensors import create_tensors, open_tensors
 from convert import command, copying, engine
 from convert.rules import Rule, keep, place_tensors, transpose
 from convert.sources import ConversionError, open_source

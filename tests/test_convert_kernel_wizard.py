@@ -8,9 +8,10 @@ from hub import random_state
 from safetensors.numpy import save_file
 
 from aps_jax import cli, pretrained
-from aps_jax.commands import inputs
+from aps_jax.cli import inputs
+from aps_jax.cli import options as cli_options
 from aps_jax.operators import kernel_wizard, nonlinear_blur
-from aps_jax.tasks import make_operator
+from aps_jax.operators.tasks import make_operator
 from convert import kernel_wizard as converter
 from convert.rules import place_tensors
 
@@ -91,7 +92,7 @@ def test_weights_reach_the_operator(source, tmp_path, capsys):
 
 def test_the_command_line_takes_the_folder(source, tmp_path):
     assert run(source, tmp_path / "blur") == 0
-    options = cli.Restore(task="nonlinear_blur", weights=tmp_path / "blur", size=8)
+    options = cli_options.Restore(task="nonlinear_blur", weights=tmp_path / "blur", size=8)
     problem = inputs.degrade_photo(options, *jax.random.split(jax.random.key(0)))
     assert problem.y.shape == problem.photo.shape == (1, 8, 8, 3)
     assert np.abs(problem.y - problem.photo).mean() > 0.05

@@ -8,9 +8,9 @@ import pytest
 from flax import traverse_util
 from hub import file_size, random_state, save_single
 
-from aps_jax.checkpoint import read_card
+from aps_jax.codec.magvit2 import CodecConfig, init_codec_params
+from aps_jax.io.checkpoint import read_card
 from aps_jax.pretrained import load_codec
-from aps_jax.tokenizer import CodecConfig, init_codec_params
 from convert import magvitv2
 from convert.rules import place_tensors
 

@@ -17,8 +17,9 @@ from hub import save_sharded, save_single
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from test_convert_engine import FAMILY, Sizes, check, expected_from, init, tensors
 
-from aps_jax import checkpoint, cli
-from aps_jax.checkpoint import CheckpointError
+from aps_jax import cli
+from aps_jax.io import checkpoint
+from aps_jax.io.checkpoint import CheckpointError
 from convert import command, copying, engine, staging, stores
 from convert.stores import chunk_shape
 from experiments import convert_scale

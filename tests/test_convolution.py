@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.extend import core
 
-from aps_jax import lfq
-from aps_jax.convolution import conv_general_dilated, upsampled_conv
+from aps_jax.codec import lfq
+from aps_jax.codec.convolution import conv_general_dilated, upsampled_conv
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 ours = partial(conv_general_dilated, dimension_numbers=LAYOUT)

@@ -7,8 +7,8 @@ import pytest
 from conftest import channel_matrix
 
 from aps_jax import operators
-from aps_jax.evidence import pixel_sensitivity, token_evidence
-from aps_jax.tasks import TASKS, make_operator
+from aps_jax.operators.tasks import TASKS, make_operator
+from aps_jax.sampling.sensitivity import pixel_sensitivity, token_evidence
 
 SIDE = 16
 

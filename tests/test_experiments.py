@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import aps_jax
-from aps_jax import lfq
-from aps_jax.checkpoint import load_params, read_card
-from aps_jax.tokenizer import PatchPath, init_codec_params, make_codec, space_to_depth
+from aps_jax.codec import lfq
+from aps_jax.codec.magvit2 import PatchPath, init_codec_params, make_codec, space_to_depth
+from aps_jax.io.checkpoint import load_params, read_card
 from experiments import (
     benchmark,
     codec_yardsticks,
@@ -342,7 +342,7 @@ def test_window_placements_are_scored_at_masked_tokens(folder, prior_run, tmp_pa
     assert found["photos"] == len(crops.images) == 3 and found["field"] == side
     names = ("overlap 0", "overlap 0.25", "one call")
     assert [found[name]["windows"] for name in names] == [4, 9, 1]
-    tokens = aps_jax.tokenizer.encode_tokens(model.codec, crops.images).reshape(3, side, side)
+    tokens = aps_jax.codec.magvit2.encode_tokens(model.codec, crops.images).reshape(3, side, side)
     rank = np.argsort(np.random.default_rng(0).random((3, side**2)), axis=-1)
     is_masked = (rank < side**2 / 2).reshape(3, side, side)
     noisy = jnp.where(is_masked, model.prior.num_codes, tokens)

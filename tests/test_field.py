@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aps_jax.field import blend_weights, field_shape, prior_logits, window_starts
-from aps_jax.prior import make_prior
-from aps_jax.transformer import TransformerConfig, init_transformer_params
+from aps_jax.prior.bundle import make_prior
+from aps_jax.prior.transformer import TransformerConfig, init_transformer_params
+from aps_jax.prior.windows import blend_weights, field_shape, prior_logits, window_starts
 from aps_jax.types import Prior
 
 K = 8

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aps_jax import files, images
+from aps_jax import images
+from aps_jax.io import files
 
 
 def pixels(height=12, width=10, channels=3, seed=0):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aps_jax import lfq
+from aps_jax.codec import lfq
 
 
 def test_codes_of_two_bits_by_hand():

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aps_jax import APSConfig, Params, lfq, likelihood, operators
+from aps_jax import APSConfig, Params, operators
+from aps_jax.codec import lfq
+from aps_jax.sampling import likelihood
 from aps_jax.types import Codec, Perceptual, Prior
 
 BITS, CODES, LENGTH, STRIDE = 2, 4, 3, 2

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import pytest
 from conftest import PRIOR_CONFIG
 
-from aps_jax.convolution import conv_general_dilated
-from aps_jax.prior import make_prior
-from aps_jax.transformer import init_transformer_params
+from aps_jax.codec.convolution import conv_general_dilated
+from aps_jax.prior.bundle import make_prior
+from aps_jax.prior.transformer import init_transformer_params
 from experiments.flops import count_flops
 
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aps_jax.normalization import GroupNorm
+from aps_jax.codec.group_norm import GroupNorm
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aps_jax import perceptual
+from aps_jax.scores import lpips as perceptual
 from convert import lpips as converter
 
 ROOT = Path(__file__).parent.parent

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from conftest import random_params
 
-from aps_jax.prior import make_prompted_prior
-from aps_jax.prompts import (
+from aps_jax.prior.bundle import make_prompted_prior
+from aps_jax.prior.prompts import (
     PromptConfig,
     attention_mask,
     frame_prompt,
     frame_understanding,
     sequence_ids,
 )
-from aps_jax.transformer import TransformerConfig, init_transformer_params
+from aps_jax.prior.transformer import TransformerConfig, init_transformer_params
 from convert import llada, showo
 
 PAD = 22

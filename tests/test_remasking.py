@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aps_jax import remasking
+from aps_jax.sampling import remasking
 
 # One shape, so that hypothesis compiles the functions once.
 BATCH, LENGTH = 3, 8

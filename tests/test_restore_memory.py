@@ -9,8 +9,8 @@ import pytest
 from conftest import mixing_prior
 
 from aps_jax import Params, operators, presets, pretrained
-from aps_jax.commands import inputs
-from aps_jax.commands import restore as command
+from aps_jax.cli import inputs
+from aps_jax.cli import restore as command
 from aps_jax.samplers import sample_function
 
 

@@ -11,9 +11,9 @@ import pytest
 from conftest import NUM_CODES, mixing_prior, patch_codec
 
 from aps_jax import Params, operators
-from aps_jax.estimate import smooth_estimate
+from aps_jax.codec.magvit2 import encode_tokens
 from aps_jax.samplers import SAMPLERS, budget
-from aps_jax.tokenizer import encode_tokens
+from aps_jax.sampling.estimate import smooth_estimate
 from aps_jax.types import Perceptual
 
 LENGTH, BATCH, SIDE = 16, 2, 16

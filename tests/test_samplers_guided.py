@@ -9,10 +9,10 @@ import pytest
 import toy
 from toy import CODES, FIELDS, HEIGHT, LENGTH, STATES, WIDTH
 
-from aps_jax import schedule
 from aps_jax.samplers import SAMPLERS, g2d2, selection
 from aps_jax.samplers.g2d2 import G2D2Config
 from aps_jax.samplers.svdd import SVDDConfig
+from aps_jax.sampling import schedules as schedule
 
 # `test_samplers.py` holds the laws of every sampler; these proofs of one compile longer.
 pytestmark = pytest.mark.slow

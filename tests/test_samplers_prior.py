@@ -10,11 +10,12 @@ import toy
 from conftest import patch_codec
 from toy import CODES, FIELDS, HEIGHT, LENGTH, WIDTH
 
-from aps_jax import Params, operators, schedule
+from aps_jax import Params, operators
 from aps_jax.samplers import SAMPLERS, decoding, straight_through
 from aps_jax.samplers.maskgit import MaskGITConfig
 from aps_jax.samplers.problem import pose
 from aps_jax.samplers.straight_through import StraightThroughConfig
+from aps_jax.sampling import schedules as schedule
 
 COUNT = 4000
 JOINT = toy.skewed_joint()

@@ -9,9 +9,9 @@ import pytest
 import toy
 from toy import CODES, HEIGHT, LENGTH, STATES, WIDTH
 
-from aps_jax import schedule
 from aps_jax.samplers import redge
 from aps_jax.samplers.redge import ReDGEConfig
+from aps_jax.sampling import schedules as schedule
 
 # `test_samplers.py` holds the laws of every sampler; these proofs of one compile longer.
 pytestmark = pytest.mark.slow

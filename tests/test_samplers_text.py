@@ -9,10 +9,10 @@ import pytest
 import toy
 from conftest import random_params
 
-from aps_jax.prior import make_prompted_prior
-from aps_jax.prompts import PromptConfig, frame_prompt
-from aps_jax.samplers.text import TextConfig, sample_text
-from aps_jax.transformer import TransformerConfig, init_transformer_params
+from aps_jax.prior.bundle import make_prompted_prior
+from aps_jax.prior.prompts import PromptConfig, frame_prompt
+from aps_jax.prior.transformer import TransformerConfig, init_transformer_params
+from aps_jax.text.sampling import TextConfig, sample_text
 
 sample = jax.jit(sample_text, static_argnames=("length", "batch", "config"))
 

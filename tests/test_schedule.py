@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from aps_jax import schedule
+from aps_jax.sampling import schedules as schedule
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from aps_jax import load_pretrained
-from aps_jax.field import window_starts
-from aps_jax.tokenizer import decode_tokens
+from aps_jax.codec.magvit2 import decode_tokens
+from aps_jax.prior.windows import window_starts
 from experiments.train_prior import complete
 
 

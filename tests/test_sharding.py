@@ -14,9 +14,10 @@ import pytest
 import sharded_run
 from conftest import PRIOR_CONFIG, random_params
 
-from aps_jax import Params, checkpoint, pretrained, sharding
-from aps_jax.prior import make_prior
-from aps_jax.transformer import TransformerConfig, init_transformer_params
+from aps_jax import Params, pretrained, sharding
+from aps_jax.io import checkpoint
+from aps_jax.prior.bundle import make_prior
+from aps_jax.prior.transformer import TransformerConfig, init_transformer_params
 
 MESHES = pytest.mark.parametrize("mesh", ["8x1", "2x4", "1x8"])
 

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from conftest import CODEC_CONFIG, PRIOR_CONFIG, random_params
 
-from aps_jax import checkpoint, convolution, tokenizer
-from aps_jax.tokenizer import init_codec_params
-from aps_jax.transformer import init_transformer_params
+from aps_jax.codec import convolution
+from aps_jax.codec import magvit2 as tokenizer
+from aps_jax.codec.magvit2 import init_codec_params
+from aps_jax.io import checkpoint
+from aps_jax.prior.transformer import init_transformer_params
 from experiments import speed, speed_parts, timing
 
 

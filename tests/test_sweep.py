@@ -21,8 +21,10 @@ import safetensors.numpy
 from conftest import mixing_prior, patch_codec
 from PIL import Image
 
-from aps_jax import checkpoint, operators, pretrained, sharding, tasks
-from aps_jax.commands.restore import load_distance
+from aps_jax import operators, pretrained, sharding
+from aps_jax.cli.restore import load_distance
+from aps_jax.io import checkpoint
+from aps_jax.operators import tasks
 from aps_jax.samplers import sample_function
 from aps_jax.types import Perceptual
 from experiments import batches, hosts, memory, rows, sweep
@@ -314,7 +316,7 @@ def test_other_weights_of_an_operator_are_another_sweep(photo_folder, toy, tmp_p
     def identity(folder):
         words = arguments(photo_folder, toy, tmp_path / "out", "--weights", str(folder))
         options = sweep.read_options(words)
-        return sweep._identity(options, sweep.cli.config_of(options))
+        return sweep._identity(options, sweep.cli_options.config_of(options))
 
     one, moved = tmp_path / "one", tmp_path / "moved"
     one.mkdir()
@@ -355,7 +357,7 @@ def test_results_of_another_run_are_refused(photo_folder, toy, tmp_path, capsys)
     out = tmp_path / "out"
     identity = sweep._identity(
         sweep.read_options(arguments(photo_folder, toy, out)),
-        sweep.cli.config_of(sweep.read_options(arguments(photo_folder, toy, out))),
+        sweep.cli_options.config_of(sweep.read_options(arguments(photo_folder, toy, out))),
     )
     rows.claim(out / sweep.MANIFEST, identity)
     rows.claim(out / sweep.MANIFEST, identity)

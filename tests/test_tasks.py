@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from test_operators import FACTORIES, REQUIRED
 
-from aps_jax import tasks
-from aps_jax.operators import kernel_wizard
-from aps_jax.tasks import TASKS, make_operator
+from aps_jax.operators import kernel_wizard, tasks
+from aps_jax.operators.tasks import TASKS, make_operator
 
 SHAPE = (16, 24)
 

@@ -7,7 +7,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
-from aps_jax.tensors import TensorFileError, create_tensors, open_tensors
+from aps_jax.io.tensors import TensorFileError, create_tensors, open_tensors
 
 
 def values(rng):

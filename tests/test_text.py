@@ -11,10 +11,12 @@ import pytest
 from conftest import random_params
 from hub import save_tokenizer
 
-from aps_jax import chat, checkpoint, pretrained
-from aps_jax.prompts import PromptConfig
-from aps_jax.text import TextError, encode_prompt, load_tokenizer, until
-from aps_jax.transformer import TransformerConfig, init_transformer_params
+from aps_jax import pretrained
+from aps_jax.io import checkpoint
+from aps_jax.prior.prompts import PromptConfig
+from aps_jax.prior.transformer import TransformerConfig, init_transformer_params
+from aps_jax.text import chat
+from aps_jax.text.tokenizer import TextError, encode_prompt, load_tokenizer, until
 
 TURNS = [("user", " What is 2+2? "), ("assistant", "4"), ("user", "Sure?")]
 

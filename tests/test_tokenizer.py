@@ -8,7 +8,7 @@ import pytest
 from conftest import random_params
 from flax import traverse_util
 
-from aps_jax.tokenizer import (
+from aps_jax.codec.magvit2 import (
     CodecConfig,
     decode_tokens,
     depth_to_space,

@@ -8,7 +8,7 @@ from test_convert_kernel_wizard import TINY, run, tensor_shapes
 
 from aps_jax import pretrained
 from aps_jax.operators import kernel_wizard
-from aps_jax.tasks import make_operator
+from aps_jax.operators.tasks import make_operator
 
 torch = pytest.importorskip("torch", reason="needs pip install 'aps_jax[torch]'")
 import torch_kernel_wizard  # noqa: E402 (needs torch)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from test_convert_llada import CONFIG, LLADA_ROWS, MMADA_CONFIG, MMADA_ROWS, make_state, run
 
-from aps_jax import checkpoint, pretrained
-from aps_jax.transformer import Transformer, TransformerConfig
+from aps_jax import pretrained
+from aps_jax.io import checkpoint
+from aps_jax.prior.transformer import Transformer, TransformerConfig
 
 torch = pytest.importorskip("torch", reason="needs pip install 'aps_jax[torch]'")
 import torch_llada  # noqa: E402 (needs torch)

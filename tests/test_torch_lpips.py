@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aps_jax import perceptual
+from aps_jax.scores import lpips as perceptual
 from convert import lpips as converter
 
 torch = pytest.importorskip("torch")

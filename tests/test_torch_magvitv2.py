@@ -6,8 +6,8 @@ import pytest
 from hub import random_state
 from test_convert_magvitv2 import TINY, buffers, run, tensor_shapes
 
+from aps_jax.codec.magvit2 import decode_tokens, encode_tokens
 from aps_jax.pretrained import load_codec
-from aps_jax.tokenizer import decode_tokens, encode_tokens
 
 torch = pytest.importorskip("torch", reason="needs pip install 'aps_jax[torch]'")
 import torch_magvitv2  # noqa: E402 (needs torch)

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aps_jax.attention import attend, grid_positions, rotary_angles, rotate
-from aps_jax.prior import make_prior, make_prompted_prior
-from aps_jax.prompts import PromptConfig
-from aps_jax.transformer import (
+from aps_jax.prior.attention import attend, grid_positions, rotary_angles, rotate
+from aps_jax.prior.bundle import make_prior, make_prompted_prior
+from aps_jax.prior.prompts import PromptConfig
+from aps_jax.prior.transformer import (
     Transformer,
     TransformerConfig,
     init_transformer_params,

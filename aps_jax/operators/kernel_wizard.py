@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aps_jax.convolution import conv_general_dilated
+from aps_jax.codec.convolution import conv_general_dilated
 from aps_jax.operators._checks import channels
 from aps_jax.operators._correlation import pad_axis
 from aps_jax.types import Array, Key, Operator, PyTree, bind

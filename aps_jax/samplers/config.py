@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from aps_jax.config import REMDM_RULES, Evaluations, check_options, num_passes
-from aps_jax.schedule import SCHEDULES
+from aps_jax.sampling.schedules import SCHEDULES
 
 #: How masked tokens are revealed; `decoding.reveal` explains them.
 REVEALS = ("confidence", "random", "ancestral", "remdm-cap", "remdm-rescale", "remdm-conf")

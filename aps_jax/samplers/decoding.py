@@ -11,10 +11,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from aps_jax import remasking, schedule
-from aps_jax.categorical import draw_tokens
 from aps_jax.samplers.config import DecodingConfig, RemaskingConfig
 from aps_jax.samplers.problem import Field, fold, prior_log_probs, split
+from aps_jax.sampling import remasking
+from aps_jax.sampling import schedules as schedule
+from aps_jax.sampling.draws import draw_tokens
 from aps_jax.types import Array, Key
 
 

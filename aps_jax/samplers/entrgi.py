@@ -16,10 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from aps_jax import remasking, schedule
-from aps_jax.categorical import draw_tokens, top_p
 from aps_jax.config import Evaluations, check_options
-from aps_jax.likelihood import expected_code
 from aps_jax.sampler import SampleResult, StepInfo
 from aps_jax.samplers.config import GradientConfig, RemaskingConfig
 from aps_jax.samplers.decoding import keep_and_lose
@@ -36,6 +33,10 @@ from aps_jax.samplers.problem import (
     split,
     step_info,
 )
+from aps_jax.sampling import remasking
+from aps_jax.sampling import schedules as schedule
+from aps_jax.sampling.draws import draw_tokens, top_p
+from aps_jax.sampling.likelihood import expected_code
 from aps_jax.types import Array, Key, Params, PyTree
 
 

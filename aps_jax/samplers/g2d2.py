@@ -17,10 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aps_jax import remasking, schedule
-from aps_jax.categorical import draw_tokens, top_p
 from aps_jax.config import check_options
-from aps_jax.likelihood import expected_code
 from aps_jax.sampler import SampleResult, StepInfo
 from aps_jax.samplers.config import StarConfig
 from aps_jax.samplers.decoding import keep_and_lose, num_left
@@ -37,6 +34,10 @@ from aps_jax.samplers.problem import (
     with_known_codes,
     with_known_tokens,
 )
+from aps_jax.sampling import remasking
+from aps_jax.sampling import schedules as schedule
+from aps_jax.sampling.draws import draw_tokens, top_p
+from aps_jax.sampling.likelihood import expected_code
 from aps_jax.types import Array, Key, Params, PyTree
 
 

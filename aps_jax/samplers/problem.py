@@ -10,9 +10,16 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from aps_jax.estimate import encoder_logits, estimated_tokens
-from aps_jax.likelihood import gaussian_energy, measurement_loss, perceptual_targets, predict
-from aps_jax.problem import (
+from aps_jax.sampler import SampleResult, StepInfo, collect
+from aps_jax.samplers.config import GradientConfig, PriorConfig, SamplerConfig
+from aps_jax.sampling.estimate import encoder_logits, estimated_tokens
+from aps_jax.sampling.likelihood import (
+    gaussian_energy,
+    measurement_loss,
+    perceptual_targets,
+    predict,
+)
+from aps_jax.sampling.rows import (
     fit_shapes,
     guided_logits,
     render,
@@ -21,8 +28,6 @@ from aps_jax.problem import (
     row_keys,
     start_tokens,
 )
-from aps_jax.sampler import SampleResult, StepInfo, collect
-from aps_jax.samplers.config import GradientConfig, PriorConfig, SamplerConfig
 from aps_jax.types import Array, ImageShape, Key, Params, Prior, PyTree
 
 #: Log-probability of what carry-over excludes at clean positions: exp(-70) is 0 next to 1.

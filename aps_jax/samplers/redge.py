@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aps_jax import lfq
-from aps_jax.categorical import draw_tokens
+from aps_jax.codec import lfq
 from aps_jax.config import check_options
 from aps_jax.sampler import SampleResult, StepInfo
 from aps_jax.samplers.config import StarConfig
@@ -35,6 +34,7 @@ from aps_jax.samplers.problem import (
     split,
     step_info,
 )
+from aps_jax.sampling.draws import draw_tokens
 from aps_jax.types import Array, Key, Params, PyTree
 
 

@@ -21,8 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aps_jax import remasking
-from aps_jax.categorical import draw_tokens
 from aps_jax.config import Evaluations, check_options
 from aps_jax.sampler import SampleResult, StepInfo
 from aps_jax.samplers.config import RemaskingConfig
@@ -37,6 +35,8 @@ from aps_jax.samplers.problem import (
     step_info,
     with_known_tokens,
 )
+from aps_jax.sampling import remasking
+from aps_jax.sampling.draws import draw_tokens
 from aps_jax.types import Array, Key, Params, PyTree
 
 

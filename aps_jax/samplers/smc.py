@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aps_jax.categorical import draw_tokens
 from aps_jax.config import Evaluations, check_options
 from aps_jax.sampler import SampleResult, StepInfo
 from aps_jax.samplers import decoding, selection
@@ -35,6 +34,7 @@ from aps_jax.samplers.problem import (
     split,
     step_info,
 )
+from aps_jax.sampling.draws import draw_tokens
 from aps_jax.types import Array, Key, Params, PyTree
 
 

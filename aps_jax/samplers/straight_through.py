@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from aps_jax import lfq
+from aps_jax.codec import lfq
 from aps_jax.config import Evaluations, check_options
-from aps_jax.likelihood import expected_code
 from aps_jax.sampler import SampleResult, StepInfo
 from aps_jax.samplers.config import GradientConfig
 from aps_jax.samplers.problem import (
@@ -29,6 +28,7 @@ from aps_jax.samplers.problem import (
     with_known_codes,
     with_known_tokens,
 )
+from aps_jax.sampling.likelihood import expected_code
 from aps_jax.types import Array, Key, Params, PyTree
 
 

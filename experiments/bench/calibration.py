@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from aps_jax.files import write_json
+from aps_jax.io.files import write_json
 from aps_jax.samplers.budget import decoder_evaluations
 from experiments.bench.rows import Row
 from experiments.bench.study import Budget

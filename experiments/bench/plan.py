@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 
-from aps_jax.files import write_atomically
+from aps_jax.io.files import write_atomically
+from aps_jax.operators.tasks import make_operator
 from aps_jax.pretrained import load_kernel_wizard, model_folder
-from aps_jax.tasks import make_operator
 from aps_jax.types import Operator
 from experiments.bench import restoring
 from experiments.bench.calibration import Calibration

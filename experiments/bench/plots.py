@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aps_jax.files import write_atomically
+from aps_jax.io.files import write_atomically
 from experiments.bench.rows import Row
 from experiments.bench.study import Study
 from experiments.bench.summary import UNITS, Scores, gain, scores_of, tasks_of

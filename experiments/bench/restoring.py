@@ -12,14 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aps_jax import metrics, report
+from aps_jax import metrics
+from aps_jax.codec.magvit2 import reconstruct
 from aps_jax.config import APSConfig
-from aps_jax.estimate import smooth_estimate
-from aps_jax.likelihood import absolute_error
 from aps_jax.operators import measure
 from aps_jax.samplers import sample_function
 from aps_jax.samplers.budget import decoder_evaluations
-from aps_jax.tokenizer import reconstruct
+from aps_jax.sampling.estimate import smooth_estimate
+from aps_jax.sampling.likelihood import absolute_error
+from aps_jax.scores import report
 from aps_jax.types import Array, Key, Operator, Params, Perceptual, Prior, PyTree, bind
 from experiments.bench.study import Method
 

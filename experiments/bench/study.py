@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aps_jax import checkpoint
 from aps_jax.config import VARIANTS, APSConfig
-from aps_jax.names import choose
-from aps_jax.perceptual import MIN_SIDE as LPIPS_SIDE
+from aps_jax.io import checkpoint
+from aps_jax.io.names import choose
 from aps_jax.presets import PRESETS, config_class
 from aps_jax.samplers.budget import KNOBS, with_budget
+from aps_jax.scores.lpips import MIN_SIDE as LPIPS_SIDE
 from aps_jax.types import Operator
 
 #: What a method may be: a sampler, or a yardstick that needs none.
@@ -32,7 +32,7 @@ class Task:
 
     Attributes:
       label: its name in rows and tables.
-      name: key of `aps_jax.tasks.TASKS`.
+      name: key of `aps_jax.operators.tasks.TASKS`.
       options: options of that task.
       sigma: noise standard deviation.
       best_of: samples per photo, of which the one of least residual counts.

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from aps_jax.files import write_json
+from aps_jax.io.files import write_json
 from experiments.bench.rows import Row
 from experiments.bench.study import METRICS, Budget, Method, Study, config_of
 

@@ -12,12 +12,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from aps_jax import files, images, report
-from aps_jax.cli import Restore, command_of
-from aps_jax.commands.inputs import Problem
+from aps_jax import images
+from aps_jax.cli.inputs import Problem
+from aps_jax.cli.options import Restore, command_of
 from aps_jax.config import APSConfig
+from aps_jax.io import files
 from aps_jax.pretrained import Model
 from aps_jax.restore import Restored
+from aps_jax.scores import report
 from aps_jax.types import Perceptual
 
 #: Files of a finished run; the last one says that it is finished.

@@ -16,15 +16,16 @@ import jax
 import jax.numpy as jnp
 
 import aps_jax
-from aps_jax import checkpoint, pretrained
+from aps_jax import pretrained
 from aps_jax.config import APSConfig
-from aps_jax.files import disk_size
-from aps_jax.perceptual import PerceptualUnavailable, load_lpips
+from aps_jax.io import checkpoint
+from aps_jax.io.files import disk_size
+from aps_jax.operators.tasks import TASKS
 from aps_jax.presets import option_types
 from aps_jax.restore import restore
 from aps_jax.samplers import SAMPLERS
 from aps_jax.samplers.budget import KNOBS
-from aps_jax.tasks import TASKS
+from aps_jax.scores.lpips import PerceptualUnavailable, load_lpips
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow", "safetensors")
 

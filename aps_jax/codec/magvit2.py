@@ -13,9 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aps_jax import lfq
-from aps_jax.convolution import conv_general_dilated, upsampled_conv
-from aps_jax.normalization import GroupNorm
+from aps_jax.codec import lfq
+from aps_jax.codec.convolution import conv_general_dilated, upsampled_conv
+from aps_jax.codec.group_norm import GroupNorm
 from aps_jax.types import Array, Codec, Key, PyTree, bind
 
 

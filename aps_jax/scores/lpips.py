@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aps_jax.convolution import conv_general_dilated
+from aps_jax.codec.convolution import conv_general_dilated
 from aps_jax.types import Array, Perceptual, PyTree, bind
 
 #: Hub repository whose files `lpips-j` reads.

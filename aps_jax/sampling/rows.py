@@ -8,8 +8,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from aps_jax.field import field_shape, prior_logits
-from aps_jax.likelihood import decode_image
+from aps_jax.prior.windows import field_shape, prior_logits
+from aps_jax.sampling.likelihood import decode_image
 from aps_jax.types import Array, ImageShape, Key, Params, Prior, PyTree, image_keys
 
 #: Logits of codes that a prior excludes, in place of -inf, whose differences are NaN.

@@ -1,26 +1,17 @@
-"""The `aps-jax` command. Options are parsed before anything heavy is imported.
-
-Whatever a user can get wrong ends as one line on stderr and exit code 2; Ctrl-C ends with 130.
-"""
+"""Options of the commands, checked before anything heavy is imported."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import math
 import os
-import re
 import shlex
-import sys
-import warnings
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from aps_jax import names, presets
+from aps_jax import presets
 from aps_jax.config import VARIANTS
 
 _MAX_SEED = 2**32
@@ -174,133 +165,6 @@ class Doctor:
     model: Annotated[str, _named("photo64|DIR")] = "photo64"
 
 
-_COMMANDS = {
-    "restore": Restore,
-    "tasks": Tasks,
-    "samplers": Samplers,
-    "models": Models,
-    "doctor": Doctor,
-}
-
-
-class UsageError(ValueError):
-    """The command line cannot be understood."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    return guarded(lambda: _run(argv), "aps-jax")
-
-
-def guarded(
-    work: Callable[[], int | None],
-    program: str,
-    *,
-    after_interrupt: str = "nothing was written",
-    memory_cure: str = "restore a smaller image (--size) or fewer --num-samples",
-) -> int:
-    """The exit code of `work`, where expected failures become one line on stderr.
-
-    Args:
-      work: returns an exit code, or None for success.
-      program: what the line begins with.
-      after_interrupt: what Ctrl-C leaves, where the KeyboardInterrupt does not say it.
-      memory_cure: what to do when memory runs out.
-    """
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
-    try:
-        return work() or 0
-    except KeyboardInterrupt as stop:
-        _complain(program, f"interrupted; {str(stop) or after_interrupt}")
-        return 130
-    except BrokenPipeError:  # The reader of our output, such as `head`, is gone.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        _complain(program, f"error: {_file_trouble(error)}")
-        return 2
-    except (ValueError, ArithmeticError) as error:
-        _complain(program, f"error: {error}")
-        return 2
-    except Exception as error:
-        if is_out_of_memory(error):
-            _complain(program, f"error: out of memory; {memory_cure}")
-            return 2
-        from aps_jax.perceptual import PerceptualUnavailable
-
-        if not isinstance(error, PerceptualUnavailable):
-            raise  # A bug: its traceback is wanted.
-        _complain(program, f"error: {error}")
-        return 2
-
-
-def _run(argv: list[str]) -> int:
-    if argv == ["--version"]:
-        from aps_jax import __version__
-
-        print(f"aps-jax {__version__}")
-        return 0
-    options = _parse(argv or ["--help"])
-    if options is None:
-        return 0
-    if isinstance(options, Restore):
-        check(options)
-        from aps_jax.commands import restore
-
-        return restore.run(options)
-    from aps_jax.commands import doctor
-
-    if isinstance(options, Tasks):
-        return doctor.list_tasks()
-    if isinstance(options, Samplers):
-        return doctor.list_samplers()
-    if isinstance(options, Models):
-        return doctor.list_models(options.folders)
-    return doctor.diagnose(options.model)
-
-
-def _parse(argv: list[str]) -> Restore | Tasks | Samplers | Models | Doctor | None:
-    """The options, or None if help was asked for and printed."""
-    if not argv[0].startswith("-") and argv[0] not in _COMMANDS:
-        names.choose("command", argv[0], _COMMANDS)
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed):
-            return tyro.extras.subcommand_cli_from_dict(
-                _COMMANDS,
-                args=argv,
-                prog="aps-jax",
-                description="Posterior sampling of images with masked discrete diffusion.",
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )
-    except SystemExit as stop:
-        if stop.code in (None, 0):
-            return None
-        command = f"aps-jax {argv[0]}" if argv[0] in _COMMANDS else "aps-jax"
-        raise UsageError(f"{message_of(printed.getvalue())}; see {command} --help") from None
-
-
-def message_of(box: str) -> str:
-    """The message inside the box that tyro draws, as one line.
-
-    Rules separate the box into its title, the message and hints; they are of "─", or of "-" where
-    the terminal is not known to take that.
-    """
-    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    parts = re.split(r"(?m)^.*[─-]{5,}.*$", text.replace("│", " "))
-    parts = [" ".join(part.split()) for part in parts]
-    message, rest = parts[min(1, len(parts) - 1)].rstrip("."), parts[2:]
-    wrong = re.match(r"Error parsing (\S+): .*?(?:: |from \[)'(.*?)'", message)
-    if wrong:
-        return f"{wrong[1]} cannot be {wrong[2]!r}"
-    close = re.search(r"Perhaps you meant:\s+(--[\w-]+)", " ".join(rest))
-    if close:
-        message += f", did you mean {close[1]}?"
-    return message or "cannot understand these arguments"
-
-
 def check(options: Restore) -> None:
     """Finds what is wrong with the options alone, before anything is loaded."""
     if not 0 <= options.sigma < math.inf:
@@ -358,26 +222,3 @@ def command_of(options: Restore, **changes: Any) -> str:
         for item in value if isinstance(value, tuple) else (value,):
             words += [flag] if item is True else [flag, str(item)]
     return shlex.join(words)
-
-
-def _complain(program: str, message: str) -> None:
-    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
-
-
-def _file_trouble(error: OSError) -> str:
-    """Cause and cure of a failed read or write; our own messages have both already."""
-    if error.errno is None or error.strerror is None:
-        return str(error)
-    name = error.filename if error.filename2 is None else error.filename2
-    where = f" {name}" if name else ""
-    return f"cannot use{where}: {error.strerror}; free some space or choose another place"
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """True if `error` says that memory ran out, on the host or on a device."""
-    text = str(error)
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text
-
-
-if __name__ == "__main__":
-    sys.exit(main())

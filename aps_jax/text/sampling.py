@@ -13,12 +13,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from aps_jax.categorical import top_p
 from aps_jax.config import check_options
-from aps_jax.problem import row_keys
 from aps_jax.samplers.config import DecodingConfig
 from aps_jax.samplers.decoding import Decoding, reveal, start
 from aps_jax.samplers.problem import Field, fold, prior_log_probs
+from aps_jax.sampling.draws import top_p
+from aps_jax.sampling.rows import row_keys
 from aps_jax.types import Array, Key, Prior
 
 

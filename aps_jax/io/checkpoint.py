@@ -21,9 +21,9 @@ import numpy as np
 from flax import traverse_util
 from safetensors.numpy import save as save_tensors
 
-from aps_jax.files import write_atomically
-from aps_jax.orbax_arrays import ArrayError, describe_arrays, open_array, read
-from aps_jax.tensors import TensorFileError, open_tensors
+from aps_jax.io.files import write_atomically
+from aps_jax.io.orbax_arrays import ArrayError, describe_arrays, open_array, read
+from aps_jax.io.tensors import TensorFileError, open_tensors
 from aps_jax.types import PyTree
 
 _Specs = Mapping[str, jax.ShapeDtypeStruct]

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from aps_jax import schedule
+from aps_jax.sampling import schedules as schedule
 from aps_jax.types import Array, Key
 
 

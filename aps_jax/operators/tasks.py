@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from aps_jax import operators
-from aps_jax.names import choose, suggestion
+from aps_jax.io.names import choose, suggestion
 from aps_jax.operators import kernel_wizard
 from aps_jax.operators._checks import real
 from aps_jax.types import ImageShape, Operator, PyTree

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from aps_jax.chat import ChatTemplate, Message, chat_pieces
+from aps_jax.text.chat import ChatTemplate, Message, chat_pieces
 
 TOKENIZER_NAME = "tokenizer.json"
 

@@ -21,20 +21,22 @@ import jax.numpy as jnp
 import numpy as np
 
 import aps_jax
-from aps_jax import images, pretrained, report
-from aps_jax.checkpoint import CARD_NAME, fingerprint, read_card, weights_path
-from aps_jax.cli import Restore, command_of, config_of, is_out_of_memory
-from aps_jax.commands import inputs
-from aps_jax.commands.inputs import Problem, degrade_photo, given_options, load_measured
-from aps_jax.commands.outputs import SINGLE_FILES, Outputs, work_of
+from aps_jax import images, pretrained
+from aps_jax.cli import inputs
+from aps_jax.cli.errors import is_out_of_memory
+from aps_jax.cli.inputs import Problem, degrade_photo, given_options, load_measured
+from aps_jax.cli.options import Restore, command_of, config_of
+from aps_jax.cli.outputs import SINGLE_FILES, Outputs, work_of
 from aps_jax.config import APSConfig
-from aps_jax.field import field_shape
-from aps_jax.likelihood import decode_image
-from aps_jax.perceptual import MIN_SIDE as LPIPS_SIDE
-from aps_jax.perceptual import PerceptualUnavailable, load_lpips
+from aps_jax.io.checkpoint import CARD_NAME, fingerprint, read_card, weights_path
+from aps_jax.prior.windows import field_shape
 from aps_jax.restore import DivergedError, Restored, Snapshot, StepReport, restore
 from aps_jax.samplers import SVDDConfig
-from aps_jax.text import TOKENIZER_NAME, load_tokenizer
+from aps_jax.sampling.likelihood import decode_image
+from aps_jax.scores import report
+from aps_jax.scores.lpips import MIN_SIDE as LPIPS_SIDE
+from aps_jax.scores.lpips import PerceptualUnavailable, load_lpips
+from aps_jax.text.tokenizer import TOKENIZER_NAME, load_tokenizer
 from aps_jax.types import Array, Codec, Key, Params, Perceptual
 
 STATE_NAME = ".state"

@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from aps_jax import images
-from aps_jax.cli import TASK_OPTIONS, Restore
+from aps_jax.cli.options import TASK_OPTIONS, Restore
 from aps_jax.operators import measure
+from aps_jax.operators.tasks import TASKS, make_operator
 from aps_jax.pretrained import load_kernel_wizard
-from aps_jax.tasks import TASKS, make_operator
 from aps_jax.types import Array, ImageShape, Key, Operator, PyTree
 
 _measure = jax.jit(measure, static_argnames="sigma")

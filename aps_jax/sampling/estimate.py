@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from aps_jax.field import cover_field
-from aps_jax.likelihood import gaussian_energy
-from aps_jax.tokenizer import encode_tokens
+from aps_jax.codec.magvit2 import encode_tokens
+from aps_jax.prior.windows import cover_field
+from aps_jax.sampling.likelihood import gaussian_energy
 from aps_jax.types import Array, Codec, ImageShape, Operator, Params, PyTree
 
 #: Standard deviation of the difference of neighbouring pixels, for values in [-1, 1].

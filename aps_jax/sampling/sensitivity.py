@@ -11,9 +11,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from aps_jax.field import cover_field
-from aps_jax.likelihood import residuals
-from aps_jax.tokenizer import space_to_depth
+from aps_jax.codec.magvit2 import space_to_depth
+from aps_jax.prior.windows import cover_field
+from aps_jax.sampling.likelihood import residuals
 from aps_jax.types import Array, ImageShape, Operator, PyTree
 
 #: Random images and random directions of y that `pixel_sensitivity` averages over.

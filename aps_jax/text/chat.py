@@ -1,7 +1,7 @@
 """Chat templates of the public masked language models, as pure functions on messages.
 
 A conversation becomes pieces of text, some of which are special tokens; `chat_text` joins them, and
-`aps_jax.text.TextTokenizer.chat` turns them into ids. What users write never becomes special.
+`TextTokenizer.chat` turns them into ids. What users write never becomes special.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aps_jax.attention import mix, rotate
-from aps_jax.transformer_config import TransformerConfig
+from aps_jax.prior.attention import mix, rotate
+from aps_jax.prior.config import TransformerConfig
 from aps_jax.types import Array
 
 

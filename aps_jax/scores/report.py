@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aps_jax import metrics, perceptual
-from aps_jax.likelihood import residuals
-from aps_jax.tokenizer import reconstruct
+from aps_jax import metrics
+from aps_jax.codec.magvit2 import reconstruct
+from aps_jax.sampling.likelihood import residuals
+from aps_jax.scores import lpips as perceptual
 from aps_jax.types import Array, Codec, ImageShape, Operator, Perceptual, PyTree
 
 

@@ -1,16 +1,16 @@
 """Two ways to bundle the masked transformer as a `Prior` over grids of image tokens.
 
 `make_prior` is for a model of image tokens alone, `make_prompted_prior` for a language model with a
-joint vocabulary; vocabulary offsets, prompts (`aps_jax.prompts`) and padding stay inside.
+joint vocabulary; vocabulary offsets, prompts (`aps_jax.prior.prompts`) and padding stay inside.
 """
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 
-from aps_jax.attention import grid_positions
-from aps_jax.prompts import PromptConfig, attention_mask, sequence_ids
-from aps_jax.transformer import Transformer, TransformerConfig
+from aps_jax.prior.attention import grid_positions
+from aps_jax.prior.prompts import PromptConfig, attention_mask, sequence_ids
+from aps_jax.prior.transformer import Transformer, TransformerConfig
 from aps_jax.types import Array, Prior, PyTree, bind
 
 
@@ -99,7 +99,7 @@ def make_prompted_prior(
       params: weights as from `init_transformer_params`.
       prompt: special ids, and what sees what.
       prompt_ids: int [P], or [B, P] for one prompt per image, framed as by
-        `aps_jax.prompts.frame_prompt`.
+        `aps_jax.prior.prompts.frame_prompt`.
       uncond_prompt_ids: the same for `apply_unconditional`, of any length of its own.
       mask_padding: hide pads from everything else; False leaves them visible.
       window: largest grid side to run in one piece.

@@ -1,4 +1,4 @@
-"""Masked transformer denoiser as Flax modules; `aps_jax.prior` bundles it as a `Prior`.
+"""Masked transformer denoiser as Flax modules; `aps_jax.prior.bundle` bundles it as a `Prior`.
 
 One set of classes covers the small embedded image prior, the public masked language models of the
 LLaMA family (LLaDA, MMaDA, Dream: pre-norm, gated MLP) and Show-o (phi: parallel blocks); all have
@@ -13,10 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aps_jax import lfq
-from aps_jax.attention import rotary_angles
-from aps_jax.blocks import Block, Linear, ParallelBlock, RMSNorm, layer_norm
-from aps_jax.transformer_config import TransformerConfig
+from aps_jax.codec import lfq
+from aps_jax.prior.attention import rotary_angles
+from aps_jax.prior.blocks import Block, Linear, ParallelBlock, RMSNorm, layer_norm
+from aps_jax.prior.config import TransformerConfig
 from aps_jax.types import Array, Key, PyTree
 
 

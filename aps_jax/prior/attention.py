@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from aps_jax.transformer_config import TransformerConfig
+from aps_jax.prior.config import TransformerConfig
 from aps_jax.types import Array
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from aps_jax import lfq
+from aps_jax.codec import lfq
 from aps_jax.config import APSConfig
 from aps_jax.types import Array, Codec, ImageShape, Operator, Params, PyTree
 

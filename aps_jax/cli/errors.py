@@ -1,0 +1,94 @@
+"""Expected failures end as one line on stderr and an exit code, in every program here."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable
+
+
+class UsageError(ValueError):
+    """The command line cannot be understood."""
+
+
+def guarded(
+    work: Callable[[], int | None],
+    program: str,
+    *,
+    after_interrupt: str = "nothing was written",
+    memory_cure: str = "restore a smaller image (--size) or fewer --num-samples",
+) -> int:
+    """The exit code of `work`, where expected failures become one line on stderr.
+
+    Args:
+      work: returns an exit code, or None for success.
+      program: what the line begins with.
+      after_interrupt: what Ctrl-C leaves, where the KeyboardInterrupt does not say it.
+      memory_cure: what to do when memory runs out.
+    """
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    try:
+        return work() or 0
+    except KeyboardInterrupt as stop:
+        _complain(program, f"interrupted; {str(stop) or after_interrupt}")
+        return 130
+    except BrokenPipeError:  # The reader of our output, such as `head`, is gone.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        _complain(program, f"error: {_file_trouble(error)}")
+        return 2
+    except (ValueError, ArithmeticError) as error:
+        _complain(program, f"error: {error}")
+        return 2
+    except Exception as error:
+        if is_out_of_memory(error):
+            _complain(program, f"error: out of memory; {memory_cure}")
+            return 2
+        from aps_jax.scores.lpips import PerceptualUnavailable
+
+        if not isinstance(error, PerceptualUnavailable):
+            raise  # A bug: its traceback is wanted.
+        _complain(program, f"error: {error}")
+        return 2
+
+
+def message_of(box: str) -> str:
+    """The message inside the box that tyro draws, as one line.
+
+    Rules separate the box into its title, the message and hints; they are of "─", or of "-" where
+    the terminal is not known to take that.
+    """
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    parts = re.split(r"(?m)^.*[─-]{5,}.*$", text.replace("│", " "))
+    parts = [" ".join(part.split()) for part in parts]
+    message, rest = parts[min(1, len(parts) - 1)].rstrip("."), parts[2:]
+    wrong = re.match(r"Error parsing (\S+): .*?(?:: |from \[)'(.*?)'", message)
+    if wrong:
+        return f"{wrong[1]} cannot be {wrong[2]!r}"
+    close = re.search(r"Perhaps you meant:\s+(--[\w-]+)", " ".join(rest))
+    if close:
+        message += f", did you mean {close[1]}?"
+    return message or "cannot understand these arguments"
+
+
+def _complain(program: str, message: str) -> None:
+    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _file_trouble(error: OSError) -> str:
+    """Cause and cure of a failed read or write; our own messages have both already."""
+    if error.errno is None or error.strerror is None:
+        return str(error)
+    name = error.filename if error.filename2 is None else error.filename2
+    where = f" {name}" if name else ""
+    return f"cannot use{where}: {error.strerror}; free some space or choose another place"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """True if `error` says that memory ran out, on the host or on a device."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text

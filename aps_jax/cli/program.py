@@ -1,0 +1,77 @@
+"""The `aps-jax` command. Options are parsed before anything heavy is imported.
+
+Whatever a user can get wrong ends as one line on stderr and exit code 2; Ctrl-C ends with 130.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from aps_jax.cli.errors import UsageError, guarded, message_of
+from aps_jax.cli.options import Doctor, Models, Restore, Samplers, Tasks, check
+from aps_jax.io import names
+
+_COMMANDS = {
+    "restore": Restore,
+    "tasks": Tasks,
+    "samplers": Samplers,
+    "models": Models,
+    "doctor": Doctor,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _run(argv), "aps-jax")
+
+
+def _run(argv: list[str]) -> int:
+    if argv == ["--version"]:
+        from aps_jax import __version__
+
+        print(f"aps-jax {__version__}")
+        return 0
+    options = _parse(argv or ["--help"])
+    if options is None:
+        return 0
+    if isinstance(options, Restore):
+        check(options)
+        from aps_jax.cli import restore
+
+        return restore.run(options)
+    from aps_jax.cli import doctor
+
+    if isinstance(options, Tasks):
+        return doctor.list_tasks()
+    if isinstance(options, Samplers):
+        return doctor.list_samplers()
+    if isinstance(options, Models):
+        return doctor.list_models(options.folders)
+    return doctor.diagnose(options.model)
+
+
+def _parse(argv: list[str]) -> Restore | Tasks | Samplers | Models | Doctor | None:
+    """The options, or None if help was asked for and printed."""
+    if not argv[0].startswith("-") and argv[0] not in _COMMANDS:
+        names.choose("command", argv[0], _COMMANDS)
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.extras.subcommand_cli_from_dict(
+                _COMMANDS,
+                args=argv,
+                prog="aps-jax",
+                description="Posterior sampling of images with masked discrete diffusion.",
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if stop.code in (None, 0):
+            return None
+        command = f"aps-jax {argv[0]}" if argv[0] in _COMMANDS else "aps-jax"
+        raise UsageError(f"{message_of(printed.getvalue())}; see {command} --help") from None

@@ -1,0 +1,1 @@
+"""Edges: files, checkpoints, tensors on disk, names that users type."""

@@ -1,0 +1,1 @@
+"""Masked transformers over token grids: network, prompts, windows over larger fields."""

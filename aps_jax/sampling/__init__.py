@@ -1,0 +1,1 @@
+"""What samplers are made of: rows, schedules, draws, remasking, starts, the inner loop."""

@@ -1,0 +1,1 @@
+"""How good a picture is: LPIPS, and the pictures and numbers of a report."""

@@ -1,0 +1,1 @@
+"""Text: tokenizer files, chat templates, sampling with masked language models."""
