@@ -14,10 +14,10 @@ _OURS: dict[str, Any] = {
     "learning_rate": 2.0,
     "learning_rate_schedule": "cosine",
     "keep_best": True,
-    "warm_start": "logits",
+    "warm_start": True,
     "measurement_term": "gaussian",
     "prior_weight": 0.3,
-    "evidence_floor": 0.3,
+    "sensitivity_floor": 0.3,
     "encoder_start": 0.5,
 }
 
@@ -39,8 +39,8 @@ def make_config(
     """Options of a run, of `APSConfig` or of another sampler's class.
 
     A variant of APS starts from the preset, changed by the variant, changed by `overrides`; more
-    than one sample turns to categorical draws, unless a `draw` is given, or random remasking or
-    Gumbel noise make samples differ anyway. Other samplers start from their own defaults and take
+    than one sample turns to categorical draws, unless a `draw` is given, or random remasking makes
+    samples differ anyway. Other samplers start from their own defaults and take
     no preset.
 
     Args:
@@ -70,22 +70,17 @@ def make_config(
                 f"sampler {sampler!r} has no option {name!r}{suggestion(name, known)}; options: "
                 f"{', '.join(option_types(kind))}"
             )
-    config = kind(**options | given)
-    if sampler in VARIANTS and "draw" not in given and config.num_samples > 1:
+    options |= given
+    if sampler in VARIANTS and "draw" not in given and options.get("num_samples", 1) > 1:
         # The presets' own draw is deterministic: all samples would be equal.
-        if not _reveals_at_random(config):
-            config = dataclasses.replace(config, draw="categorical")
+        if not APSConfig(**options | {"num_samples": 1}).is_random:
+            options["draw"] = "categorical"
+    config = kind(**options)
     if budget is None:
         return config
     from aps_jax.samplers.budget import with_budget
 
     return with_budget(config, budget, fixed=given)
-
-
-def _reveals_at_random(config: APSConfig) -> bool:
-    """Whether samples differ in the order in which their tokens are kept."""
-    has_noise = config.rule == "count" and config.gumbel_temperature > 0
-    return config.num_steps > 1 and (config.remasking == "random" or has_noise)
 
 
 def config_class(sampler: str) -> type[Any]:

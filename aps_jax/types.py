@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import flax.struct
 import jax
@@ -121,33 +121,100 @@ class Operator:
         return jax.tree.map(lambda leaf: leaf.shape, y)
 
 
+class Quantizer(Protocol):
+    """A codebook: tokens <-> codes, one code per cell of a token grid; a pytree of its tables.
+
+    Tokens are int32 [B, *grid] in [0, K), codes float32 [B, *grid, d]. The grid may have any number
+    of axes; a codebook that differs from cell to cell (`residual.Residual`) has an axis for it.
+    """
+
+    @property
+    def num_codes(self) -> int:
+        """K, codes per cell."""
+        ...
+
+    @property
+    def num_features(self) -> int:
+        """d, numbers per code."""
+        ...
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Sizes of the grid's axes after those of space; () for one code per place."""
+        ...
+
+    def lookup(self, tokens: Array) -> Array:
+        """Codes [B, *grid, d] of tokens."""
+        ...
+
+    def nearest(self, features: Array) -> Array:
+        """Tokens [B, *grid] whose codes are nearest to `features` [B, *grid, d]."""
+        ...
+
+    def expect(self, logits: Array) -> Array:
+        """Mean codes [B, *grid, d] under softmax(logits) [B, *grid, K], differentiable."""
+        ...
+
+    def similarity(self, tokens: Array) -> Array:
+        """Minus half the squared distance of every code to those of tokens, [B, *grid, K]."""
+        ...
+
+
 @flax.struct.dataclass
 class Codec:
-    """A frozen image tokenizer over a codebook of K codes of d numbers each.
+    """A frozen tokenizer: a network around a codebook.
 
     Attributes:
       params: weights.
-      codebook: codes C [K, d], float32.
-      encode: `(params, x [B, H, W, 3]) -> features [B, h, w, d]`, before quantisation.
-      decode: `(params, codes [B, h, w, d]) -> x [B, H, W, 3]`; accepts non-code vectors too.
-      quantize: `(codebook, features [..., d]) -> (codes [..., d], tokens int32 [...])`.
+      quantizer: the codebook.
+      decode: `(params, codes [B, *grid, d]) -> x`, images [B, H, W, 3] for a grid over pixels;
+        accepts vectors that are no codes, too.
+      encode: `(params, x) -> features [B, *grid, d]`, before quantisation; None if it only decodes.
       stride: pixels per token along each axis; H = stride * h.
-      mean_code: `(logits [..., K]) -> sum_k softmax(logits)_k C_k [..., d]`, where the codebook's
-        structure makes that cheaper than the product with it; None takes the product.
     """
 
     params: PyTree
-    codebook: Array
-    encode: Callable[[PyTree, Array], Array] = _static()
+    quantizer: Quantizer
     decode: Callable[[PyTree, Array], Array] = _static()
-    quantize: Callable[[Array, Array], tuple[Array, Array]] = _static()
-    stride: int = _static()
-    mean_code: Callable[[Array], Array] | None = _static(None)
+    encode: Callable[[PyTree, Array], Array] | None = _static(None)
+    stride: int = _static(1)
 
     @property
     def num_codes(self) -> int:
         """Codebook size K."""
-        return self.codebook.shape[0]
+        return self.quantizer.num_codes
+
+    @property
+    def codebook(self) -> Array:
+        """All codes [K, d], of codecs whose cells share one codebook."""
+        return self.quantizer.lookup(jnp.arange(self.num_codes))
+
+    def grid(self, image_shape: ImageShape) -> tuple[int, ...]:
+        """The token grid that covers images of (H, W)."""
+        height, width = (-(-side // self.stride) for side in image_shape)
+        return (height, width, *self.quantizer.axes)
+
+
+@flax.struct.dataclass
+class Energy:
+    """What a sample is wanted to make small: -log p(y | x) up to a constant, or minus a reward.
+
+    Attributes:
+      apply: pure function `(params, data, x) -> [B]`, differentiable in `x`, which is what the
+        codec decodes: images float32 [B, H, W, 3] for image codecs. It must not mix rows.
+      params: what all rows share, such as weights; arrays are leaves.
+      data: what each row has of its own, such as its measurement; leaves have the leading axis B.
+      name: short name used in messages.
+    """
+
+    apply: Callable[[PyTree, PyTree, Array], Array] = _static()
+    params: PyTree = None
+    data: PyTree = None
+    name: str = _static("energy")
+
+    def __call__(self, x: Array) -> Array:
+        """Energy per row [B] of `x`."""
+        return self.apply(self.params, self.data, x)
 
 
 @flax.struct.dataclass

@@ -73,18 +73,12 @@ def mixing_decode(weights: Array, codes: Array, *, stride: int) -> Array:
     return x.reshape(-1, stride, codes.shape[2] * stride, 3)
 
 
-def _no_encode(params: Array, x: Array) -> Array:
-    raise AssertionError("toy codecs only decode")
-
-
 def mixing_codec(weights: np.ndarray, num_bits: int, stride: int) -> Codec:
     """A codec of 2^d LFQ codes that only decodes, by `mixing_decode`."""
     return Codec(
         params=jnp.asarray(weights, jnp.float32),
-        codebook=lfq.codebook(num_bits),
-        encode=_no_encode,
+        quantizer=lfq.LFQ(num_bits),
         decode=bind(mixing_decode, stride=stride),
-        quantize=lfq.quantize,
         stride=stride,
     )
 

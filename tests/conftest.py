@@ -96,10 +96,9 @@ def patch_codec(num_bits=NUM_BITS, stride=4, seed=0):
     weights = np.random.default_rng(seed).normal(size=(num_bits, stride * stride * 3))
     return Codec(
         params=jnp.asarray(0.5 * weights, jnp.float32),
-        codebook=lfq.codebook(num_bits),
+        quantizer=lfq.LFQ(num_bits),
         encode=bind(patch_encode, stride=stride),
         decode=bind(patch_decode, stride=stride),
-        quantize=lfq.quantize,
         stride=stride,
     )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,33 +87,45 @@ def _mean_code_bwd(residuals: tuple[Array, ...], cotangent: Array) -> tuple[Arra
 mean_code.defvjp(_mean_code_fwd, _mean_code_bwd)
 
 
-def quantize(codebook: Array, features: Array) -> tuple[Array, Array]:
-    """Nearest code of `features` [..., d]: their sign, with 0 counting as -1.
-
-    Args:
-      codebook: unused, LFQ needs none; kept so that all quantisers share one signature.
-      features: encoder outputs or expected codes [..., d].
-
-    Returns:
-      Codes [..., d] in {-1, +1} and their tokens int32 [...].
-    """
-    del codebook
+def quantize(features: Array) -> tuple[Array, Array]:
+    """Nearest codes of `features` [..., d], their signs with 0 counting as -1, and their tokens."""
     codes = jnp.where(features > 0, 1.0, -1.0).astype(features.dtype)
     return codes, codes_to_tokens(codes)
 
 
-def quantize_nearest(codebook: Array, features: Array) -> tuple[Array, Array]:
-    """Nearest row of an arbitrary `codebook` [K, d] to `features` [..., d], in Euclidean distance.
+@flax.struct.dataclass
+class LFQ:
+    """The codebook {-1, +1}^d as a `Quantizer`; it has no tables.
 
-    Returns:
-      Codes [..., d] and tokens int32 [...]; ties go to the smaller token. For the LFQ codebook it
-      equals `quantize` wherever no feature is exactly 0.
+    Attributes:
+      num_bits: d.
     """
-    scores = exact_matmul(features, codebook.T) - 0.5 * jnp.sum(codebook**2, axis=-1)
-    tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
-    return codebook[tokens], tokens
 
+    num_bits: int = flax.struct.field(pytree_node=False)
+    axes: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
 
-def straight_through(features: Array, codes: Array) -> Array:
-    """Value of `codes`, gradient of `features`."""
-    return features + jax.lax.stop_gradient(codes - features)
+    @property
+    def num_codes(self) -> int:
+        """K = 2^d."""
+        return 2**self.num_bits
+
+    @property
+    def num_features(self) -> int:
+        """Numbers per code, d."""
+        return self.num_bits
+
+    def lookup(self, tokens: Array) -> Array:
+        """Codes [..., d] of tokens [...]."""
+        return tokens_to_codes(tokens, self.num_bits)
+
+    def nearest(self, features: Array) -> Array:
+        """Tokens [...] of the signs of features [..., d]."""
+        return codes_to_tokens(features)
+
+    def expect(self, logits: Array) -> Array:
+        """Mean codes [..., d] by `mean_code`."""
+        return mean_code(logits)
+
+    def similarity(self, tokens: Array) -> Array:
+        """-2 per bit that differs, [..., K]."""
+        return exact_matmul(self.lookup(tokens), codebook(self.num_bits).T) - self.num_bits

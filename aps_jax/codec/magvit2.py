@@ -307,32 +307,31 @@ def make_codec(config: CodecConfig, params: PyTree) -> Codec:
     """
     return Codec(
         params=params,
-        codebook=lfq.codebook(config.num_bits),
+        quantizer=lfq.LFQ(config.num_bits),
         encode=bind(_encode, config=config),
         decode=bind(_decode, config=config),
-        quantize=lfq.quantize,
         stride=config.stride,
-        mean_code=lfq.mean_code,
     )
 
 
 def encode_tokens(codec: Codec, x: Array) -> Array:
-    """Tokens int32 [B, h, w] of images [B, H, W, 3].
+    """Tokens int32 [B, *grid] of images [B, H, W, 3].
 
     Raises:
-      ValueError: if H or W is not a multiple of the codec's stride.
+      ValueError: if H or W is not a multiple of the codec's stride, or it cannot encode.
     """
+    if codec.encode is None:
+        raise ValueError("this codec only decodes; it has no encoder")
     if x.ndim != 4 or x.shape[1] % codec.stride or x.shape[2] % codec.stride:
         raise ValueError(
             f"images have shape {x.shape}; need [B, H, W, 3], H and W multiples of {codec.stride}"
         )
-    _, tokens = codec.quantize(codec.codebook, codec.encode(codec.params, x))
-    return tokens
+    return codec.quantizer.nearest(codec.encode(codec.params, x))
 
 
 def decode_tokens(codec: Codec, tokens: Array) -> Array:
-    """Images [B, H, W, 3] of tokens int [B, h, w] in [0, K)."""
-    return codec.decode(codec.params, codec.codebook[tokens])
+    """Images [B, H, W, 3] of tokens int [B, *grid] in [0, K)."""
+    return codec.decode(codec.params, codec.quantizer.lookup(tokens))
 
 
 def reconstruct(codec: Codec, x: Array) -> Array:

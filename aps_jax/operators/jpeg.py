@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aps_jax.codec.lfq import straight_through
+from aps_jax.codec.expectation import straight_through
 from aps_jax.operators._checks import channels, whole
 from aps_jax.operators.color import LUMA
 from aps_jax.types import Array, Operator, bind

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from aps_jax.codec.lfq import straight_through
+from aps_jax.codec.expectation import straight_through
 from aps_jax.operators._checks import real, whole
 from aps_jax.types import Array, ImageShape, Operator, bind
 

@@ -1,53 +1,52 @@
 """Other posterior samplers on the same prior, codec and measurement energy as `aps_sample`.
 
-Each has the signature of `aps_sample`, returns a `SampleResult`, and says with
-`config.evaluations()` what it costs.
+Each is a frozen dataclass of options with the steps of `sampling.run.Sampler`; `sample` runs any of
+them as `aps_sample` runs APS, and `config.evaluations()` says what it costs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from aps_jax.config import APSConfig
-from aps_jax.presets import VARIANTS
-from aps_jax.sampler import SampleResult, aps_sample
-from aps_jax.samplers.best_of_n import BestOfNConfig, best_of_n_sample
-from aps_jax.samplers.entrgi import EntRGiConfig, entrgi_sample
-from aps_jax.samplers.g2d2 import G2D2Config, g2d2_sample
-from aps_jax.samplers.maskgit import MaskGITConfig, maskgit_sample
-from aps_jax.samplers.redge import ReDGEConfig, redge_sample
-from aps_jax.samplers.sgdd import SGDDConfig, sgdd_sample
-from aps_jax.samplers.smc import SMCConfig, smc_sample
-from aps_jax.samplers.straight_through import StraightThroughConfig, straight_through_sample
-from aps_jax.samplers.svdd import SVDDConfig, svdd_sample
+from aps_jax.sampler import make_aps
+from aps_jax.samplers.best_of_n import BestOfNConfig
+from aps_jax.samplers.entrgi import EntRGiConfig
+from aps_jax.samplers.g2d2 import G2D2Config
+from aps_jax.samplers.maskgit import MaskGITConfig
+from aps_jax.samplers.redge import ReDGEConfig
+from aps_jax.samplers.sgdd import SGDDConfig
+from aps_jax.samplers.smc import SMCConfig
+from aps_jax.samplers.straight_through import StraightThroughConfig
+from aps_jax.samplers.svdd import SVDDConfig
+from aps_jax.sampling.run import Sampler, SampleResult, run
+from aps_jax.sampling.target import measurement_target
+from aps_jax.types import Array, Key, Params, PyTree
 
 
-class Sampler(NamedTuple):
+class Entry(NamedTuple):
     """An entry of `SAMPLERS`.
 
     Attributes:
-      sample: `(params, y, key, *, config, known_tokens=None) -> SampleResult`.
-      config: class of its options; `config(...).evaluations()` counts model calls.
+      config: class of its options, which say how to sample; `config(...).evaluations()` counts
+        model calls.
       summary: what it does, one line.
       paper: arXiv number of the method, or why there is none.
       defaults: names of options by where their defaults come from; every option is in one group.
     """
 
-    sample: Callable[..., SampleResult]
     config: type[Any]
     summary: str
     paper: str
     defaults: Mapping[str, tuple[str, ...]]
 
 
-_SHAPE = ("decode_scale", "num_samples", "image_shape")
+_SHAPE = ("decode_scale", "num_samples", "image_shape", "trace")
 _COMMON = {"paper of APS": ("sigma",), "neutral": _SHAPE}
 _CALLS = {"paper of APS": ("sigma",), "neutral": (*_SHAPE, "guidance_scale", "prior_temperature")}
 _NO_LPIPS = {**_COMMON, "neutral": (*_SHAPE, "perceptual_weight", "encoder_start")}
-_REMDM = {"paper of ReMDM": ("remask_strength",)}
-_NEUTRAL = (*_CALLS["neutral"], "remdm")
-_GUIDED = {**_CALLS, **_REMDM, "neutral": (*_NEUTRAL, "perceptual_weight", "encoder_start")}
+_GUIDED = {**_CALLS, "neutral": (*_CALLS["neutral"], "perceptual_weight", "encoder_start")}
 _MASKGIT_CODE = {
     "code of MaskGIT": ("schedule", "reveal", "gumbel_temperature"),
     "paper of ReMDM": ("remask_strength",),
@@ -58,44 +57,37 @@ _UNUSED_REVEALS = {
 }
 
 #: Samplers by name.
-SAMPLERS: dict[str, Sampler] = {
-    "aps": Sampler(
-        aps_sample,
+SAMPLERS: dict[str, Entry] = {
+    "aps": Entry(
         APSConfig,
         "Anchored Posterior Sampling; also aps-i, aps-ii, aps-l and the presets",
         "arXiv:2510.02291",
         {
             "its paper": (
                 "num_steps", "num_inner_steps", "learning_rate", "measurement_term", "sigma",
-                "prior_weight", "prior_term", "remasking", "draw",
+                "prior_weight", "remasking", "draw",
             ),
             "code of MMaDA": ("rule", "schedule"),
-            "Adam": ("adam_eps",),
             "neutral": (
                 "perceptual_weight", "prior_temperature", "learning_rate_schedule", "keep_best",
-                "warm_start", "warm_moments", "evidence_floor", "encoder_start", "early_stop",
-                "gumbel_temperature", "guidance_scale", "remdm", "trace", *_SHAPE,
+                "warm_start", "sensitivity_floor", "encoder_start", "guidance_scale", *_SHAPE,
             ),
-            **_REMDM,
             "ours": ("prior_weighting", "threshold", "threshold_schedule"),
         },
     ),
-    "maskgit": Sampler(
-        maskgit_sample,
+    "maskgit": Entry(
         MaskGITConfig,
         "samples of the prior, no measurement",
         "arXiv:2202.04200",
         {**_CALLS, **_MASKGIT_CODE, "ours": ("num_steps",)},
     ),
-    "best_of_n": Sampler(
-        best_of_n_sample,
+    "best_of_n": Entry(
         BestOfNConfig,
         "n samples of the prior, the one that fits best",
         "no paper",
         {**_CALLS, **_MASKGIT_CODE, "ours": ("num_steps", "num_candidates")},
     ),
-    "straight_through": Sampler(
-        straight_through_sample,
+    "straight_through": Entry(
         StraightThroughConfig,
         "the codec alone: optimise codes by the straight-through estimator, no prior",
         "arXiv:1308.3432",
@@ -107,8 +99,7 @@ SAMPLERS: dict[str, Sampler] = {
             ),
         },
     ),
-    "svdd_pm": Sampler(
-        svdd_sample,
+    "svdd_pm": Entry(
         SVDDConfig,
         "SVDD-PM: the best of several next states, at every step",
         "arXiv:2408.08252",
@@ -119,8 +110,7 @@ SAMPLERS: dict[str, Sampler] = {
             "its paper": ("selection_temperature",),
         },
     ),
-    "g2d2": Sampler(
-        g2d2_sample,
+    "g2d2": Entry(
         G2D2Config,
         "G2D2: variational logits by Gumbel-softmax, star-shaped or Markov",
         "arXiv:2410.14710",
@@ -134,15 +124,12 @@ SAMPLERS: dict[str, Sampler] = {
             "its paper": ("transition",),
         },
     ),
-    "sgdd": Sampler(
-        sgdd_sample,
+    "sgdd": Entry(
         SGDDConfig,
         "SGDD: split Gibbs with Metropolis-Hastings, adapted to masked priors (ours)",
         "arXiv:2503.01161",
         {
             **_CALLS,
-            **_REMDM,
-            "neutral": _NEUTRAL,
             "its code": ("looseness", "proposal"),
             "ours": (
                 "num_steps", "num_likelihood_steps", "num_denoise_steps", "method", "coupling",
@@ -150,8 +137,7 @@ SAMPLERS: dict[str, Sampler] = {
             ),
         },
     ),
-    "smc": Sampler(
-        smc_sample,
+    "smc": Entry(
         SMCConfig,
         "weighted, resampled particles: Feynman-Kac steering and SMC-DDM, base proposals",
         "arXiv:2501.06848, arXiv:2505.22524",
@@ -166,8 +152,7 @@ SAMPLERS: dict[str, Sampler] = {
             ),
         },
     ),
-    "entrgi": Sampler(
-        entrgi_sample,
+    "entrgi": Entry(
         EntRGiConfig,
         "EntRGi: gradients at an entropy-aware mix of hard and soft codes",
         "arXiv:2602.05000",
@@ -180,8 +165,7 @@ SAMPLERS: dict[str, Sampler] = {
             "ours": ("measurement_term",),
         },
     ),
-    "redge": Sampler(
-        redge_sample,
+    "redge": Entry(
         ReDGEConfig,
         "ReDGE: gradients through a reparameterised diffusion",
         "arXiv:2601.00781",
@@ -206,24 +190,35 @@ __all__ = [
     "SGDDConfig",
     "SMCConfig",
     "SVDDConfig",
-    "Sampler",
+    "Entry",
     "StraightThroughConfig",
-    "best_of_n_sample",
-    "entrgi_sample",
-    "g2d2_sample",
-    "maskgit_sample",
-    "redge_sample",
-    "sgdd_sample",
-    "smc_sample",
-    "straight_through_sample",
-    "svdd_sample",
+    "sample",
+    "sampler_of",
 ]
 
 
-def sample_function(name: str) -> Callable[..., SampleResult]:
-    """The function of a sampler, or of a variant of APS; `config` decides which variant it is.
+def sample(
+    params: Params, y: PyTree, key: Key, *, config: Any, known_tokens: Array | None = None
+) -> SampleResult:
+    """Samples as `aps_sample` does, by the sampler whose options `config` is.
+
+    Args:
+      params: as for `aps_sample`.
+      y: as for `aps_sample`.
+      key: as for `aps_sample`.
+      config: options of any sampler; static for `jax.jit`, or an argument like the others.
+      known_tokens: as for `aps_sample`.
+
+    Returns:
+      As `aps_sample`; what a step is, and `info.loss`, is said by the class of the options.
 
     Raises:
-      KeyError: unknown name; `presets.config_class` says so in better words.
+      ValueError: shapes of y, operator, codec, prior and configuration do not fit together.
     """
-    return aps_sample if name in VARIANTS else SAMPLERS[name].sample
+    target = measurement_target(params, y, config=config, known_tokens=known_tokens)
+    return run(sampler_of(config), target, key)
+
+
+def sampler_of(config: Any) -> Sampler:
+    """The sampler that a configuration describes."""
+    return make_aps(config) if isinstance(config, APSConfig) else config

@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from aps_jax.config import Evaluations, check_options
-from aps_jax.sampler import SampleResult, StepInfo
 from aps_jax.samplers import decoding
 from aps_jax.samplers.config import DecodingConfig
-from aps_jax.samplers.problem import energy, finish, fold, pose, step_info
-from aps_jax.types import Array, Key, Params, PyTree
+from aps_jax.samplers.decoding import Decoding
+from aps_jax.sampling.leaves import as_pytree
+from aps_jax.sampling.run import StepInfo, step_info
+from aps_jax.sampling.target import Target, fold
+from aps_jax.types import Array, Key
 
 
+class _State(NamedTuple):
+    """The candidate at work, and the best one so far."""
+
+    candidate: Decoding
+    best: Array
+    loss: Array
+    step: Array
+
+    @property
+    def tokens(self) -> Array:
+        """Those of the candidate at work."""
+        return self.candidate.tokens
+
+
+@as_pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BestOfNConfig(DecodingConfig):
-    """Options of `best_of_n_sample`; the budget decides n, so its default is ours.
+    """Keeps the candidate of least energy, the first one on ties; not a posterior sample.
+
+    Candidate j is the sample that `MaskGITConfig` draws for the row's key folded with j. A step is
+    one timestep of one candidate, and `info.loss` the least energy so far. The budget decides n, so
+    its default is ours.
 
     Attributes:
       num_candidates: n, drawn one after the other, so memory does not grow with it.
@@ -29,57 +51,45 @@ class BestOfNConfig(DecodingConfig):
         super().__post_init__()
         check_options(self, integers={"num_candidates": 1})
 
+    @property
+    def num_iterations(self) -> int:
+        """Timesteps of all candidates."""
+        return self.num_candidates * self.num_steps
+
+    def init(self, target: Target, keys: Key) -> _State:
+        """Before the first candidate."""
+        tokens = target.tokens
+        infinite = jnp.full(tokens.shape[0], jnp.inf, jnp.float32)
+        return _State(decoding.start(tokens), tokens, infinite, jnp.zeros((), jnp.int32))
+
+    def step(self, target: Target, state: _State, keys: Key) -> tuple[_State, StepInfo]:
+        """One timestep of a candidate; after its last one it is weighed."""
+        j, i = state.step // self.num_steps, state.step % self.num_steps
+        keys = fold(keys, j)
+        candidate, estimate = decoding.decode_step(self, target, keys, state.candidate, i)
+
+        def weigh() -> tuple[Decoding, Array, Array]:
+            loss = target.energy_of(candidate.tokens)
+            # The first candidate stands even if its energy is NaN: a failed run has no masks.
+            is_better = (loss < state.loss) | (j == 0) | jnp.isnan(state.loss)
+            best = jnp.where(is_better[:, None], candidate.tokens, state.best)
+            return decoding.start(target.tokens), best, jnp.where(is_better, loss, state.loss)
+
+        def go_on() -> tuple[Decoding, Array, Array]:
+            return candidate, state.best, state.loss
+
+        candidate_after, best, loss = jax.lax.cond(i == self.num_steps - 1, weigh, go_on)
+        after = _State(candidate_after, best, loss, state.step + 1)
+        # No candidate has been weighed yet: that is no failure.
+        finite = jnp.isfinite(loss) | (j == 0) & (i < self.num_steps - 1)
+        info = step_info(self, target, candidate.tokens, estimate, is_finite=finite)
+        return after, info._replace(loss=loss)
+
+    def finish(self, target: Target, state: _State, keys: Key) -> Array:
+        """The best candidate [R, L]."""
+        return state.best
+
     def evaluations(self) -> Evaluations:
         """Model calls per sample."""
         num_calls = self.num_candidates * self.num_steps * self.num_passes
         return Evaluations(num_calls, decoder=self.num_candidates + 1, decoder_gradient=0)
-
-
-def best_of_n_sample(
-    params: Params,
-    y: PyTree,
-    key: Key,
-    *,
-    config: BestOfNConfig = BestOfNConfig(),
-    known_tokens: Array | None = None,
-) -> SampleResult:
-    """Keeps the candidate of least energy, the first one on ties; not a posterior sample.
-
-    Candidate j is the sample that `maskgit_sample` returns for the row's key folded with j.
-
-    Args:
-      params: as for `aps_sample`.
-      y: as for `aps_sample`.
-      key: as for `aps_sample`.
-      config: options.
-      known_tokens: as for `aps_sample`.
-
-    Returns:
-      As `aps_sample`; T of `info` is n, and `info.loss` the least energy so far.
-
-    Raises:
-      ValueError: shapes do not fit together.
-    """
-    problem = pose(params, y, key, config=config, known_tokens=known_tokens)
-
-    def draw(j: Array) -> Array:
-        keys = fold(problem.keys, j)
-        return jax.lax.fori_loop(
-            0,
-            config.num_steps,
-            lambda i, state: decoding.decode_step(problem, keys, state, i),
-            decoding.start(problem.tokens),
-        ).tokens
-
-    def step(best: tuple[Array, Array], j: Array) -> tuple[tuple[Array, Array], StepInfo]:
-        tokens = draw(j)
-        loss = energy(problem, tokens)
-        # The first candidate stands even if its energy is NaN: a failed run has no masks either.
-        is_better = (loss < best[1]) | (j == 0) | jnp.isnan(best[1])
-        tokens = jnp.where(is_better[:, None], tokens, best[0])
-        loss = jnp.where(is_better, loss, best[1])
-        return (tokens, loss), step_info(problem, tokens, loss)
-
-    start = (problem.tokens, jnp.full(problem.tokens.shape[0], jnp.inf))
-    (tokens, _), info = jax.lax.scan(step, start, jnp.arange(config.num_candidates))
-    return finish(problem, tokens, info)

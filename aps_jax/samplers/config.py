@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
-from aps_jax.config import REMDM_RULES, Evaluations, check_options, num_passes
+from aps_jax.config import Evaluations, check_options, num_passes
 from aps_jax.sampling.schedules import SCHEDULES
+from aps_jax.sampling.target import Target
+from aps_jax.types import Array, Key
 
 #: How masked tokens are revealed; `decoding.reveal` explains them.
 REVEALS = ("confidence", "random", "ancestral", "remdm-cap", "remdm-rescale", "remdm-conf")
@@ -13,24 +16,38 @@ REVEALS = ("confidence", "random", "ancestral", "remdm-cap", "remdm-rescale", "r
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """Options of every sampler here; hashable, so a static argument of `jax.jit`.
+    """Options of every sampler here, which is also the sampler: it has the steps.
+
+    Hashable, so a static argument of `jax.jit`; a pytree, so an ordinary one
+    (`aps_jax.sampling.leaves`). Subclasses add `init` and `step` of `sampling.run.Sampler`.
 
     Attributes:
       sigma: noise std of the measurement energy ||A(x) - y||^2 / (2 sigma^2), one for all samplers.
       decode_scale: decode this many times larger and average down.
       num_samples: samples per measurement.
+      trace: also return losses of inner steps and the tokens and image of every step.
       image_shape: (H, W), or None to infer it from the operator and the measurement.
     """
 
     sigma: float = 0.05
     decode_scale: int = 1
     num_samples: int = 1
+    trace: bool = False
     image_shape: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         check_options(self, positive=("sigma",), integers={"decode_scale": 1, "num_samples": 1})
         if self.image_shape is not None:
             object.__setattr__(self, "image_shape", tuple(self.image_shape))
+
+    @property
+    def num_iterations(self) -> int:
+        """Steps from `init` to `finish`."""
+        return getattr(self, "num_steps")  # noqa: B009 - of subclasses
+
+    def finish(self, target: Target, state: Any, keys: Key) -> Array:
+        """Clean tokens [R, L] of the last state."""
+        return state.tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,23 +70,6 @@ class PriorConfig(SamplerConfig):
     def num_passes(self) -> int:
         """Forward passes of the prior per call."""
         return num_passes(self.guidance_scale)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RemaskingConfig(PriorConfig):
-    """Adds ReMDM to samplers that keep a scheduled number of tokens.
-
-    Attributes:
-      remdm: "none", or how clean tokens are masked again: "cap" or "rescale" (arXiv:2503.00307).
-      remask_strength: of `remdm`, in [0, 1]; None takes its paper's, for many more timesteps.
-    """
-
-    remdm: str = "none"
-    remask_strength: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_options(self, choices={"remdm": REMDM_RULES}, shares=("remask_strength",))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ class GradientConfig(SamplerConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StarConfig(GradientConfig, RemaskingConfig):
+class StarConfig(GradientConfig, PriorConfig):
     """Of samplers that redraw every token at each timestep from optimised logits.
 
     Attributes:

@@ -6,37 +6,56 @@ ReMDM (arXiv:2503.00307) for remasking.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from aps_jax.samplers.config import DecodingConfig, RemaskingConfig
-from aps_jax.samplers.problem import Field, fold, prior_log_probs, split
-from aps_jax.sampling import remasking
-from aps_jax.sampling import schedules as schedule
+from aps_jax.samplers.config import DecodingConfig
+from aps_jax.sampling import remasking, schedules
 from aps_jax.sampling.draws import draw_tokens
+from aps_jax.sampling.target import Target, fold, most_likely, split
 from aps_jax.types import Array, Key
 
 
+class Scheduled(Protocol):
+    """Options that say how many tokens are masked when."""
+
+    @property
+    def num_steps(self) -> int: ...  # noqa: D102
+
+    @property
+    def schedule(self) -> str: ...  # noqa: D102
+
+
 class Decoding(NamedTuple):
-    """Tokens on their way from masked to clean.
+    """Tokens on their way from masked to clean, a `sampling.run.State`.
 
     Attributes:
       tokens: int32 [R, L], K for the mask.
       confidence: log-probability [R, L] that each clean token had when it was drawn.
+      step: steps done, int32.
     """
 
     tokens: Array
     confidence: Array
+    step: Array
 
 
 def start(tokens: Array) -> Decoding:
     """Before the first step; clean tokens count as certain."""
-    return Decoding(tokens, jnp.zeros(tokens.shape))
+    return Decoding(tokens, jnp.zeros(tokens.shape, jnp.float32), jnp.zeros((), jnp.int32))
 
 
-def reveal(field: Field, keys: Key, log_probs: Array, state: Decoding, step: Array) -> Decoding:
+def reveal(
+    config: DecodingConfig,
+    keys: Key,
+    log_probs: Array,
+    state: Decoding,
+    step: Array,
+    *,
+    is_unknown: Array,
+) -> Decoding:
     """The transition z_t -> z_s under `config.reveal`; after the last step nothing is masked.
 
     gamma_t and gamma_s are the scheduled shares of masked tokens before and after the step, and
@@ -53,93 +72,97 @@ def reveal(field: Field, keys: Key, log_probs: Array, state: Decoding, step: Arr
       probability each was drawn with. Tokens given from the start are never masked.
 
     Args:
-      field: what is being sampled.
+      config: the schedule and the rule.
       keys: one per row [R].
       log_probs: the prior's [R, L, K] for these tokens.
       state: tokens so far.
       step: index i in [0, T).
+      is_unknown: bool [R, L], False for tokens that were given.
     """
-    config = field.config
-    assert isinstance(config, DecodingConfig)
     keys_draw, keys_keep, keys_mask = split(keys, 3)
-    is_masked = state.tokens == field.mask
+    mask = log_probs.shape[-1]
+    is_masked = state.tokens == mask
     proposal = draw_tokens(keys_draw, log_probs)
     confidence = remasking.confidence(log_probs, proposal)
-    gamma_t, gamma_s = _gammas(field)[step], _gammas(field)[step + 1]
+    gammas = _gammas(config)
+    gamma_t, gamma_s = gammas[step], gammas[step + 1]
 
     if config.reveal in ("confidence", "random"):
         if config.reveal == "random":
-            scores = remasking.gumbel_scores(keys_keep, jnp.zeros(proposal.shape), 1.0)
+            scores = remasking.gumbel_scores(keys_keep, jnp.zeros(proposal.shape, jnp.float32), 1.0)
         else:
             temperature = config.gumbel_temperature * (1 - (step + 1) / config.num_steps)
             scores = remasking.gumbel_scores(keys_keep, confidence, temperature)
-        is_kept = remasking.select_by_count(scores, is_masked, num_left(field, step))
+        left = num_left(config, step, is_unknown)
+        is_kept = remasking.select_by_count(scores, is_masked, left)
     else:
-        remask = jnp.zeros(proposal.shape)
+        remask = jnp.zeros(proposal.shape, jnp.float32)
         if config.reveal != "ancestral":
-            remask = _remask_probability(field, state, gamma_t, gamma_s)
-            remask = jnp.where(field.is_unknown, remask, 0.0)
+            is_open = ~is_masked & is_unknown
+            remask = _remask_probability(config, state, is_open, gamma_t, gamma_s)
+            remask = jnp.where(is_unknown, remask, 0.0)
         # At masked positions `remask` is the s of their reveal probability.
         reveal_probability = (gamma_t - gamma_s + remask * (1 - gamma_t)) / gamma_t
         is_kept = remasking.pick(keys_keep, reveal_probability, is_masked)
         is_lost = remasking.pick(keys_mask, remask, ~is_masked)
-        state = state._replace(tokens=jnp.where(is_lost, field.mask, state.tokens))
+        state = state._replace(tokens=jnp.where(is_lost, mask, state.tokens))
     return Decoding(
         tokens=jnp.where(is_kept, proposal, state.tokens),
         confidence=jnp.where(is_kept, confidence, state.confidence),
+        step=state.step + 1,
     )
 
 
-def _remask_probability(field: Field, state: Decoding, gamma_t: Array, gamma_s: Array) -> Array:
-    config = field.config
-    assert isinstance(config, DecodingConfig)
+def _remask_probability(
+    config: DecodingConfig, state: Decoding, is_open: Array, gamma_t: Array, gamma_s: Array
+) -> Array:
     rule = config.reveal.removeprefix("remdm-")
     chance = remasking.remdm_chance(rule, config.remask_strength, gamma_t, gamma_s)
     if rule != "conf":
         return jnp.full(state.tokens.shape, chance)
-    is_open = (state.tokens != field.mask) & field.is_unknown
     doubt = jax.nn.softmax(jnp.where(is_open, -jnp.exp(state.confidence), -jnp.inf), axis=-1)
     return jnp.where(is_open, chance * doubt, 0.0)
 
 
-def keep_and_lose(
-    field: Field,
-    keys: Key,
-    tokens: Array,
-    proposal: Array,
-    scores: Array,
-    step: Array,
-) -> Array:
-    """A step by counts of samplers with `config.remdm`; at the end nothing is masked.
+def num_left(config: Scheduled, step: Array, is_unknown: Array) -> Array:
+    """Tokens that are masked after a step, of those unknown at the start; int32 [R].
 
     Args:
-      field: what is being sampled; its configuration has num_steps and schedule.
-      keys: one per row [R].
-      tokens: int32 [R, L] before the step.
-      proposal: int32 [R, L], what masked tokens become.
-      scores: [R, L], the highest of masked tokens are kept.
+      config: num_steps and schedule.
       step: index i in [0, T).
+      is_unknown: bool [R, L].
     """
-    assert isinstance(field.config, RemaskingConfig)
-    return remasking.keep_and_lose(
-        tokens, proposal, scores, num_left(field, step),
-        mask=field.mask, chance=remasking.scheduled_chance(field.config, step),
-        is_open=field.is_unknown, keys=keys,
-    )  # fmt: skip
+    num_unknown = jnp.sum(is_unknown, axis=-1, dtype=jnp.int32)
+    return jnp.floor(num_unknown * _gammas(config)[step + 1] + 1e-3).astype(jnp.int32)
 
 
-def num_left(field: Field, step: Array) -> Array:
-    """Tokens that are masked after a step, of those unknown at the start; int32 [R]."""
-    num_unknown = jnp.sum(field.is_unknown, axis=-1)
-    return jnp.floor(num_unknown * _gammas(field)[step + 1] + 1e-3).astype(jnp.int32)
-
-
-def _gammas(field: Field) -> Array:
-    shares = schedule.masked_share(field.config.schedule, field.config.num_steps)
+def _gammas(config: Scheduled) -> Array:
+    shares = schedules.masked_share(config.schedule, config.num_steps)
     return jnp.asarray(shares, jnp.float32)
 
 
-def decode_step(field: Field, keys: Key, state: Decoding, step: Array) -> Decoding:
-    """One call of the prior and one transition."""
+def decode_step(
+    config: DecodingConfig, target: Target, keys: Key, state: Decoding, step: Array
+) -> tuple[Decoding, Array]:
+    """One call of the prior and one transition; also the likeliest clean tokens [R, L]."""
     keys = fold(keys, step)
-    return reveal(field, keys, prior_log_probs(field, state.tokens), state, step)
+    log_probs = log_prior(target, state.tokens)
+    after = reveal(config, keys, log_probs, state, step, is_unknown=target.is_unknown)
+    return after, estimate(log_probs, after.tokens)
+
+
+def estimate(log_probs: Array, tokens: Array) -> Array:
+    """Tokens [R, L] with their masks filled by the likeliest tokens of [R, L, K]."""
+    return jnp.where(tokens == log_probs.shape[-1], most_likely(log_probs), tokens)
+
+
+#: Log-probability of what carry-over excludes at clean positions: exp(-70) is 0 next to 1.
+LEAST_LOG_PROB = -70.0
+
+
+def log_prior(target: Target, tokens: Array) -> Array:
+    """Log p(x_l | tokens) [R, L, K]; clean tokens are carried over, so one-hot with a floor."""
+    log_probs = jnp.maximum(target.log_prior(tokens), LEAST_LOG_PROB)
+    is_own = tokens[..., None] == jnp.arange(target.mask)
+    carried = jnp.where(is_own, 0.0, LEAST_LOG_PROB)
+    return jnp.where((tokens == target.mask)[..., None], log_probs, carried)

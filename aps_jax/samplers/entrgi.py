@@ -11,38 +11,41 @@ for i = 1..T:
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from aps_jax.config import Evaluations, check_options
-from aps_jax.sampler import SampleResult, StepInfo
-from aps_jax.samplers.config import GradientConfig, RemaskingConfig
-from aps_jax.samplers.decoding import keep_and_lose
-from aps_jax.samplers.problem import (
-    Problem,
-    codes_of,
-    encoder_bonus,
-    energy,
-    finish,
-    fold,
-    measurement_term,
-    pose,
-    prior_log_probs,
-    split,
-    step_info,
-)
-from aps_jax.sampling import remasking
-from aps_jax.sampling import schedules as schedule
+from aps_jax.samplers import decoding
+from aps_jax.samplers.config import GradientConfig, PriorConfig
+from aps_jax.sampling import remasking, schedules
 from aps_jax.sampling.draws import draw_tokens, top_p
-from aps_jax.sampling.likelihood import expected_code
-from aps_jax.types import Array, Key, Params, PyTree
+from aps_jax.sampling.inner_loop import Refined, descend
+from aps_jax.sampling.leaves import as_pytree, is_absent
+from aps_jax.sampling.run import StepInfo, step_info
+from aps_jax.sampling.starts import encoder_logits, smooth_tokens
+from aps_jax.sampling.target import Target, fold, split
+from aps_jax.types import Array, Key
 
 
+class _State(NamedTuple):
+    tokens: Array  # of the trajectory at work
+    best: Array  # of the best one so far
+    loss: Array
+    step: Array
+    estimate: Array | None  # tokens of the smooth start, if phi begins near them
+
+
+@as_pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EntRGiConfig(GradientConfig, RemaskingConfig):
-    """Options of `entrgi_sample`; the defaults are the released experiments', with no KL.
+class EntRGiConfig(GradientConfig, PriorConfig):
+    """Guided decoding whose estimator trusts hard codes where phi is uncertain.
+
+    Departure: at least one token is revealed per step, and the last step reveals all. A step is one
+    timestep of one trajectory, and `info.loss` the least energy of the finished ones. The defaults
+    are the released experiments', with no KL.
 
     Attributes:
       num_steps: timesteps T.
@@ -57,6 +60,8 @@ class EntRGiConfig(GradientConfig, RemaskingConfig):
         logit of the drawn token is largest.
       schedule: gamma, the share of masked tokens over progress, by name.
     """
+
+    STATIC_FLOATS: ClassVar = ("top_p",)  # The cut is left out where it is 1.
 
     num_steps: int = 128
     num_inner_steps: int = 3
@@ -76,11 +81,83 @@ class EntRGiConfig(GradientConfig, RemaskingConfig):
             choices={
                 "mixing": ("entropy", "hard", "soft"),
                 "order": ("entropy", "anchor"),
-                "schedule": sorted(schedule.SCHEDULES),
+                "schedule": sorted(schedules.SCHEDULES),
             },
             positive=("temperature", "top_p"),
             shares=("top_p",),
         )
+
+    @property
+    def num_iterations(self) -> int:
+        """Timesteps of all trajectories."""
+        return self.num_trajectories * self.num_steps
+
+    def init(self, target: Target, keys: Key) -> _State:
+        """Before the first trajectory."""
+        tokens = target.tokens
+        return _State(
+            tokens=tokens,
+            best=tokens,
+            loss=jnp.full(tokens.shape[0], jnp.inf, jnp.float32),
+            step=jnp.zeros((), jnp.int32),
+            estimate=None if is_absent(self.encoder_start) else smooth_tokens(target),
+        )
+
+    def step(self, target: Target, state: _State, keys: Key) -> tuple[_State, StepInfo]:
+        """One timestep of a trajectory; after its last one it is weighed."""
+        n, i = state.step // self.num_steps, state.step % self.num_steps
+        keys_refine, keys_draw = split(fold(fold(keys, n), i), 2)
+        log_prior = decoding.log_prior(target, state.tokens)
+        phi = log_prior
+        if state.estimate is not None:
+            phi = phi + encoder_logits(target, state.estimate, self.encoder_start)
+        refined = self._refine(target, keys_refine, phi, state.tokens)
+        proposal = draw_tokens(keys_draw, refined.phi / self.temperature)
+        if self.order == "anchor":
+            scores = remasking.confidence(refined.phi, proposal)
+        else:
+            scores = -normalized_entropy(log_prior)
+        is_masked = state.tokens == target.mask
+        num_left = decoding.num_left(self, i, target.is_unknown)
+        is_kept = remasking.select_by_count(scores, is_masked, num_left)
+        tokens = jnp.where(is_kept, proposal, state.tokens)
+
+        def weigh() -> tuple[Array, Array, Array]:
+            loss = target.energy_of(tokens)
+            is_better = (loss < state.loss) | (n == 0) | jnp.isnan(state.loss)
+            best = jnp.where(is_better[:, None], tokens, state.best)
+            return target.tokens, best, jnp.where(is_better, loss, state.loss)
+
+        is_last = i == self.num_steps - 1
+        after, best, loss = jax.lax.cond(is_last, weigh, lambda: (tokens, state.best, state.loss))
+        info = step_info(
+            self, target, tokens, jnp.where(is_masked, proposal, state.tokens),
+            # Before the first trajectory has been weighed an infinite loss is no failure.
+            is_finite=jnp.isfinite(loss) | (n == 0) & ~is_last,
+            losses=refined.losses, num_inner_steps=self.num_inner_steps,
+        )  # fmt: skip
+        state = state._replace(tokens=after, best=best, loss=loss, step=state.step + 1)
+        return state, info._replace(loss=loss)
+
+    def finish(self, target: Target, state: _State, keys: Key) -> Array:
+        """The best trajectory [R, L]."""
+        return state.best
+
+    def _refine(self, target: Target, keys: Key, phi: Array, tokens: Array) -> Refined:
+        def losses_of(phi: Array, j: Array) -> Array:
+            return target.objective_of(self.mixed_codes(target, fold(keys, j), phi, tokens))
+
+        return descend(losses_of, phi, optax.adam(self.learning_rate), self.num_inner_steps)
+
+    def mixed_codes(self, target: Target, keys: Key, phi: Array, tokens: Array) -> Array:
+        """The codes e [R, L, d] of the method, at masked tokens; the others have their own."""
+        scaled = phi / self.temperature
+        codes = target.expected_code(scaled)
+        if self.mixing != "soft":
+            hard = target.codes(draw_tokens(keys, top_p(scaled, self.top_p)))
+            weight = normalized_entropy(phi)[..., None] if self.mixing == "entropy" else 1.0
+            codes = codes + jax.lax.stop_gradient(weight * (hard - codes))
+        return target.known_codes(codes, tokens)
 
     def evaluations(self) -> Evaluations:
         """Model calls per sample."""
@@ -92,95 +169,7 @@ class EntRGiConfig(GradientConfig, RemaskingConfig):
         )
 
 
-def entrgi_sample(
-    params: Params,
-    y: PyTree,
-    key: Key,
-    *,
-    config: EntRGiConfig = EntRGiConfig(),
-    known_tokens: Array | None = None,
-) -> SampleResult:
-    """Guided decoding whose estimator trusts hard codes where phi is uncertain.
-
-    Departure: at least one token is revealed per step, and the last step reveals all.
-
-    Args:
-      params: as for `aps_sample`.
-      y: as for `aps_sample`.
-      key: as for `aps_sample`.
-      config: options.
-      known_tokens: as for `aps_sample`.
-
-    Returns:
-      As `aps_sample`; T of `info` is the number of trajectories, and `info.loss` their energies.
-
-    Raises:
-      ValueError: shapes do not fit together.
-    """
-    problem = pose(params, y, key, config=config, known_tokens=known_tokens)
-    bonus = encoder_bonus(problem)
-
-    def run(n: Array) -> tuple[Array, StepInfo]:
-        keys = fold(problem.keys, n)
-        tokens = jax.lax.fori_loop(
-            0,
-            config.num_steps,
-            lambda i, z: _step(problem, bonus, fold(keys, i), z, i),
-            problem.tokens,
-        )
-        return tokens, step_info(problem, tokens, energy(problem, tokens))
-
-    tokens, info = jax.lax.map(run, jnp.arange(config.num_trajectories))
-    best = jnp.argmin(jnp.where(jnp.isnan(info.loss), jnp.inf, info.loss), axis=0)
-    return finish(problem, tokens[best, jnp.arange(tokens.shape[1])], info)
-
-
-def _step(problem: Problem, bonus: Array | float, keys: Key, tokens: Array, i: Array) -> Array:
-    config = problem.config
-    assert isinstance(config, EntRGiConfig)
-    keys_refine, keys_draw = split(keys, 2)
-    log_prior = prior_log_probs(problem, tokens)
-    phi = _refine(problem, keys_refine, log_prior + bonus, tokens)
-    proposal = draw_tokens(keys_draw, phi / config.temperature)
-    if config.order == "anchor":
-        scores = remasking.confidence(phi, proposal)
-    else:
-        scores = -normalized_entropy(log_prior)
-    return keep_and_lose(problem, fold(keys_draw, 1), tokens, proposal, scores, i)
-
-
-def _refine(problem: Problem, keys: Key, phi: Array, tokens: Array) -> Array:
-    config = problem.config
-    assert isinstance(config, EntRGiConfig)
-    optimizer = optax.adam(config.learning_rate)
-
-    def total(phi: Array, keys: Key) -> Array:
-        return jnp.sum(measurement_term(problem, mixed_codes(problem, keys, phi, tokens)))
-
-    def step(j: Array, carry: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
-        phi, opt_state = carry
-        updates, opt_state = optimizer.update(jax.grad(total)(phi, fold(keys, j)), opt_state)
-        return phi + updates, opt_state
-
-    start = (phi, optimizer.init(phi))
-    return jax.lax.fori_loop(0, config.num_inner_steps, step, start)[0]
-
-
 def normalized_entropy(phi: Array) -> Array:
     """Entropy of softmax(phi) [R, L, K] per token over log K, in [0, 1]."""
     log_probs = jax.nn.log_softmax(phi, axis=-1)
     return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1) / jnp.log(phi.shape[-1])
-
-
-def mixed_codes(problem: Problem, keys: Key, phi: Array, tokens: Array) -> Array:
-    """The codes e [R, L, d] of the sampler's head, at masked tokens; the others have their own."""
-    config = problem.config
-    assert isinstance(config, EntRGiConfig)
-    is_masked = (tokens == problem.mask)[..., None]
-    scaled = phi / config.temperature
-    codes = expected_code(problem.params.codec, scaled)
-    if config.mixing != "soft":
-        hard = codes_of(problem, draw_tokens(keys, top_p(scaled, config.top_p)))
-        weight = normalized_entropy(phi)[..., None] if config.mixing == "entropy" else 1.0
-        codes = codes + jax.lax.stop_gradient(weight * (hard - codes))
-    return jnp.where(is_masked, codes, codes_of(problem, jnp.where(is_masked[..., 0], 0, tokens)))

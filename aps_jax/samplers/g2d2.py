@@ -11,6 +11,7 @@ for i = 1..T:
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,34 +19,35 @@ import numpy as np
 import optax
 
 from aps_jax.config import check_options
-from aps_jax.sampler import SampleResult, StepInfo
+from aps_jax.samplers import decoding
 from aps_jax.samplers.config import StarConfig
-from aps_jax.samplers.decoding import keep_and_lose, num_left
-from aps_jax.samplers.problem import (
-    Problem,
-    encoder_bonus,
-    finish,
-    fold,
-    measurement_term,
-    pose,
-    prior_log_probs,
-    split,
-    step_info,
-    with_known_codes,
-    with_known_tokens,
-)
-from aps_jax.sampling import remasking
-from aps_jax.sampling import schedules as schedule
+from aps_jax.sampling import remasking, schedules
 from aps_jax.sampling.draws import draw_tokens, top_p
-from aps_jax.sampling.likelihood import expected_code
-from aps_jax.types import Array, Key, Params, PyTree
+from aps_jax.sampling.inner_loop import Refined, descend
+from aps_jax.sampling.leaves import as_pytree, is_absent
+from aps_jax.sampling.objective import kl_term
+from aps_jax.sampling.run import StepInfo, step_info
+from aps_jax.sampling.starts import encoder_logits, smooth_tokens
+from aps_jax.sampling.target import Target, fold, most_likely, split
+from aps_jax.types import Array, Key
 
 
+class _State(NamedTuple):
+    tokens: Array
+    phi: Array
+    step: Array
+    estimate: Array | None  # tokens of the smooth start, if phi begins near them
+
+
+@as_pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class G2D2Config(StarConfig):
-    """Options of `g2d2_sample`; the defaults are the released preset for super-resolution x4.
+    """Samples with a variational token distribution, optimised anew at every timestep.
 
-    They were tuned for 1024 tokens of 4096 codes and the "norm" term; the KL is a sum over tokens.
+    Departures: the norm is per image (the code has batch 1); known tokens are never masked or
+    redrawn; the mask schedule reaches 0 after T steps, not T - 1. `info.loss` is the objective at
+    the last inner step. The defaults are the released preset for super-resolution x4, tuned for
+    1024 tokens of 4096 codes and the "norm" term; the KL is a sum over tokens.
 
     Attributes:
       learning_rate: at the middle of the run (15 for deblurring).
@@ -62,6 +64,8 @@ class G2D2Config(StarConfig):
       top_p: share of phi's mass that "star" draws from.
       uniform_mass: share of uniform noise of "markov".
     """
+
+    STATIC_FLOATS: ClassVar = ("top_p",)  # The cut is left out where it is 1.
 
     measurement_term: str = "norm"
     learning_rate: float = 10.0
@@ -85,134 +89,84 @@ class G2D2Config(StarConfig):
             positive=("gumbel_temperature", "uniform_mass", "top_p"),
             shares=("forget", "top_p", "uniform_mass"),
         )
-        if self.remdm != "none" and self.transition != "star":
-            raise ValueError("remdm masks clean tokens again, as transition='star' can; choose it")
 
-
-def g2d2_sample(
-    params: Params,
-    y: PyTree,
-    key: Key,
-    *,
-    config: G2D2Config = G2D2Config(),
-    known_tokens: Array | None = None,
-) -> SampleResult:
-    """Samples with a variational token distribution, optimised anew at every timestep.
-
-    Departures: the norm is per image (the code has batch 1); known tokens are never masked or
-    redrawn; the mask schedule reaches 0 after T steps, not T - 1.
-
-    Args:
-      params: as for `aps_sample`.
-      y: as for `aps_sample`.
-      key: as for `aps_sample`.
-      config: options.
-      known_tokens: as for `aps_sample`.
-
-    Returns:
-      As `aps_sample`; `info.loss` is the objective at the last inner step, NaN without any.
-
-    Raises:
-      ValueError: shapes do not fit together.
-    """
-    problem = pose(params, y, key, config=config, known_tokens=known_tokens)
-    rates = _decades(config.learning_rate, config.learning_rate_span, config.num_steps)
-    bonus = encoder_bonus(problem)
-    kl_weights = _decades(config.kl_weight, config.kl_span, config.num_steps)
-
-    def step(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], StepInfo]:
-        tokens, carried = carry
-        keys_refine, keys_move = split(fold(problem.keys, i), 2)
-        log_prior = prior_log_probs(problem, tokens)
-        mixed = config.forget * log_prior + (1 - config.forget) * carried
-        phi = jax.nn.log_softmax(jnp.where(i == 0, log_prior + bonus, mixed), axis=-1)
-        phi, loss = _refine(problem, keys_refine, phi, log_prior, tokens, rates[i], kl_weights[i])
-        tokens = _move(problem, keys_move, phi, tokens, i)
-        return (tokens, phi), step_info(problem, tokens, loss)
-
-    start = (problem.tokens, jnp.zeros((*problem.tokens.shape, problem.mask)))
-    (tokens, _), info = jax.lax.scan(step, start, jnp.arange(config.num_steps))
-    return finish(problem, tokens, info)
-
-
-def _decades(middle: float, span: float, num_steps: int) -> Array:
-    return jnp.asarray(middle * 10 ** np.linspace(span / 2, -span / 2, num_steps), jnp.float32)
-
-
-def kl_term(phi: Array, log_prior: Array, *, is_exact: bool) -> Array:
-    """sum_k softmax(phi)_k (phi_k - log_prior_k) per token [R, L]; phi normalised if `is_exact`."""
-    inside = jax.nn.log_softmax(phi, axis=-1) if is_exact else phi
-    return jnp.sum(jax.nn.softmax(phi, axis=-1) * (inside - log_prior), axis=-1)
-
-
-def _refine(
-    problem: Problem,
-    keys: Key,
-    phi: Array,
-    log_prior: Array,
-    tokens: Array,
-    rate: Array,
-    kl_weight: Array,
-) -> tuple[Array, Array | None]:
-    """RAdam on phi; also the last objective [R]."""
-    config = problem.config
-    assert isinstance(config, G2D2Config)
-    if config.num_inner_steps == 0:
-        return phi, None
-    optimizer = optax.scale_by_radam()
-    is_weighed = (tokens == problem.mask) | config.kl_on_unmasked
-
-    def total(phi: Array, gumbel: Array) -> tuple[Array, Array]:
-        soft = expected_code(problem.params.codec, (phi + gumbel) / config.gumbel_temperature)
-        losses = measurement_term(problem, with_known_codes(problem, soft))
-        kl = kl_term(phi, log_prior, is_exact=config.kl_exact)
-        losses = losses + kl_weight * jnp.sum(jnp.where(is_weighed, kl, 0.0), axis=-1)
-        return jnp.sum(losses), losses
-
-    def step(carry: tuple[Array, PyTree], j: Array) -> tuple[tuple[Array, PyTree], Array]:
-        phi, opt_state = carry
-        gumbel = jax.vmap(lambda key: jax.random.gumbel(key, phi.shape[1:]))(fold(keys, j))
-        grads, losses = jax.grad(total, has_aux=True)(phi, gumbel)
-        updates, opt_state = optimizer.update(grads, opt_state)
-        return (jax.nn.log_softmax(phi - rate * updates, axis=-1), opt_state), losses
-
-    inner_steps = jnp.arange(config.num_inner_steps)
-    (phi, _), losses = jax.lax.scan(step, (phi, optimizer.init(phi)), inner_steps)
-    return phi, losses[-1]
-
-
-def _move(problem: Problem, keys: Key, phi: Array, tokens: Array, i: Array) -> Array:
-    config = problem.config
-    assert isinstance(config, G2D2Config)
-    keys_draw, keys_mask = split(keys, 2)
-    if config.transition == "markov":
-        gammas = schedule.masked_share(config.schedule, config.num_steps)
-        gamma_t, gamma_s = (jnp.asarray(gammas, jnp.float32)[i + shift] for shift in (0, 1))
-        moved = draw_tokens(
-            keys_draw,
-            markov_log_probs(phi, tokens, gamma_t, gamma_s, uniform_mass=config.uniform_mass),
+    def init(self, target: Target, keys: Key) -> _State:
+        """Everything masked but the known tokens."""
+        return _State(
+            tokens=target.tokens,
+            phi=jnp.zeros((*target.tokens.shape, target.mask), jnp.float32),
+            step=jnp.zeros((), jnp.int32),
+            estimate=None if is_absent(self.encoder_start) else smooth_tokens(target),
         )
-        last = draw_tokens(keys_draw, phi)
-        return with_known_tokens(problem, jnp.where(i == config.num_steps - 1, last, moved))
-    clean = with_known_tokens(problem, draw_tokens(keys_draw, top_p(phi, config.top_p)))
-    return star_transition(problem, keys_mask, tokens, clean, i)
+
+    def step(self, target: Target, state: _State, keys: Key) -> tuple[_State, StepInfo]:
+        """One timestep."""
+        i, tokens = state.step, state.tokens
+        keys_refine, keys_move = split(fold(keys, i), 2)
+        log_prior = decoding.log_prior(target, tokens)
+        mixed = self.forget * log_prior + (1 - self.forget) * state.phi
+        start = log_prior
+        if state.estimate is not None:
+            start = start + encoder_logits(target, state.estimate, self.encoder_start)
+        phi = jax.nn.log_softmax(jnp.where(i == 0, start, mixed), axis=-1)
+        refined = self._refine(target, keys_refine, phi, log_prior, state)
+        moved = self._move(target, keys_move, refined.phi, tokens, i)
+        info = step_info(
+            self, target, moved, target.known(most_likely(refined.phi)),
+            loss=refined.loss if self.num_inner_steps else None,
+            losses=refined.losses, num_inner_steps=self.num_inner_steps,
+        )  # fmt: skip
+        return state._replace(tokens=moved, phi=refined.phi, step=i + 1), info
+
+    def _refine(
+        self, target: Target, keys: Key, phi: Array, log_prior: Array, state: _State
+    ) -> Refined:
+        """RAdam on phi, which stays normalised."""
+        rate = _decades(self.learning_rate, self.learning_rate_span, self.num_steps, state.step)
+        kl_weight = _decades(self.kl_weight, self.kl_span, self.num_steps, state.step)
+        is_weighed = (state.tokens == target.mask) | self.kl_on_unmasked
+
+        def losses_of(phi: Array, j: Array) -> Array:
+            noise = jax.vmap(lambda key: jax.random.gumbel(key, phi.shape[1:], jnp.float32))
+            soft = target.expected_code((phi + noise(fold(keys, j))) / self.gumbel_temperature)
+            losses = target.objective_of(target.known_codes(soft))
+            kl = kl_term(phi, log_prior, is_exact=self.kl_exact)
+            return losses + kl_weight * jnp.sum(jnp.where(is_weighed, kl, 0.0), axis=-1)
+
+        return descend(
+            losses_of, phi, optax.scale_by_radam(), self.num_inner_steps,
+            move=lambda phi, updates, _: jax.nn.log_softmax(phi - rate * updates, axis=-1),
+        )  # fmt: skip
+
+    def _move(self, target: Target, keys: Key, phi: Array, tokens: Array, i: Array) -> Array:
+        keys_draw, keys_mask = split(keys, 2)
+        if self.transition == "markov":
+            gammas = schedules.masked_share(self.schedule, self.num_steps)
+            gamma_t, gamma_s = (jnp.asarray(gammas, jnp.float32)[i + shift] for shift in (0, 1))
+            log_probs = markov_log_probs(
+                phi, tokens, gamma_t, gamma_s, uniform_mass=self.uniform_mass
+            )
+            moved = draw_tokens(keys_draw, log_probs)
+            last = draw_tokens(keys_draw, phi)
+            return target.known(jnp.where(i == self.num_steps - 1, last, moved))
+        clean = target.known(draw_tokens(keys_draw, top_p(phi, self.top_p)))
+        return star_transition(self, target, keys_mask, clean, i)
 
 
-def star_transition(problem: Problem, keys: Key, tokens: Array, clean: Array, i: Array) -> Array:
-    """Masks a scheduled share of the tokens `clean` [R, L], anywhere but known ones.
+def _decades(middle: Any, span: Any, num_steps: int, step: Array) -> Array:
+    """A number that falls by `span` decades over the run, at one timestep."""
+    exponents = jnp.asarray(np.linspace(0.5, -0.5, num_steps), jnp.float32)
+    return middle * 10 ** (span * exponents[step])
 
-    With `config.remdm` only masked `tokens` [R, L] take their place in `clean`; the others stay, or
-    are masked again by ReMDM's rule.
-    """
-    config = problem.config
-    assert isinstance(config, StarConfig)
-    scores = remasking.gumbel_scores(keys, jnp.zeros(clean.shape), 1.0)
-    if config.remdm != "none":
-        return keep_and_lose(problem, fold(keys, 1), tokens, clean, scores, i)
-    scores = jnp.where(problem.is_unknown, scores, -jnp.inf)
+
+def star_transition(config: StarConfig, target: Target, keys: Key, clean: Array, i: Array) -> Array:
+    """Masks a scheduled share of the tokens `clean` [R, L], anywhere but known ones."""
+    scores = remasking.gumbel_scores(keys, jnp.zeros(clean.shape, jnp.float32), 1.0)
+    scores = jnp.where(target.is_unknown, scores, -jnp.inf)
     rank = jnp.argsort(jnp.argsort(-scores, axis=-1), axis=-1)
-    is_masked = problem.is_unknown & (rank < num_left(problem, i)[:, None])
-    return jnp.where(is_masked, problem.mask, clean)
+    num_left = decoding.num_left(config, i, target.is_unknown)
+    is_masked = target.is_unknown & (rank < num_left[:, None])
+    return jnp.where(is_masked, target.mask, clean)
 
 
 def markov_log_probs(

@@ -11,39 +11,42 @@ for i = 1..T:
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aps_jax.codec import lfq
+from aps_jax.codec.expectation import straight_through
 from aps_jax.config import check_options
-from aps_jax.sampler import SampleResult, StepInfo
+from aps_jax.samplers import decoding
 from aps_jax.samplers.config import StarConfig
-from aps_jax.samplers.g2d2 import kl_term, star_transition
-from aps_jax.samplers.problem import (
-    Problem,
-    codes_of,
-    encoder_bonus,
-    finish,
-    fold,
-    measurement_term,
-    pose,
-    prior_log_probs,
-    split,
-    step_info,
-)
+from aps_jax.samplers.g2d2 import star_transition
 from aps_jax.sampling.draws import draw_tokens
-from aps_jax.types import Array, Key, Params, PyTree
+from aps_jax.sampling.inner_loop import descend
+from aps_jax.sampling.leaves import as_pytree, is_absent
+from aps_jax.sampling.objective import kl_term
+from aps_jax.sampling.run import StepInfo, step_info
+from aps_jax.sampling.starts import encoder_logits, smooth_tokens
+from aps_jax.sampling.target import Target, fold, most_likely, split
+from aps_jax.types import Array, Key
 
 
+class _State(NamedTuple):
+    tokens: Array
+    step: Array
+    estimate: Array | None  # tokens of the smooth start, if phi begins near them
+
+
+@as_pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReDGEConfig(StarConfig):
-    """Options of `redge_sample`; the defaults are the released MaskGIT demo's.
+    """G2D2's layout with a better estimator of the gradient; clean tokens stay one-hot.
 
-    That demo multiplies its own reward by 100 and guides with scale 3; here the measurement term
-    has weight 1 and guidance is off unless asked for.
+    `info.loss` is the objective at the last inner step. The defaults are the released MaskGIT
+    demo's. That demo multiplies its own reward by 100 and guides with scale 3; here the measurement
+    term has weight 1 and guidance is off unless asked for.
 
     Attributes:
       learning_rate: of Adam.
@@ -55,6 +58,8 @@ class ReDGEConfig(StarConfig):
       num_diffusion_steps: n of "redge", the noise levels of its reverse diffusion; 3 to 9.
       first_noise: t_1 of "redge", the least noise level but 0; 0.3 to 0.9.
     """
+
+    STATIC_FLOATS: ClassVar = ("first_noise",)  # It decides the levels of the reverse diffusion.
 
     num_steps: int = 20
     num_inner_steps: int = 20
@@ -77,101 +82,61 @@ class ReDGEConfig(StarConfig):
             shares=("first_noise",),
         )
 
+    def init(self, target: Target, keys: Key) -> _State:
+        """Everything masked but the known tokens."""
+        estimate = None if is_absent(self.encoder_start) else smooth_tokens(target)
+        return _State(target.tokens, jnp.zeros((), jnp.int32), estimate)
 
-def redge_sample(
-    params: Params,
-    y: PyTree,
-    key: Key,
-    *,
-    config: ReDGEConfig = ReDGEConfig(),
-    known_tokens: Array | None = None,
-) -> SampleResult:
-    """Star-shaped decoding guided through hard samples.
+    def step(self, target: Target, state: _State, keys: Key) -> tuple[_State, StepInfo]:
+        """One timestep."""
+        i, tokens = state.step, state.tokens
+        keys_refine, keys_draw, keys_mask = split(fold(keys, i), 3)
+        log_prior = decoding.log_prior(target, tokens)
+        phi = log_prior
+        if state.estimate is not None:
+            phi = phi + encoder_logits(target, state.estimate, self.encoder_start)
+        is_masked = tokens == target.mask
 
-    Departure: every timestep is optimised; the released code skips one of 20.
+        def losses_of(phi: Array, j: Array) -> Array:
+            codes = self.sample_code(target, fold(keys_refine, j), phi)
+            codes = target.known_codes(codes, tokens)
+            kl = jnp.where(is_masked, kl_term(phi, log_prior, is_exact=True), 0.0)
+            losses = self.measurement_weight * target.objective_of(codes)
+            return losses + self.kl_weight * jnp.sum(kl, axis=-1)
 
-    Args:
-      params: as for `aps_sample`.
-      y: as for `aps_sample`.
-      key: as for `aps_sample`.
-      config: options.
-      known_tokens: as for `aps_sample`.
-
-    Returns:
-      As `aps_sample`; `info.loss` is the objective at the last inner step, NaN without any.
-
-    Raises:
-      ValueError: shapes do not fit together.
-    """
-    problem = pose(params, y, key, config=config, known_tokens=known_tokens)
-    bonus = encoder_bonus(problem)
-
-    def step(tokens: Array, i: Array) -> tuple[Array, StepInfo]:
-        keys_refine, keys_draw, keys_mask = split(fold(problem.keys, i), 3)
-        log_prior = prior_log_probs(problem, tokens)
-        phi, loss = _refine(problem, keys_refine, log_prior + bonus, log_prior, tokens)
+        refined = descend(losses_of, phi, optax.adam(self.learning_rate), self.num_inner_steps)
         # Clean tokens are not optimised, so they are drawn again as they are.
-        clean = jnp.where(tokens == problem.mask, draw_tokens(keys_draw, phi), tokens)
-        tokens = star_transition(problem, keys_mask, tokens, clean, i)
-        return tokens, step_info(problem, tokens, loss)
+        clean = jnp.where(is_masked, draw_tokens(keys_draw, refined.phi), tokens)
+        moved = star_transition(self, target, keys_mask, clean, i)
+        info = step_info(
+            self, target, moved, jnp.where(is_masked, most_likely(refined.phi), tokens),
+            loss=refined.loss if self.num_inner_steps else None,
+            losses=refined.losses, num_inner_steps=self.num_inner_steps,
+        )  # fmt: skip
+        return state._replace(tokens=moved, step=i + 1), info
 
-    tokens, info = jax.lax.scan(step, problem.tokens, jnp.arange(config.num_steps))
-    return finish(problem, tokens, info)
-
-
-def _refine(
-    problem: Problem, keys: Key, phi: Array, log_prior: Array, tokens: Array
-) -> tuple[Array, Array | None]:
-    """Adam on phi; also the last objective [R]."""
-    config = problem.config
-    assert isinstance(config, ReDGEConfig)
-    if config.num_inner_steps == 0:
-        return phi, None
-    optimizer = optax.adam(config.learning_rate)
-    is_masked = tokens == problem.mask
-    clean_codes = codes_of(problem, jnp.where(is_masked, 0, tokens))
-
-    def total(phi: Array, keys: Key) -> tuple[Array, Array]:
-        codes = sample_one_hot(config, keys, phi) @ problem.params.codec.codebook
-        codes = jnp.where(is_masked[..., None], codes, clean_codes)
-        kl = kl_term(phi, log_prior, is_exact=True)
-        losses = config.measurement_weight * measurement_term(problem, codes)
-        losses = losses + config.kl_weight * jnp.sum(jnp.where(is_masked, kl, 0.0), axis=-1)
-        return jnp.sum(losses), losses
-
-    def step(carry: tuple[Array, PyTree], j: Array) -> tuple[tuple[Array, PyTree], Array]:
-        phi, opt_state = carry
-        grads, losses = jax.grad(total, has_aux=True)(phi, fold(keys, j))
-        updates, opt_state = optimizer.update(grads, opt_state)
-        return (phi + updates, opt_state), losses
-
-    start = (phi, optimizer.init(phi))
-    (phi, _), losses = jax.lax.scan(step, start, jnp.arange(config.num_inner_steps))
-    return phi, losses[-1]
-
-
-def sample_one_hot(config: ReDGEConfig, keys: Key, phi: Array) -> Array:
-    """One-hot draws [R, L, K] from softmax(phi), with the gradient of a soft sample."""
-    keys_noise, keys_draw = split(keys, 2)
-    if config.estimator == "straight_through":
-        soft = jax.nn.softmax(phi, axis=-1)
-    elif config.estimator == "gumbel":
-        gumbel = jax.vmap(lambda key: jax.random.gumbel(key, phi.shape[1:]))(keys_noise)
-        soft = jax.nn.softmax((phi + gumbel) / config.gumbel_temperature, axis=-1)
-        hard = jax.nn.one_hot(jnp.argmax(soft, axis=-1), phi.shape[-1])
-        return lfq.straight_through(soft, hard)
-    else:
-        x = jax.vmap(lambda key: jax.random.normal(key, phi.shape[1:]))(keys_noise)
-        soft = diffuse(
-            phi,
-            x,
-            num_diffusion_steps=config.num_diffusion_steps,
-            first_noise=config.first_noise,
-        )
-    log_probs = jnp.log(jax.lax.stop_gradient(soft) + jnp.finfo(jnp.float32).tiny)
-    return lfq.straight_through(
-        soft, jax.nn.one_hot(draw_tokens(keys_draw, log_probs), phi.shape[-1])
-    )
+    def sample_code(self, target: Target, keys: Key, phi: Array) -> Array:
+        """Codes [R, L, d] of draws from softmax(phi), with the gradient of a soft sample."""
+        keys_noise, keys_draw = split(keys, 2)
+        if self.estimator == "straight_through":
+            soft = jax.nn.softmax(phi, axis=-1)
+        elif self.estimator == "gumbel":
+            noise = jax.vmap(lambda key: jax.random.gumbel(key, phi.shape[1:], jnp.float32))
+            soft = jax.nn.softmax((phi + noise(keys_noise)) / self.gumbel_temperature, axis=-1)
+        else:
+            noise = jax.vmap(lambda key: jax.random.normal(key, phi.shape[1:], jnp.float32))
+            soft = diffuse(
+                phi,
+                noise(keys_noise),
+                num_diffusion_steps=self.num_diffusion_steps,
+                first_noise=self.first_noise,
+            )
+        log_probs = jnp.log(soft + jnp.finfo(jnp.float32).tiny)
+        if self.estimator == "gumbel":
+            tokens = most_likely(log_probs)
+        else:
+            tokens = draw_tokens(keys_draw, jax.lax.stop_gradient(log_probs))
+        return straight_through(target.expected_code(log_probs), target.codes(tokens))
 
 
 def diffuse(phi: Array, x: Array, *, num_diffusion_steps: int, first_noise: float) -> Array:

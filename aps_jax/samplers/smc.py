@@ -17,30 +17,45 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from aps_jax.config import Evaluations, check_options
-from aps_jax.sampler import SampleResult, StepInfo
 from aps_jax.samplers import decoding, selection
 from aps_jax.samplers.config import DecodingConfig
-from aps_jax.samplers.problem import (
-    Problem,
-    energy,
-    finish,
-    fold,
-    most_likely,
-    pose,
-    prior_log_probs,
-    split,
-    step_info,
-)
+from aps_jax.samplers.decoding import Decoding
 from aps_jax.sampling.draws import draw_tokens
-from aps_jax.types import Array, Key, Params, PyTree
+from aps_jax.sampling.leaves import as_pytree
+from aps_jax.sampling.run import StepInfo, step_info
+from aps_jax.sampling.target import Target, fold, most_likely, split
+from aps_jax.types import Array, Key
 
 
+class _Particles(NamedTuple):
+    """Leaves [K, R, ...], but for the step inside `state` [K]."""
+
+    state: Decoding
+    log_probs: Array
+    value: Array
+
+
+class _State(NamedTuple):
+    particles: _Particles
+    log_weights: Array
+    step: Array
+
+    @property
+    def tokens(self) -> Array:
+        """Those of the first particle, which stand for all: the schedule is the same."""
+        return self.particles.state.tokens[0]
+
+
+@as_pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SMCConfig(DecodingConfig):
-    """Options of `smc_sample`. K = 4 particles and 4 fills are Feynman-Kac steering's.
+    """Weighted particles; systematic resampling, never across samples or images.
+
+    Values are those of the state after the step (steering's code looks at the one before).
+    `info.loss` is the least of the particles' -V. K = 4 particles and 4 fills are Feynman-Kac
+    steering's.
 
     Attributes:
       num_particles: K, per sample. Particles of different samples never meet.
@@ -89,6 +104,81 @@ class SMCConfig(DecodingConfig):
             shares=("ess_threshold",),
         )
 
+    def init(self, target: Target, keys: Key) -> _State:
+        """All particles alike, everything masked but the known tokens."""
+
+        def repeated(leaf: Array) -> Array:
+            return jnp.broadcast_to(leaf, (self.num_particles, *leaf.shape))
+
+        start = decoding.start(target.tokens)
+        nothing = jnp.zeros((self.num_particles, target.tokens.shape[0]), jnp.float32)
+        log_probs = decoding.log_prior(target, target.tokens)
+        particles = _Particles(jax.tree.map(repeated, start), repeated(log_probs), nothing)
+        return _State(particles, nothing, jnp.zeros((), jnp.int32))
+
+    def step(self, target: Target, state: _State, keys: Key) -> tuple[_State, StepInfo]:
+        """Moves and weighs the particles, and resamples rows whose weights are uneven."""
+        i, before = state.step, state.particles
+        keys_move, keys_resample = split(fold(split(keys, 2)[0], i), 2)
+        particles = self._move(target, keys_move, before, i)
+        if self.weights == "absolute":
+            change = self._lambda(i + 1) * particles.value - self._lambda(i) * before.value
+            log_w = jnp.where(jnp.isfinite(change), state.log_weights + change, -jnp.inf)
+            is_even = _effective_size(log_w) >= self.ess_threshold * self.num_particles
+            is_due = (i + 1) % self.resample_interval == 0
+            is_resampled = is_due & ~is_even & (i < self.num_steps - 1)
+        else:
+            change = particles.value - before.value
+            log_w = selection.log_weights(change, "standardized", self.temperature)
+            is_resampled = jnp.broadcast_to(i < self.num_steps - 1, log_w.shape[1:])
+        ancestors = systematic(keys_resample, log_w)
+        own = jnp.arange(self.num_particles)[:, None]
+        index = jnp.where(is_resampled, ancestors, own)
+        rows = jnp.arange(log_w.shape[1])
+        particles = jax.tree.map(
+            lambda leaf: leaf[index, rows] if leaf.ndim > 1 else leaf, particles
+        )
+        log_w = jnp.where(is_resampled, 0.0, log_w)
+        loss = -jnp.max(jnp.where(jnp.isnan(particles.value), -jnp.inf, particles.value), axis=0)
+        after = _State(particles, log_w, i + 1)
+        estimate = decoding.estimate(particles.log_probs[0], after.tokens)
+        return after, step_info(self, target, after.tokens, estimate, loss=loss)
+
+    def finish(self, target: Target, state: _State, keys: Key) -> Array:
+        """One of the particles, as `output` says."""
+        particles, keys_output = state.particles, split(keys, 2)[1]
+        if self.output == "best":
+            index = selection.select(keys_output, particles.value, "argmax", 1.0)
+        else:
+            index = selection.select(keys_output, state.log_weights, "sample", 1.0)
+        return selection.take(particles.state.tokens, index)
+
+    def _lambda(self, step: Array) -> Array:
+        """Weight of the reward before step i; 0 at the start, where all particles are alike."""
+        share = step / self.num_steps if self.ramp == "linear" else 1.0
+        return jnp.where(step == 0, 0.0, self.reward_weight * share).astype(jnp.float32)
+
+    def _move(self, target: Target, keys: Key, particles: _Particles, i: Array) -> _Particles:
+        def one(j: Array, particle: _Particles) -> _Particles:
+            keys_move, keys_fill = split(fold(keys, j), 2)
+            state = decoding.reveal(
+                self, keys_move, particle.log_probs, particle.state, i,
+                is_unknown=target.is_unknown,
+            )  # fmt: skip
+            log_probs = decoding.log_prior(target, state.tokens)
+            return _Particles(state, log_probs, self._value(target, keys_fill, log_probs))
+
+        return jax.vmap(one)(jnp.arange(self.num_particles), particles)
+
+    def _value(self, target: Target, keys: Key, log_probs: Array) -> Array:
+        """V [R]: -E of the fill, or the log of the mean likelihood over several."""
+        if self.fill == "mode":
+            return -target.energy_of(most_likely(log_probs))
+        values = jax.vmap(lambda n: -target.energy_of(draw_tokens(fold(keys, n), log_probs)))(
+            jnp.arange(self.num_fills)
+        )
+        return jax.nn.logsumexp(values, axis=0) - jnp.log(float(self.num_fills))
+
     def evaluations(self) -> Evaluations:
         """Model calls per sample; a particle's call of the prior serves fill and next step."""
         num_moves = self.num_steps * self.num_particles
@@ -98,115 +188,6 @@ class SMCConfig(DecodingConfig):
             decoder=num_moves * num_fills + 1,
             decoder_gradient=0,
         )
-
-
-class _Particles(NamedTuple):
-    """Leaves [K, R, ...]."""
-
-    state: decoding.Decoding
-    log_probs: Array
-    value: Array
-
-
-def smc_sample(
-    params: Params,
-    y: PyTree,
-    key: Key,
-    *,
-    config: SMCConfig = SMCConfig(),
-    known_tokens: Array | None = None,
-) -> SampleResult:
-    """Weighted particles; systematic resampling, never across samples or images.
-
-    Values are those of the state after the step (steering's code looks at the one before).
-
-    Args:
-      params: as for `aps_sample`.
-      y: as for `aps_sample`.
-      key: as for `aps_sample`.
-      config: options.
-      known_tokens: as for `aps_sample`.
-
-    Returns:
-      As `aps_sample`; `info.loss` is the least of the particles' -V.
-
-    Raises:
-      ValueError: shapes do not fit together.
-    """
-    problem = pose(params, y, key, config=config, known_tokens=known_tokens)
-    num_particles, num_steps = config.num_particles, config.num_steps
-    keys_loop, keys_output = split(problem.keys, 2)
-    lambdas = np.full(num_steps + 1, config.reward_weight)
-    if config.ramp == "linear":
-        lambdas = config.reward_weight * np.arange(num_steps + 1) / num_steps
-    # All particles start alike, so what they are worth at the start cancels.
-    lambdas = jnp.asarray(np.append(0.0, lambdas[1:]), jnp.float32)
-
-    def move(keys: Key, particles: _Particles, i: Array) -> _Particles:
-        def one(j: Array, particle: _Particles) -> _Particles:
-            keys_move, keys_fill = split(fold(keys, j), 2)
-            state = decoding.reveal(problem, keys_move, particle.log_probs, particle.state, i)
-            log_probs = prior_log_probs(problem, state.tokens)
-            return _Particles(state, log_probs, _value(problem, keys_fill, log_probs))
-
-        return jax.vmap(one)(jnp.arange(num_particles), particles)
-
-    def step(
-        carry: tuple[_Particles, Array], i: Array
-    ) -> tuple[tuple[_Particles, Array], StepInfo]:
-        before, log_w = carry
-        keys_move, keys_resample = split(fold(keys_loop, i), 2)
-        particles = move(keys_move, before, i)
-        if config.weights == "absolute":
-            change = lambdas[i + 1] * particles.value - lambdas[i] * before.value
-            log_w = jnp.where(jnp.isfinite(change), log_w + change, -jnp.inf)
-            is_even = _effective_size(log_w) >= config.ess_threshold * num_particles
-            is_due = (i + 1) % config.resample_interval == 0
-            is_resampled = is_due & ~is_even & (i < num_steps - 1)
-        else:
-            change = particles.value - before.value
-            log_w = selection.log_weights(change, "standardized", config.temperature)
-            is_resampled = jnp.broadcast_to(i < num_steps - 1, log_w.shape[1:])
-        index = jnp.where(
-            is_resampled,
-            systematic(keys_resample, log_w),
-            jnp.arange(num_particles)[:, None],
-        )
-        rows = jnp.arange(log_w.shape[1])
-        particles = jax.tree.map(lambda leaf: leaf[index, rows], particles)
-        log_w = jnp.where(is_resampled, 0.0, log_w)
-        loss = -jnp.max(jnp.where(jnp.isnan(particles.value), -jnp.inf, particles.value), axis=0)
-        # Masked tokens of the first particle stand for all: the schedule is the same.
-        return (particles, log_w), step_info(problem, particles.state.tokens[0], loss)
-
-    def repeated(leaf: Array) -> Array:
-        return jnp.broadcast_to(leaf, (num_particles, *leaf.shape))
-
-    rows = problem.tokens.shape[0]
-    start = _Particles(
-        state=jax.tree.map(repeated, decoding.start(problem.tokens)),
-        log_probs=repeated(prior_log_probs(problem, problem.tokens)),
-        value=jnp.zeros((num_particles, rows)),
-    )
-    carry = (start, jnp.zeros((num_particles, rows)))
-    (particles, log_w), info = jax.lax.scan(step, carry, jnp.arange(num_steps))
-    if config.output == "best":
-        index = selection.select(keys_output, particles.value, "argmax", 1.0)
-    else:
-        index = selection.select(keys_output, log_w, "sample", 1.0)
-    return finish(problem, selection.take(particles.state.tokens, index), info)
-
-
-def _value(problem: Problem, keys: Key, log_probs: Array) -> Array:
-    """V [R]: -E of the fill, or the log of the mean likelihood over several."""
-    config = problem.config
-    assert isinstance(config, SMCConfig)
-    if config.fill == "mode":
-        return -energy(problem, most_likely(log_probs))
-    values = jax.vmap(lambda n: -energy(problem, draw_tokens(fold(keys, n), log_probs)))(
-        jnp.arange(config.num_fills)
-    )
-    return jax.nn.logsumexp(values, axis=0) - jnp.log(config.num_fills)
 
 
 def _effective_size(log_w: Array) -> Array:

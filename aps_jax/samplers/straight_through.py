@@ -6,40 +6,42 @@ No published source; the defaults are ours.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from aps_jax.codec import lfq
+from aps_jax.codec.expectation import nearest, straight_through
 from aps_jax.config import Evaluations, check_options
-from aps_jax.sampler import SampleResult, StepInfo
 from aps_jax.samplers.config import GradientConfig
-from aps_jax.samplers.problem import (
-    Problem,
-    codes_of,
-    encoder_bonus,
-    finish,
-    measurement_term,
-    pose,
-    smooth_tokens,
-    step_info,
-    with_known_codes,
-    with_known_tokens,
-)
-from aps_jax.sampling.likelihood import expected_code
-from aps_jax.types import Array, Key, Params, PyTree
+from aps_jax.sampling import starts
+from aps_jax.sampling.leaves import as_pytree, is_absent
+from aps_jax.sampling.run import StepInfo, step_info
+from aps_jax.sampling.target import Target, most_likely
+from aps_jax.types import Array, Key, PyTree
 
 
+class _State(NamedTuple):
+    variables: Array
+    opt_state: PyTree
+    tokens: Array  # those of the least loss so far
+    loss: Array
+    step: Array
+
+
+@as_pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StraightThroughConfig(GradientConfig):
-    """Options of `straight_through_sample` (all ours).
+    """Minimises the measurement term over codes; ends with the hard codes of the least loss seen.
+
+    The prior is not called. A step is one step of Adam, and `info.loss` the least loss so far. All
+    options are ours.
 
     Attributes:
       num_inner_steps: Adam steps; the learning rate falls to 0 along a cosine.
       learning_rate: 0.05 suits bits, 0.1 suits tokens.
-      variables: "bits" optimises d numbers per token (LFQ codebooks only), "tokens" K logits.
+      variables: "bits" optimises d numbers per token (codes of signs only), "tokens" K logits.
       estimator: "straight_through" decodes the hard code, "relaxed" the soft one (the result is
         quantised all the same; the loss in `info` is then that of the soft code).
       temperature: tau of tanh(s / tau), or of softmax(phi / tau).
@@ -66,103 +68,94 @@ class StraightThroughConfig(GradientConfig):
             not_negative=("init_noise",),
         )
 
-    def evaluations(self) -> Evaluations:
-        """Model calls per sample."""
-        return Evaluations(denoiser=0, decoder=1, decoder_gradient=self.num_inner_steps)
+        if self.num_samples > 1 and is_absent(self.init_noise):
+            raise ValueError(
+                f"num_samples={self.num_samples} would give equal samples, since nothing is random "
+                "here: set init_noise above 0"
+            )
 
+    @property
+    def num_iterations(self) -> int:
+        """Steps of Adam."""
+        return self.num_inner_steps
 
-class _State(NamedTuple):
-    variables: Array
-    opt_state: PyTree
-    tokens: Array  # those of the least loss so far
-    loss: Array
+    def init(self, target: Target, keys: Key) -> _State:
+        """Variables at noise, or near the encoder's codes.
 
-
-def straight_through_sample(
-    params: Params,
-    y: PyTree,
-    key: Key,
-    *,
-    config: StraightThroughConfig = StraightThroughConfig(),
-    known_tokens: Array | None = None,
-) -> SampleResult:
-    """Minimises the measurement term over codes; returns the hard codes of the least loss seen.
-
-    Args:
-      params: as for `aps_sample`; the prior is not called.
-      y: as for `aps_sample`.
-      key: as for `aps_sample`.
-      config: options.
-      known_tokens: as for `aps_sample`.
-
-    Returns:
-      As `aps_sample`; T of `info` is 1 and `info.loss` the least loss.
-
-    Raises:
-      ValueError: shapes do not fit together, or `variables="bits"` without an LFQ codebook.
-    """
-    problem = pose(params, y, key, config=config, known_tokens=known_tokens)
-    num_codes, num_bits = params.codec.codebook.shape
-    if config.variables == "bits" and num_codes != 2**num_bits:
-        raise ValueError(
-            f"variables='bits' needs a codebook of 2**d codes of d bits, got {num_codes} codes of "
-            f"{num_bits} numbers; use variables='tokens'"
-        )
-    size = num_bits if config.variables == "bits" else num_codes
-    shape = (problem.tokens.shape[1], size)
-    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(problem.keys)
-    variables = config.init_noise * noise + _start(problem)
-    rates = optax.cosine_decay_schedule(config.learning_rate, config.num_inner_steps)
-    optimizer = optax.adam(rates)
-
-    def total(variables: Array) -> tuple[Array, tuple[Array, Array]]:
-        codes, tokens = _codes(problem, variables)
-        losses = measurement_term(problem, codes)
-        return jnp.sum(losses), (losses, tokens)
-
-    def step(state: _State, _: None) -> tuple[_State, None]:
-        grads, (losses, tokens) = jax.grad(total, has_aux=True)(state.variables)
-        updates, opt_state = optimizer.update(grads, state.opt_state)
-        is_better = losses < state.loss
+        Raises:
+          ValueError: `variables="bits"` without a codebook of 2**d codes of d signs.
+        """
+        quantizer = target.codec.quantizer
+        num_codes, num_bits = quantizer.num_codes, quantizer.num_features
+        if self.variables == "bits" and num_codes != 2**num_bits:
+            raise ValueError(
+                f"variables='bits' needs a codebook of 2**d codes of d bits, got {num_codes} codes "
+                f"of {num_bits} numbers; use variables='tokens'"
+            )
+        size = num_bits if self.variables == "bits" else num_codes
+        shape = (target.tokens.shape[1], size)
+        noise = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
+        variables = self.init_noise * noise + self._start(target)
         return _State(
+            variables=variables,
+            opt_state=self._optimizer.init(variables),
+            # Where no loss is ever finite, the first code stands in for the unknown tokens.
+            tokens=jnp.where(target.is_unknown, 0, target.tokens),
+            loss=jnp.full(target.tokens.shape[0], jnp.inf, jnp.float32),
+            step=jnp.zeros((), jnp.int32),
+        )
+
+    def step(self, target: Target, state: _State, keys: Key) -> tuple[_State, StepInfo]:
+        """One step of Adam."""
+
+        def total(variables: Array) -> tuple[Array, tuple[Array, Array]]:
+            codes, tokens = self._codes(target, variables)
+            losses = target.objective_of(codes)
+            return jnp.sum(losses), (losses, tokens)
+
+        grads, (losses, tokens) = jax.grad(total, has_aux=True)(state.variables)
+        updates, opt_state = self._optimizer.update(grads, state.opt_state)
+        is_better = losses < state.loss
+        state = _State(
             variables=state.variables + updates,
             opt_state=opt_state,
             tokens=jnp.where(is_better[:, None], tokens, state.tokens),
             loss=jnp.where(is_better, losses, state.loss),
-        ), None
+            step=state.step + 1,
+        )
+        info = step_info(
+            self, target, state.tokens, state.tokens,
+            loss=state.loss, losses=losses[None], num_inner_steps=1,
+        )  # fmt: skip
+        return state, info
 
-    start = _State(
-        variables,
-        optimizer.init(variables),
-        # Where no loss is ever finite, the first code stands in for the unknown tokens.
-        jnp.where(problem.is_unknown, 0, problem.tokens),
-        jnp.full(problem.tokens.shape[0], jnp.inf),
-    )
-    state, _ = jax.lax.scan(step, start, None, length=config.num_inner_steps)
-    info: StepInfo = step_info(problem, state.tokens, state.loss)
-    return finish(problem, state.tokens, jax.tree.map(lambda leaf: leaf[None], info))
+    @property
+    def _optimizer(self) -> optax.GradientTransformation:
+        rates: Any = optax.cosine_decay_schedule(self.learning_rate, self.num_inner_steps)
+        return optax.adam(rates)
 
+    def _start(self, target: Target) -> Array | float:
+        """Where the variables begin, but for noise: 0, or the encoder's bits or logits."""
+        if is_absent(self.encoder_start):
+            return 0.0
+        tokens = starts.smooth_tokens(target)
+        if self.variables == "tokens":
+            return starts.encoder_logits(target, tokens, self.encoder_start)
+        return self.encoder_start * target.codes(tokens)
 
-def _start(problem: Problem) -> Array | float:
-    """Where the variables begin, but for noise: 0, or the encoder's bits or logits."""
-    config = problem.config
-    assert isinstance(config, StraightThroughConfig)
-    if config.encoder_start == 0 or config.variables == "tokens":
-        return encoder_bonus(problem)
-    return config.encoder_start * codes_of(problem, smooth_tokens(problem))
+    def _codes(self, target: Target, variables: Array) -> tuple[Array, Array]:
+        """Codes to decode [R, L, d] and the tokens that they stand for; known tokens stay."""
+        if self.variables == "bits":
+            soft = jnp.tanh(variables / self.temperature)
+            tokens = nearest(target.codec, jax.lax.stop_gradient(variables), target.grid)
+        else:
+            soft = target.expected_code(variables / self.temperature)
+            tokens = most_likely(variables)
+        tokens = target.known(tokens)
+        if self.estimator == "straight_through":
+            soft = straight_through(soft, target.codes(tokens))
+        return target.known_codes(soft), tokens
 
-
-def _codes(problem: Problem, variables: Array) -> tuple[Array, Array]:
-    """Codes to decode [R, L, d] and the tokens that they stand for; known tokens stay."""
-    config, codec = problem.config, problem.params.codec
-    assert isinstance(config, StraightThroughConfig)
-    if config.variables == "bits":
-        soft = jnp.tanh(variables / config.temperature)
-        _, tokens = lfq.quantize(codec.codebook, jax.lax.stop_gradient(variables))
-    else:
-        soft = expected_code(codec, variables / config.temperature)
-        tokens = jnp.argmax(variables, axis=-1).astype(jnp.int32)
-    tokens = with_known_tokens(problem, tokens)
-    if config.estimator == "straight_through":
-        soft = lfq.straight_through(soft, codes_of(problem, tokens))
-    return with_known_codes(problem, soft), tokens
+    def evaluations(self) -> Evaluations:
+        """Model calls per sample."""
+        return Evaluations(denoiser=0, decoder=1, decoder_gradient=self.num_inner_steps)

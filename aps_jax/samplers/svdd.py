@@ -9,29 +9,43 @@ for i = 1..T:
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from aps_jax.config import Evaluations, check_options
-from aps_jax.sampler import SampleResult, StepInfo
 from aps_jax.samplers import decoding, selection
 from aps_jax.samplers.config import DecodingConfig
-from aps_jax.samplers.problem import (
-    energy,
-    finish,
-    fold,
-    most_likely,
-    pose,
-    prior_log_probs,
-    step_info,
-)
-from aps_jax.types import Array, Key, Params, PyTree
+from aps_jax.samplers.decoding import Decoding
+from aps_jax.sampling.leaves import as_pytree
+from aps_jax.sampling.run import StepInfo, step_info
+from aps_jax.sampling.target import Target, fold, most_likely
+from aps_jax.types import Array, Key
 
 
+class _State(NamedTuple):
+    decoding: Decoding
+    log_probs: Array
+
+    @property
+    def tokens(self) -> Array:
+        return self.decoding.tokens
+
+    @property
+    def step(self) -> Array:
+        return self.decoding.step
+
+
+@as_pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SVDDConfig(DecodingConfig):
-    """Options of `svdd_sample`; the defaults are the released code's, for discrete diffusion.
+    """Soft value-based decoding with the posterior-mean value (its Algorithm 1).
+
+    The "posterior mean" of tokens is the released code's: each mask is filled with its likeliest
+    token, which is a mode. The last step leaves no masks, so none are filled at the end.
+    `info.loss` is the energy of the chosen candidate's fill. The defaults are the released code's,
+    for discrete diffusion.
 
     Attributes:
       num_candidates: M; the paper has 20 for images and 10 otherwise.
@@ -58,63 +72,37 @@ class SVDDConfig(DecodingConfig):
             positive=("selection_temperature",),
         )
 
+    def init(self, target: Target, keys: Key) -> _State:
+        """Everything masked but the known tokens."""
+        start = decoding.start(target.tokens)
+        return _State(start, decoding.log_prior(target, start.tokens))
+
+    def step(self, target: Target, state: _State, keys: Key) -> tuple[_State, StepInfo]:
+        """Draws the candidates and chooses one by value."""
+        keys, i = fold(keys, state.step), state.step
+
+        def candidate(j: Array) -> tuple[_State, Array]:
+            after = decoding.reveal(
+                self, fold(keys, j), state.log_probs, state.decoding, i,
+                is_unknown=target.is_unknown,
+            )  # fmt: skip
+            log_probs = decoding.log_prior(target, after.tokens)
+            # The step is common to all rows, so it is put back after the choice.
+            after = after._replace(step=jnp.broadcast_to(after.step, log_probs.shape[:1]))
+            return _State(after, log_probs), target.energy_of(most_likely(log_probs))
+
+        candidates, losses = jax.vmap(candidate)(jnp.arange(self.num_candidates))
+        index = selection.select(
+            fold(keys, self.num_candidates), -losses, self.selection, self.selection_temperature
+        )
+        chosen, loss = selection.take((candidates, losses), index)
+        chosen = _State(chosen.decoding._replace(step=i + 1), chosen.log_probs)
+        estimate = decoding.estimate(chosen.log_probs, chosen.tokens)
+        return chosen, step_info(self, target, chosen.tokens, estimate, loss=loss)
+
     def evaluations(self) -> Evaluations:
         """Model calls per sample; the winner's call of the prior serves the next step, too."""
         num_tried = self.num_steps * self.num_candidates
         return Evaluations(
             denoiser=(1 + num_tried) * self.num_passes, decoder=num_tried + 1, decoder_gradient=0
         )
-
-
-def svdd_sample(
-    params: Params,
-    y: PyTree,
-    key: Key,
-    *,
-    config: SVDDConfig = SVDDConfig(),
-    known_tokens: Array | None = None,
-) -> SampleResult:
-    """Soft value-based decoding with the posterior-mean value (its Algorithm 1).
-
-    The "posterior mean" of tokens is the released code's: each mask is filled with its likeliest
-    token, which is a mode. The last step leaves no masks, so none are filled at the end.
-
-    Args:
-      params: as for `aps_sample`.
-      y: as for `aps_sample`.
-      key: as for `aps_sample`.
-      config: options.
-      known_tokens: as for `aps_sample`.
-
-    Returns:
-      As `aps_sample`; `info.loss` is the energy of the chosen candidate's fill.
-
-    Raises:
-      ValueError: shapes do not fit together.
-    """
-    problem = pose(params, y, key, config=config, known_tokens=known_tokens)
-
-    def step(
-        carry: tuple[decoding.Decoding, Array], i: Array
-    ) -> tuple[tuple[decoding.Decoding, Array], StepInfo]:
-        state, log_probs = carry
-        keys = fold(problem.keys, i)
-
-        def candidate(j: Array) -> tuple[decoding.Decoding, Array, Array]:
-            after = decoding.reveal(problem, fold(keys, j), log_probs, state, i)
-            log_probs_after = prior_log_probs(problem, after.tokens)
-            return after, log_probs_after, energy(problem, most_likely(log_probs_after))
-
-        candidates = jax.vmap(candidate)(jnp.arange(config.num_candidates))
-        index = selection.select(
-            fold(keys, config.num_candidates),
-            -candidates[2],
-            config.selection,
-            config.selection_temperature,
-        )
-        state, log_probs, loss = selection.take(candidates, index)
-        return (state, log_probs), step_info(problem, state.tokens, loss)
-
-    start = (decoding.start(problem.tokens), prior_log_probs(problem, problem.tokens))
-    (state, _), info = jax.lax.scan(step, start, jnp.arange(config.num_steps))
-    return finish(problem, state.tokens, info)

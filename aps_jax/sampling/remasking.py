@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from aps_jax.sampling import schedules as schedule
 from aps_jax.types import Array, Key
 
 
@@ -75,50 +72,6 @@ def remdm_chance(rule: str, strength: float | None, gamma_t: Array, gamma_s: Arr
     strength = REMDM_STRENGTHS[rule] if strength is None else strength
     most = jnp.minimum(1.0, gamma_s / jnp.maximum(1 - gamma_t, 1e-6))
     return jnp.minimum(strength, most) if rule == "cap" else strength * most
-
-
-def scheduled_chance(config: Any, step: Array) -> Array | None:
-    """`remdm_chance` in timestep `step` of a sampler; None if its `config.remdm` loses nothing."""
-    if config.remdm == "none":
-        return None
-    gammas = jnp.asarray(schedule.masked_share(config.schedule, config.num_steps), jnp.float32)
-    strength = config.remask_strength
-    return remdm_chance(config.remdm, strength, gammas[step], gammas[step + 1])
-
-
-def keep_and_lose(
-    tokens: Array,
-    proposal: Array,
-    scores: Array,
-    num_masked_after: Array,
-    *,
-    mask: int,
-    chance: Array | None = None,
-    is_open: Array | None = None,
-    keys: Key | None = None,
-) -> Array:
-    """Tokens after a step that leaves a number of them masked, some of which were clean before.
-
-    ReMDM with counts in place of independent draws (ours): clean tokens are lost with probability
-    `chance`, and as many more masked ones are kept.
-
-    Args:
-      tokens: int32 [B, L], `mask` where masked.
-      proposal: int32 [B, L], what masked ones become.
-      scores: as for `select_by_count`.
-      num_masked_after: as for `select_by_count`.
-      mask: the mask token.
-      chance: scalar; None loses nothing.
-      is_open: bool [B, L], tokens that may be lost.
-      keys: one per row [B].
-    """
-    is_masked = tokens == mask
-    if chance is None:
-        return jnp.where(select_by_count(scores, is_masked, num_masked_after), proposal, tokens)
-    is_lost = pick(keys, chance, ~is_masked & is_open)
-    num_left = jnp.maximum(num_masked_after - jnp.sum(is_lost, axis=-1), 0)
-    kept = jnp.where(select_by_count(scores, is_masked, num_left), proposal, tokens)
-    return jnp.where(is_lost, mask, kept)
 
 
 def pick(keys: Key, chance: Array, is_open: Array) -> Array:

@@ -50,18 +50,17 @@ def elbo_weights(name: str, num_steps: int) -> np.ndarray:
     return ((shares[:-1] - shares[1:]) / shares[:-1]).astype(np.float32)
 
 
-def thresholds(kind: str, num_steps: int, start: float) -> np.ndarray:
-    """Confidence a token needs to be kept at each step, float32 [num_steps] (threshold rule).
+def thresholds(kind: str, num_steps: int) -> np.ndarray:
+    """Share of the threshold that a token needs to be kept at each step, float32 [num_steps].
 
     Args:
-      kind: "fixed" keeps `start`; "cosine" falls from `start` to 0 (ours).
+      kind: "fixed" is 1 throughout; "cosine" falls from 1 to 0 (ours).
       num_steps: T.
-      start: threshold in [0, 1] at the first step.
     """
     if kind == "fixed":
-        values = np.full(num_steps, start)
+        values = np.ones(num_steps)
     elif kind == "cosine":
-        values = start * np.cos(np.pi / 2 * np.arange(num_steps) / max(num_steps - 1, 1))
+        values = np.cos(np.pi / 2 * np.arange(num_steps) / max(num_steps - 1, 1))
     else:
         raise ValueError(f"unknown threshold schedule {kind!r}; choose from ['cosine', 'fixed']")
     return np.clip(values, 0, 1).astype(np.float32)

@@ -8,12 +8,15 @@ can.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from aps_jax.codec.expectation import Grid
 from aps_jax.codec.magvit2 import space_to_depth
+from aps_jax.operators.residuals import residuals
 from aps_jax.prior.windows import cover_field
-from aps_jax.sampling.likelihood import residuals
 from aps_jax.types import Array, ImageShape, Operator, PyTree
 
 #: Random images and random directions of y that `pixel_sensitivity` averages over.
@@ -58,14 +61,14 @@ def pixel_sensitivity(operator: Operator, y: PyTree, *, image_shape: ImageShape)
     return jnp.mean(jax.lax.map(probe, keys), axis=0)
 
 
-def token_evidence(
+def token_sensitivity(
     sensitivity: Array,
     is_unknown: Array,
     *,
-    grid: tuple[int, int],
+    grid: Grid,
     stride: int,
     decode_scale: int,
-    floor: float,
+    floor: Any,
 ) -> Array:
     """How much the measurement says about each token, in [0, 1] [B, L].
 
@@ -75,15 +78,20 @@ def token_evidence(
     Args:
       sensitivity: of pixels [B, H, W].
       is_unknown: bool [B, L], False where a token is given.
-      grid: (h, w) with h * w = L.
+      grid: sizes of the token grid, places first; tokens of one place share what is said of it.
       stride: decoded pixels per token along each axis.
       decode_scale: how many times larger than the image the codec decodes.
-      floor: share of the mean s at which the evidence is 1/2.
+      floor: share of the mean s at which it is 1/2.
     """
     pixels = cover_field(
-        sensitivity[..., None], grid=grid, stride=stride, decode_scale=decode_scale, mode="constant"
+        sensitivity[..., None],
+        grid=grid[:2],
+        stride=stride,
+        decode_scale=decode_scale,
+        mode="constant",
     )
-    strength = jnp.sum(space_to_depth(pixels, stride), axis=-1).reshape(is_unknown.shape)
+    strength = jnp.sum(space_to_depth(pixels, stride), axis=-1).reshape(pixels.shape[0], -1)
+    strength = jnp.repeat(strength, is_unknown.shape[1] // strength.shape[1], axis=1)
     count = jnp.maximum(jnp.sum(is_unknown, axis=-1), 1)
     mean = jnp.sum(jnp.where(is_unknown, jnp.sqrt(strength), 0.0), axis=-1) / count
     return strength / (strength + (floor * mean[:, None]) ** 2 + jnp.finfo(jnp.float32).tiny)

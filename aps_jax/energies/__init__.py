@@ -1,0 +1,17 @@
+"""Energies: what a sample is wanted to make small, minus a log-likelihood or minus a reward.
+
+An energy is an `aps_jax.types.Energy`, a function with its arrays. Yours is one, too:
+
+    def warm(params, data, x):  # x: images [B, H, W, 3] in [-1, 1]
+        return params * jnp.mean((x - data) ** 2, axis=(1, 2, 3))
+
+    energy = Energy(apply=warm, params=jnp.float32(50.0), data=colours)  # colours: [B, 1, 1, 3]
+"""
+
+from __future__ import annotations
+
+from aps_jax.energies.combine import on_region, scaled, total
+from aps_jax.energies.measurement import gaussian, l1_lpips, norm
+from aps_jax.types import Energy
+
+__all__ = ["Energy", "gaussian", "l1_lpips", "norm", "on_region", "scaled", "total"]

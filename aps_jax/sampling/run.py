@@ -1,0 +1,187 @@
+"""One contract for all samplers, and the one loop that runs them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from aps_jax.config import Evaluations
+from aps_jax.sampling.target import Target
+from aps_jax.types import Array, Key
+
+
+class StepInfo(NamedTuple):
+    """What a sampler tells of one step, per row.
+
+    Attributes:
+      loss: objective [R]; NaN for samplers without one.
+      is_finite: bool [R].
+      num_masked: int32 [R], tokens that are still masked.
+      num_inner_steps: int32 [R], gradients of the decoder.
+      trace: what `config.trace` asks for, else None.
+    """
+
+    loss: Array
+    is_finite: Array
+    num_masked: Array
+    num_inner_steps: Array
+    trace: Trace | None
+
+
+class Trace(NamedTuple):
+    """What happened inside a step, per row.
+
+    Attributes:
+      losses: objective at every inner step [R, M]; M = 0 for samplers without any.
+      tokens: int32 [R, L] after the step, K where masked.
+      images: [R, H, W, 3] in [-1, 1] of the step's clean estimate of all tokens.
+    """
+
+    losses: Array
+    tokens: Array
+    images: Array
+
+
+class State(Protocol):
+    """The carry of a sampler: a NamedTuple of arrays with at least these."""
+
+    @property
+    def tokens(self) -> Array:
+        """Int32 [R, L], K where masked."""
+        ...
+
+    @property
+    def step(self) -> Array:
+        """Steps done, int32."""
+        ...
+
+
+class Sampler(Protocol):
+    """How to draw from a `Target`, one step at a time; a frozen dataclass of options.
+
+    Attributes:
+      num_iterations: steps from `init` to `finish`.
+      trace: whether steps are traced.
+    """
+
+    @property
+    def num_iterations(self) -> int: ...  # noqa: D102
+
+    @property
+    def trace(self) -> bool: ...  # noqa: D102
+
+    def init(self, target: Target, keys: Key) -> Any:
+        """The state before the first step, for keys [R], one per row."""
+        ...
+
+    def step(self, target: Target, state: Any, keys: Key) -> tuple[Any, StepInfo]:
+        """One step; the same keys [R] every time, to be folded with `state.step`."""
+        ...
+
+    def finish(self, target: Target, state: Any, keys: Key) -> Array:
+        """Clean tokens [R, L] of the last state."""
+        ...
+
+    def evaluations(self) -> Evaluations:
+        """Model calls per row."""
+        ...
+
+
+class SampleResult(NamedTuple):
+    """Posterior samples.
+
+    Attributes:
+      images: the first sample per measurement, float32 [B, H, W, 3] in [-1, 1].
+      tokens: its tokens, int32 [B, L], row-major over the token grid.
+      info: per-step scalars with leading axes [T, B, S], and the trace likewise, if asked for.
+      samples: all samples [B, S, H, W, 3].
+      mean: pixelwise mean over the samples [B, H, W, 3].
+      std: pixelwise standard deviation over the samples; 0 for a single one.
+    """
+
+    images: Array
+    tokens: Array
+    info: StepInfo
+    samples: Array
+    mean: Array
+    std: Array
+
+
+def run(sampler: Sampler, target: Target, key: Key) -> SampleResult:
+    """Draws S samples for each of B measurements; pure, so jit it.
+
+    Args:
+      sampler: options of a sampler, with its steps.
+      target: what to sample.
+      key: one typed key, folded with the row of the batch, or one key per measurement [B]. Sample
+        (b, s) depends on its own key and data only.
+    """
+    keys = target.keys(key)
+
+    def step(state: Any, _: None) -> tuple[Any, StepInfo]:
+        return sampler.step(target, state, keys)
+
+    start = sampler.init(target, keys)
+    state, info = jax.lax.scan(step, start, None, length=sampler.num_iterations)
+    return collect(target, sampler.finish(target, state, keys), info)
+
+
+def step_info(
+    sampler: Sampler,
+    target: Target,
+    tokens: Array,
+    estimate: Array,
+    *,
+    loss: Array | None = None,
+    losses: Array | None = None,
+    is_finite: Array | None = None,
+    num_inner_steps: int = 0,
+) -> StepInfo:
+    """What to tell of a step.
+
+    Args:
+      sampler: says whether to trace.
+      target: what is sampled.
+      tokens: int32 [R, L] after the step.
+      estimate: clean tokens [R, L] that the step would end with; looked at in traces only.
+      loss: objective [R], None without one.
+      losses: of all inner steps [M, R].
+      is_finite: bool [R] of anything else that must be.
+      num_inner_steps: gradients of the decoder in this step.
+    """
+    rows = tokens.shape[0]
+    finite = jnp.ones(rows, bool) if is_finite is None else is_finite
+    if loss is None:
+        loss = jnp.full(rows, jnp.nan, jnp.float32)
+    else:
+        finite &= jnp.isfinite(loss)
+    trace = None
+    if sampler.trace:
+        inner = jnp.zeros((rows, 0), jnp.float32) if losses is None else losses.T
+        trace = Trace(inner, tokens, target.picture(estimate))
+    return StepInfo(
+        loss=loss,
+        is_finite=finite,
+        num_masked=jnp.sum(tokens == target.mask, axis=-1, dtype=jnp.int32),
+        num_inner_steps=jnp.full(rows, num_inner_steps, jnp.int32),
+        trace=trace,
+    )
+
+
+def collect(target: Target, tokens: Array, info: StepInfo) -> SampleResult:
+    """The result of clean tokens [R, L] and infos with leading axes [T, R]."""
+
+    def by_sample(leaf: Array) -> Array:
+        return jnp.swapaxes(leaf.reshape(target.num_samples, -1, *leaf.shape[1:]), 0, 1)
+
+    samples = by_sample(target.picture(tokens))
+    return SampleResult(
+        images=samples[:, 0],
+        tokens=by_sample(tokens)[:, 0],
+        info=jax.tree.map(jax.vmap(by_sample), info),
+        samples=samples,
+        mean=jnp.mean(samples, axis=1),
+        std=jnp.std(samples, axis=1),
+    )

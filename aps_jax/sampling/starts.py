@@ -1,0 +1,128 @@
+"""A first guess from the measurement alone: smooth pixels, and the codes the encoder has for them.
+
+Ours, not in the paper. Adam moves every logit by about one nat per step, so from a prior that
+excludes the right code it needs dozens of steps to come back. An image that already explains the
+measurement says where to begin, and costs no run of the decoder.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from aps_jax.codec import expectation
+from aps_jax.codec.expectation import Grid
+from aps_jax.codec.magvit2 import encode_tokens
+from aps_jax.operators.residuals import squared_error
+from aps_jax.prior.windows import cover_field
+from aps_jax.sampling import sensitivity
+from aps_jax.sampling.target import Measurement, Target
+from aps_jax.types import Array, Codec, ImageShape, Operator, PyTree
+
+#: Standard deviation of the difference of neighbouring pixels, for values in [-1, 1].
+SMOOTHNESS = 0.15
+
+#: Runs of the operator with gradient; `smooth_tokens` adds one run of the encoder.
+NUM_STEPS = 100
+
+
+def smooth_estimate(operator: Operator, y: PyTree, *, image_shape: ImageShape, sigma: Any) -> Array:
+    """Images [B, H, W, 3] in [-1, 1] that explain y and have small differences between neighbours.
+
+    Minimises ||A(x) - y||^2 / (2 sigma^2) + sum (difference of neighbours)^2 / (2 SMOOTHNESS^2) by
+    `NUM_STEPS` steps of Adam from grey, so the minimum is approximate. Pixels that are not measured
+    are filled in smoothly. Any differentiable operator will do, but one whose gradient vanishes at
+    grey learns nothing.
+
+    Args:
+      operator: random state drawn; per-image state must be that of the B images.
+      y: measurement of B images.
+      image_shape: (H, W).
+      sigma: std of the noise, positive.
+    """
+    batch = jax.tree.leaves(y)[0].shape[0]
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, NUM_STEPS))
+
+    def energy(x: Array) -> Array:
+        misfit = jnp.sum(squared_error(operator, operator(x), y)) / (2 * sigma**2)
+        rough = [jnp.sum(jnp.square(jnp.diff(x, axis=axis))) for axis in (1, 2)]
+        return misfit + (rough[0] + rough[1]) / (2 * SMOOTHNESS**2)
+
+    def step(_: Array, carry: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
+        x, state = carry
+        updates, state = optimizer.update(jax.grad(energy)(x), state)
+        return x + updates, state
+
+    start = jnp.zeros((batch, *image_shape, 3), jnp.float32)
+    with jax.default_matmul_precision("float32"):
+        x, _ = jax.lax.fori_loop(0, NUM_STEPS, step, (start, optimizer.init(start)))
+    return jnp.clip(x, -1, 1)
+
+
+def smooth_tokens(target: Target) -> Array:
+    """Tokens int32 [R, L] that the encoder has for the smooth estimate, the same for all samples.
+
+    Raises:
+      ValueError: the target has no measurement, or its codec no encoder.
+    """
+    measurement, image_shape = _measured(target, "encoder_start")
+    with jax.named_scope("estimate"):
+        x = smooth_estimate(
+            measurement.operator, measurement.y, image_shape=image_shape, sigma=measurement.sigma
+        )
+        tokens = encoder_tokens(target.codec, x, grid=target.grid, decode_scale=target.decode_scale)
+    return target.rows(tokens)
+
+
+def encoder_tokens(codec: Codec, x: Array, *, grid: Grid, decode_scale: int) -> Array:
+    """Tokens int32 [B, L] of images [B, H, W, 3], for a field that may reach past their edges.
+
+    Args:
+      codec: the tokenizer.
+      x: images in [-1, 1].
+      grid: sizes of the token grid, places first.
+      decode_scale: how many times larger than the image the codec decodes.
+    """
+    x = cover_field(x, grid=grid[:2], stride=codec.stride, decode_scale=decode_scale, mode="edge")
+    return encode_tokens(codec, x).reshape(x.shape[0], -1)
+
+
+def encoder_logits(target: Target, tokens: Array, weight: Any) -> Array:
+    """Logits [R, L, K] that fall with the squared distance to the codes of tokens [R, L].
+
+    `-weight / 2 * ||C_k - C_token||^2`: with the codes of LFQ, `-2 * weight` per differing bit.
+    """
+    return weight * expectation.similarity(target.codec, tokens, target.grid)
+
+
+def token_sensitivity(target: Target, floor: Any) -> Array:
+    """How much the measurement says about each token, in [0, 1] [R, L], for all samples.
+
+    Source: ours; `sampling.sensitivity` has the definition.
+
+    Raises:
+      ValueError: the target has no measurement.
+    """
+    measurement, image_shape = _measured(target, "sensitivity_floor")
+    batch = target.tokens.shape[0] // target.num_samples
+    with jax.named_scope("sensitivity"):
+        found = sensitivity.token_sensitivity(
+            sensitivity.pixel_sensitivity(
+                measurement.operator, measurement.y, image_shape=image_shape
+            ),
+            target.is_unknown[:batch],
+            grid=target.grid,
+            stride=target.codec.stride,
+            decode_scale=target.decode_scale,
+            floor=floor,
+        )
+    return target.rows(found)
+
+
+def _measured(target: Target, option: str) -> tuple[Measurement, ImageShape]:
+    if target.measurement is None or target.image_shape is None:
+        raise ValueError(f"{option} needs a measurement; set it to 0 for an energy without one")
+    return target.measurement, target.image_shape

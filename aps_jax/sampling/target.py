@@ -1,0 +1,337 @@
+"""What is sampled: a prior over tokens times exp(-energy) of what they decode to.
+
+A row is one sample of one measurement. S samples of B measurements become R = S * B rows here,
+once, sample-major: row s * B + b is sample s of measurement b. Rows never influence each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from aps_jax import energies
+from aps_jax.codec import expectation
+from aps_jax.codec.expectation import Grid
+from aps_jax.prior.windows import prior_logits
+from aps_jax.sampling.leaves import is_absent
+from aps_jax.types import (
+    Array,
+    Codec,
+    Energy,
+    ImageShape,
+    Key,
+    Operator,
+    Params,
+    Perceptual,
+    Prior,
+    PyTree,
+    image_keys,
+)
+
+#: Logits of codes that a prior excludes, in place of -inf, whose differences are NaN.
+LEAST_LOGIT = -1e4
+
+
+@flax.struct.dataclass
+class Measurement:
+    """y = A(x) + sigma n, for those who look at more of it than an energy tells.
+
+    Attributes:
+      operator: A, its random state drawn.
+      y: measurement of B images.
+      sigma: std of the noise.
+    """
+
+    operator: Operator
+    y: PyTree
+    sigma: Any
+
+
+@flax.struct.dataclass
+class Target:
+    """The law p(tokens) exp(-energy(decode(tokens))), and what a sampler may ask about it.
+
+    Attributes:
+      prior: masked transformer.
+      codec: what turns tokens into images, or into whatever the energy reads.
+      energy: -log-likelihood up to a constant, or minus a reward, by which candidates are weighed.
+      objective: what gradient methods make small in its place; often the energy itself.
+      tokens: int32 [R, L], those given from the start; K where unknown.
+      measurement: the measurement behind the energy; None for rewards.
+      guidance_scale: g of classifier-free guidance, (1 + g) cond - g uncond; None is off.
+      prior_temperature: divides the prior's logits; None is 1.
+      grid: sizes of the token grid, of product L.
+      num_samples: S.
+      image_shape: (H, W); None where what is decoded is no image.
+      decode_scale: decode this many times larger and average down.
+    """
+
+    prior: Prior
+    codec: Codec
+    energy: Energy
+    objective: Energy
+    tokens: Array
+    measurement: Measurement | None = None
+    guidance_scale: Any = None
+    prior_temperature: Any = None
+    grid: Grid = flax.struct.field(pytree_node=False, default=())
+    num_samples: int = flax.struct.field(pytree_node=False, default=1)
+    image_shape: ImageShape | None = flax.struct.field(pytree_node=False, default=None)
+    decode_scale: int = flax.struct.field(pytree_node=False, default=1)
+
+    @property
+    def mask(self) -> int:
+        """K, the mask token."""
+        return self.prior.num_codes
+
+    @property
+    def is_unknown(self) -> Array:
+        """Bool [R, L], False where a token is given and must not change."""
+        return self.tokens == self.mask
+
+    def log_prior(self, tokens: Array) -> Array:
+        """Log x_theta [R, L, K] at tokens [R, L]: one call of the denoiser, without gradient."""
+
+        def bounded(**options: bool) -> Array:
+            logits = prior_logits(self.prior, tokens.reshape(-1, *self.grid), **options)
+            logits = logits.reshape(*tokens.shape, -1).astype(jnp.float32)
+            return jnp.maximum(logits, LEAST_LOGIT)
+
+        with jax.named_scope("denoiser"):
+            logits = bounded()
+            if self.guidance_scale is not None:
+                plain = bounded(is_unconditional=True)
+                logits = (1 + self.guidance_scale) * logits - self.guidance_scale * plain
+            if self.prior_temperature is not None:
+                logits = logits / self.prior_temperature
+            return jax.nn.log_softmax(jax.lax.stop_gradient(logits), axis=-1)
+
+    def codes(self, tokens: Array) -> Array:
+        """Codes [R, L, d] of clean tokens [R, L]."""
+        return expectation.lookup(self.codec, tokens, self.grid)
+
+    def known_codes(self, codes: Array, tokens: Array | None = None) -> Array:
+        """Codes [R, L, d] with those of the clean tokens in `tokens` [R, L] put back.
+
+        `tokens` are by default those given from the start.
+        """
+        tokens = self.tokens if tokens is None else tokens
+        is_masked = tokens == self.mask
+        known = self.codes(jnp.where(is_masked, 0, tokens))
+        return jnp.where(is_masked[..., None], codes, known)
+
+    def known(self, tokens: Array) -> Array:
+        """Tokens [R, L] with those given from the start put back."""
+        return jnp.where(self.is_unknown, tokens, self.tokens)
+
+    def expected_code(self, logits: Array) -> Array:
+        """Mean codes [R, L, d] of logits [R, L, K]."""
+        return expectation.expected_code(self.codec, logits, self.grid)
+
+    def decode(self, codes: Array) -> Array:
+        """What the energies read of codes [R, L, d]: images [R, H, W, 3], not clipped."""
+        with jax.named_scope("decoder"):
+            return expectation.decode(
+                self.codec, codes, self.grid, self.image_shape, self.decode_scale
+            )
+
+    def picture(self, tokens: Array) -> Array:
+        """Images [R, H, W, 3] in [-1, 1] of clean tokens [R, L]; as it is if it is no image."""
+        x = self.decode(self.codes(tokens))
+        return x if self.image_shape is None else jnp.clip(x, -1, 1)
+
+    def energy_of(self, tokens: Array) -> Array:
+        """The energy of clean tokens [R, L], per row [R]; one run of the decoder."""
+        return self._per_row(self.energy, self.decode(self.codes(tokens)))
+
+    def objective_of(self, codes: Array) -> Array:
+        """The objective of codes [R, L, d], per row [R], differentiable in them."""
+        return self._per_row(self.objective, self.decode(codes))
+
+    def _per_row(self, energy: Energy, x: Array) -> Array:
+        if self.num_samples == 1:
+            return energy(x)
+        grouped = x.reshape(self.num_samples, -1, *x.shape[1:])
+        return jax.vmap(energy)(grouped).reshape(-1)
+
+    def rows(self, leaf: Array) -> Array:
+        """An array per measurement [B, ...] for every row [R, ...]."""
+        return jnp.concatenate([leaf] * self.num_samples)
+
+    def keys(self, key: Key) -> Key:
+        """One key per row [R] from one typed key, or one per measurement [B]."""
+        return row_keys(key, self.tokens.shape[0], self.num_samples)
+
+
+def row_keys(key: Key, rows: int, num_samples: int) -> Key:
+    """One key per row [S * B] from one key, or one per measurement [B]."""
+    keys = image_keys(key, rows // num_samples)
+    per_sample = jax.vmap(lambda sample: jax.vmap(lambda k: jax.random.fold_in(k, sample))(keys))(
+        jnp.arange(num_samples)
+    )
+    return per_sample.reshape(rows)
+
+
+def fold(keys: Key, index: Array | int) -> Key:
+    """Keys [R] folded with one index."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+
+
+def split(keys: Key, num: int) -> Key:
+    """`num` sets of keys [num, R] from keys [R], to be unpacked by use."""
+    return jnp.swapaxes(jax.vmap(lambda key: jax.random.split(key, num))(keys), 0, 1)
+
+
+def most_likely(log_probs: Array) -> Array:
+    """Clean tokens int32 [R, L]: the mode of each position of [R, L, K]."""
+    return jnp.argmax(log_probs, axis=-1).astype(jnp.int32)
+
+
+def start_tokens(known_tokens: Array | None, shape: tuple[int, int], mask: int) -> Array:
+    """Int32 [B, L]: the known tokens, or the mask everywhere.
+
+    Raises:
+      ValueError: known tokens of another shape.
+    """
+    if known_tokens is None:
+        return jnp.full(shape, mask, jnp.int32)
+    if known_tokens.shape != shape:
+        raise ValueError(f"known_tokens has shape {known_tokens.shape}; this field needs {shape}")
+    return jnp.asarray(known_tokens, jnp.int32)
+
+
+def make_target(
+    prior: Prior,
+    codec: Codec,
+    energy: Energy,
+    *,
+    grid: Grid,
+    batch: int = 1,
+    objective: Energy | None = None,
+    num_samples: int = 1,
+    known_tokens: Array | None = None,
+    **fields: Any,
+) -> Target:
+    """A target of any energy, for instance a reward.
+
+    Args:
+      prior: masked transformer.
+      codec: tokenizer with as many codes as the prior.
+      energy: see `Target`.
+      grid: sizes of the token grid.
+      batch: rows of the energy's data, B.
+      objective: see `Target`; the energy if left out.
+      num_samples: S per row of the energy's data.
+      known_tokens: int32 [B, L], K where unknown; L is the product of the grid.
+      **fields: further fields of `Target`.
+
+    Raises:
+      ValueError: prior and codec differ in their codes, or known tokens have another shape.
+    """
+    if prior.num_codes != codec.num_codes:
+        raise ValueError(f"the prior has {prior.num_codes} codes, the codec {codec.num_codes}")
+    tokens = start_tokens(known_tokens, (batch, math.prod(grid)), prior.num_codes)
+    return Target(
+        prior=prior,
+        codec=codec,
+        energy=energy,
+        objective=energy if objective is None else objective,
+        tokens=jnp.tile(tokens, (num_samples, 1)),
+        grid=tuple(grid),
+        num_samples=num_samples,
+        **fields,
+    )
+
+
+def measurement_target(
+    params: Params, y: PyTree, *, config: Any, known_tokens: Array | None = None
+) -> Target:
+    """The posterior of a measurement under the options of a sampler.
+
+    Args:
+      params: prior, codec, operator (random state drawn) and, for a perceptual term, LPIPS.
+      y: measurement of B images.
+      config: any sampler's options: sigma, decode_scale, num_samples, image_shape, and, where it
+        has them, measurement_term, perceptual_weight, guidance_scale and prior_temperature.
+      known_tokens: int32 [B, L], K where unknown.
+
+    Raises:
+      ValueError: shapes of y, operator, codec, prior and configuration do not fit together.
+    """
+    image_shape = fit_shape(params.operator, y, image_shape=config.image_shape)
+    side_h, side_w = (side * config.decode_scale for side in image_shape)
+    grid = params.codec.grid((side_h, side_w))
+    energy = energies.gaussian(params.operator, y, config.sigma)
+    term = getattr(config, "measurement_term", "gaussian")
+    return make_target(
+        params.prior,
+        params.codec,
+        energy,
+        objective=_OBJECTIVES[term](params, y, config, energy, math.prod(grid)),
+        grid=grid,
+        batch=jax.tree.leaves(y)[0].shape[0],
+        num_samples=config.num_samples,
+        known_tokens=known_tokens,
+        measurement=Measurement(params.operator, y, jnp.asarray(config.sigma, jnp.float32)),
+        guidance_scale=_or_none(getattr(config, "guidance_scale", 0.0), 0.0),
+        prior_temperature=_or_none(getattr(config, "prior_temperature", 1.0), 1.0),
+        image_shape=image_shape,
+        decode_scale=config.decode_scale,
+    )
+
+
+def _or_none(value: Any, absent: float) -> Any:
+    return None if is_absent(value, absent) else value
+
+
+def _l1(params: Params, y: PyTree, config: Any, _: Energy, num_tokens: int) -> Energy:
+    perceptual: Perceptual | None = None
+    if not is_absent(config.perceptual_weight) and params.operator.is_image:
+        perceptual = params.perceptual
+        if perceptual is None:
+            raise ValueError(
+                "perceptual_weight needs Params.perceptual; load it with aps_jax.load_lpips() "
+                "or set perceptual_weight=0"
+            )
+    energy = energies.l1_lpips(params.operator, y, perceptual, config.perceptual_weight)
+    # The factor keeps the gradient of a token, and what `prior_weight` means, independent of the
+    # image's size.
+    return energies.scaled(energy, num_tokens)
+
+
+_OBJECTIVES: dict[str, Callable[[Params, PyTree, Any, Energy, int], Energy]] = {
+    "gaussian": lambda params, y, config, energy, num_tokens: energy,
+    "norm": lambda params, y, config, energy, num_tokens: energies.norm(params.operator, y),
+    "l1": _l1,
+}
+
+
+def fit_shape(operator: Operator, y: PyTree, *, image_shape: ImageShape | None) -> ImageShape:
+    """Size (H, W) of the images behind a measurement of B images.
+
+    Args:
+      operator: A.
+      y: measurement.
+      image_shape: (H, W), or None to infer it from the operator.
+
+    Raises:
+      ValueError: the shape of y is not one that the operator gives.
+    """
+    y_shape = jax.tree.map(lambda leaf: leaf.shape, y)
+    for leaf in jax.tree.leaves(y):
+        if leaf.ndim < 2:
+            raise ValueError(f"y has shape {y_shape}; its first axis must be the batch: y[None]")
+    image_shape = image_shape or operator.image_shape(y_shape)
+    batch = jax.tree.leaves(y)[0].shape[0]
+    expected = operator.output_shape((batch, *image_shape, 3))
+    if expected != y_shape:
+        raise ValueError(
+            f"y has shape {y_shape}; operator {operator.name!r} gives {expected} "
+            f"for images of {image_shape}"
+        )
+    return image_shape
