@@ -1,61 +1,60 @@
 """Runs a sampler from the host: progress, snapshots and resume.
 
-For APS `restore` calls the same `aps_step` as `aps_sample` does, compiled once, so the samples are
-the same; whatever needs the host happens between timesteps. The other samplers run in one piece.
+`restore` calls the same `step` as the scan of `aps_jax.sampling.run` does, compiled once, so the
+samples are the same; whatever needs the host happens between steps.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as save_tensors
 
-from aps_jax.config import APSConfig
-from aps_jax.io.files import write_atomically
+from aps_jax.io.snapshot import Snapshot, SnapshotError
 from aps_jax.presets import config_class
-from aps_jax.sampler import (
-    SampleResult,
-    SamplerState,
-    StepInfo,
-    Trace,
-    aps_finish,
-    aps_init,
-    aps_step,
-)
-from aps_jax.samplers import sample_function
+from aps_jax.samplers import sampler_of
+from aps_jax.sampling.run import SampleResult, StepInfo, collect
+from aps_jax.sampling.target import Target, measurement_target
 from aps_jax.types import Array, Key, Params, PyTree
 
-_init = jax.jit(aps_init, static_argnames="config")
-_step = jax.jit(aps_step, static_argnames="config")
-_finish = jax.jit(aps_finish, static_argnames="config")
+__all__ = ["DivergedError", "Restored", "Snapshot", "SnapshotError", "StepReport", "restore"]
+
+#: Seconds between snapshots, so that writing them never takes longer than the steps.
+SNAPSHOT_SECONDS = 1.0
+
+
+@jax.jit
+def _init(config: Any, target: Target, key: Key) -> Any:
+    return sampler_of(config).init(target, target.keys(key))
+
+
+@jax.jit
+def _step(config: Any, target: Target, state: Any, key: Key) -> tuple[Any, StepInfo]:
+    return sampler_of(config).step(target, state, target.keys(key))
+
+
+@jax.jit
+def _finish(config: Any, target: Target, state: Any, info: StepInfo, key: Key) -> SampleResult:
+    return collect(target, sampler_of(config).finish(target, state, target.keys(key)), info)
 
 
 class DivergedError(ArithmeticError):
     """The objective became NaN or infinite."""
 
 
-class SnapshotError(ValueError):
-    """A snapshot is damaged or belongs to another run."""
-
-
 class StepReport(NamedTuple):
-    """What `on_step` is told: once before the first timestep, then after each.
+    """What `on_step` is told: once before the first step, then after each.
 
     Attributes:
-      num_done: timesteps done.
-      num_steps: timesteps in all.
+      num_done: steps done.
+      num_steps: steps in all.
       loss: objective at the last inner step, mean over images and samples; NaN before the first
-        timestep. For the "l1" term it is divided by the number of tokens, so it reads as a mean
+        step. For the "l1" term it is divided by the number of tokens, so it reads as a mean
         absolute error plus the other terms.
       num_masked: tokens still masked, mean over images and samples.
     """
@@ -71,7 +70,7 @@ class Restored(NamedTuple):
 
     Attributes:
       result: as from `aps_sample`.
-      seconds: wall-clock time: "compile" of the timestep, "sample" and "decode" (the last decoding
+      seconds: wall-clock time: "compile" of the step, "sample" and "decode" (the last decoding
         with its own compilation). Time before an interruption is included in "sample".
       calls: evaluations summed over images and samples: "denoiser", "decoder_gradient" (forward and
         backward) and "decoder" (forward only).
@@ -80,78 +79,6 @@ class Restored(NamedTuple):
     result: SampleResult
     seconds: dict[str, float]
     calls: dict[str, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Snapshot:
-    """A file that holds the state after the last finished timestep.
-
-    Attributes:
-      path: the file; every write replaces it in one step.
-      identity: JSON values that name everything the result depends on. A run resumes only from a
-        snapshot with the same identity.
-      is_resuming: start from the file instead of from the beginning.
-    """
-
-    path: Path
-    identity: Mapping[str, Any]
-    is_resuming: bool = False
-
-    def save(self, state: SamplerState, infos: list[StepInfo], seconds: float) -> None:
-        """Replaces the file."""
-        tensors = _named("state", state) | _named("info", _stack(infos))
-        metadata = {"identity": json.dumps(self.identity), "seconds": repr(seconds)}
-        write_atomically(self.path, save_tensors(tensors, metadata))
-
-    def load(self, start: SamplerState) -> tuple[SamplerState, list[StepInfo], float]:
-        """State, one `StepInfo` per finished timestep, and the seconds that they took.
-
-        Args:
-          start: the state at the beginning, which has the shapes to expect.
-
-        Raises:
-          SnapshotError: if the file is missing, damaged or of a run with another identity.
-        """
-        try:
-            with safe_open(self.path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-            identity = json.loads(metadata["identity"])
-            seconds = float(metadata["seconds"])
-        except FileNotFoundError:
-            raise SnapshotError(f"there is no snapshot {self.path} to resume from") from None
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise SnapshotError(
-                f"snapshot {self.path} is damaged ({error}); delete it and start again"
-            ) from None
-        self._require_same(identity)
-        try:
-            return _unpack(tensors, start) + (seconds,)
-        except (KeyError, ValueError) as error:
-            raise SnapshotError(
-                f"snapshot {self.path} does not fit this run ({error}); delete it and start again"
-            ) from None
-
-    def remove(self) -> None:
-        """Deletes the file, if there is one."""
-        self.path.unlink(missing_ok=True)
-
-    def _require_same(self, identity: Mapping[str, Any]) -> None:
-        difference = first_difference(identity, json.loads(json.dumps(self.identity)))
-        if difference:
-            raise SnapshotError(
-                f"snapshot {self.path} is of another run: {difference}; use the same settings or "
-                "start again"
-            )
-
-
-def first_difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Says which entry of two nested mappings of JSON values differs first, or None if none."""
-    then, now = _flat(then), _flat(now)
-    for name in sorted(now.keys() | then.keys()):
-        if now.get(name) != then.get(name):
-            return f"{name} was {then.get(name)!r}, now {now.get(name)!r}"
-    return None
 
 
 def restore(
@@ -165,11 +92,10 @@ def restore(
     on_step: Callable[[StepReport], None] | None = None,
     snapshot: Snapshot | None = None,
 ) -> Restored:
-    """Samples like `aps_sample`, from a host loop over one compiled timestep, or like another.
+    """Samples like `aps_sample`, from a host loop over one compiled step.
 
     Ctrl-C gets through at any moment except while something compiles; the snapshot is then that of
-    the last finished timestep. Samplers other than APS run in one piece: they write no snapshot,
-    and `on_step` hears of their beginning and end.
+    the last finished step.
 
     Args:
       params: as for `aps_sample`.
@@ -178,9 +104,9 @@ def restore(
       config: options of the sampler, such as `presets.make_config` gives.
       sampler: key of `VARIANTS` or of `aps_jax.samplers.SAMPLERS`.
       known_tokens: as for `aps_sample`.
-      on_step: called with a `StepReport` before the first and after each timestep.
-      snapshot: written after each timestep, and read first if it `is_resuming`. The caller removes
-        it once the result is safe.
+      on_step: called with a `StepReport` before the first and after each step.
+      snapshot: written after steps, at most once in `SNAPSHOT_SECONDS` and when interrupted, and
+        read first if it `is_resuming`. The caller removes it once the result is safe.
 
     Returns:
       The samples and what they cost. The same arguments give the same samples, resumed or not.
@@ -190,105 +116,113 @@ def restore(
       SnapshotError: if the snapshot cannot be resumed from.
       DivergedError: as soon as the objective is not finite.
     """
-    y = jax.tree.map(jnp.asarray, y)
     kind = config_class(sampler)
     if type(config) is not kind:
         raise ValueError(
             f"sampler {sampler!r} takes a {kind.__name__}, got a {type(config).__name__}; "
             "presets.make_config makes the right one"
         )
-    if kind is not APSConfig:
-        return _restore_at_once(
-            params, y, key, config, sampler, known_tokens=known_tokens, on_step=on_step,
-            snapshot=snapshot,
-        )  # fmt: skip
-    infos: list[StepInfo] = []
-    seconds = {"compile": 0.0, "sample": 0.0, "decode": 0.0}
-    clock = time.perf_counter()
-    start = _init.lower(params, y, config=config, known_tokens=known_tokens)
+    y = jax.tree.map(jnp.asarray, y)
+    target = measurement_target(params, y, config=config, known_tokens=known_tokens)
+    loop = _Loop(config, target, key)
     if snapshot is not None and snapshot.is_resuming:
-        state, infos, seconds["sample"] = snapshot.load(start.out_info)
+        loop.resume(snapshot)
     else:
-        start = start.compile()
-        seconds["compile"] = time.perf_counter() - clock
-        clock = time.perf_counter()
-        state = start(params, y, known_tokens=known_tokens)
-        _wait(state)
-        seconds["sample"] = time.perf_counter() - clock
-
-    clock = time.perf_counter()
-    if len(infos) < config.num_steps:
-        # Compiled ahead, so that it can be timed; a second run of the same shapes finds it cached.
-        step = _step.lower(params, y, state, key, config=config).compile()
-    seconds["compile"] += time.perf_counter() - clock
-    _report(on_step, infos, state, params, config)
-
-    for done in range(len(infos) + 1, config.num_steps + 1):
-        clock = time.perf_counter()
-        state, info = step(params, y, state, key)
-        _wait((state, info))
-        infos.append(jax.device_get(info))
-        # The gradient of |NaN| is finite, so the logits alone do not show a loss that is not.
-        losses = infos[-1].loss if config.num_inner_steps else 0.0
-        if not (np.all(infos[-1].is_finite) and np.all(np.isfinite(losses))):
-            raise DivergedError(
-                f"the objective is not finite after timestep {done} of {config.num_steps}; check "
-                "the measurement, or lower learning_rate or prior_weight"
-            )
-        seconds["sample"] += time.perf_counter() - clock
+        loop.begin()
+    loop.compile()
+    loop.report(on_step)
+    saved_at = time.perf_counter()
+    try:
+        while loop.num_done < loop.num_steps:
+            loop.advance()
+            is_due = time.perf_counter() - saved_at > SNAPSHOT_SECONDS
+            if snapshot is not None and (is_due or loop.num_done == loop.num_steps):
+                loop.save(snapshot)
+                saved_at = time.perf_counter()
+            loop.report(on_step)
+    except KeyboardInterrupt:
         if snapshot is not None:
-            snapshot.save(state, infos, seconds["sample"])
-        _report(on_step, infos, state, params, config)
-
-    clock = time.perf_counter()
-    result = _finish(params, y, state, _stack(infos), config=config)
-    _wait(result)
-    seconds["decode"] = time.perf_counter() - clock
-    rows = state.tokens.shape[0]
-    passes = 1 if config.guidance_scale == 0 else 2
-    calls = {
-        "denoiser": rows * config.num_steps * passes,
-        "decoder_gradient": int(sum(np.sum(info.num_inner_steps) for info in infos)),
-        "decoder": rows * (1 + (config.num_steps if config.trace else 0)),
-    }
-    return Restored(result, seconds, calls)
+            loop.save(snapshot)
+        raise
+    return loop.finish()
 
 
-def _restore_at_once(
-    params: Params,
-    y: PyTree,
-    key: Key,
-    config: Any,
-    sampler: str,
-    *,
-    known_tokens: Array | None,
-    on_step: Callable[[StepReport], None] | None,
-    snapshot: Snapshot | None,
-) -> Restored:
-    if snapshot is not None and snapshot.is_resuming:
-        raise SnapshotError(f"sampler {sampler!r} runs in one piece; there is nothing to resume")
-    clock = time.perf_counter()
-    sample = jax.jit(sample_function(sampler), static_argnames="config")
-    run = sample.lower(params, y, key, config=config, known_tokens=known_tokens).compile()
-    seconds = {"compile": time.perf_counter() - clock, "sample": 0.0, "decode": 0.0}
-    grid = run.out_info.tokens.shape
-    if on_step is not None:
-        on_step(StepReport(0, 1, math.nan, float(grid[1])))
-    clock = time.perf_counter()
-    result = run(params, y, key, known_tokens=known_tokens)
-    _wait(result)
-    seconds["sample"] = time.perf_counter() - clock
-    info = jax.device_get(result.info)
-    if not np.all(info.is_finite):
-        raise DivergedError(
-            f"the objective of {sampler} is not finite; check the measurement, or lower the "
-            "sampler's learning_rate if it has one"
-        )
-    if on_step is not None:
-        on_step(StepReport(1, 1, float(np.mean(info.loss[-1])), 0.0))
-    rows = grid[0] * config.num_samples
-    calls = {name: rows * count for name, count in config.evaluations()._asdict().items()}
-    return Restored(result, seconds, calls)
+class _Loop:
+    """The run so far; steps replace its state at once, so it is whole at any moment."""
+
+    def __init__(self, config: Any, target: Target, key: Key) -> None:
+        self.config, self.target, self.key = config, target, key
+        self.num_steps: int = sampler_of(config).num_iterations
+        self.seconds = {"compile": 0.0, "sample": 0.0, "decode": 0.0}
+        self.progress: tuple[Any, list[StepInfo]] = (None, [])
+
+    @property
+    def num_done(self) -> int:
+        return len(self.progress[1])
+
+    def begin(self) -> None:
+        clock = time.perf_counter()
+        init = _init.lower(self.config, self.target, self.key).compile()
+        self.seconds["compile"] += time.perf_counter() - clock
+        clock = time.perf_counter()
+        state = init(self.config, self.target, self.key)
+        _wait(state)
+        self.seconds["sample"] += time.perf_counter() - clock
+        self.progress = (state, [])
+
+    def resume(self, snapshot: Snapshot) -> None:
+        start = jax.eval_shape(_init, self.config, self.target, self.key)
+        info = jax.eval_shape(_step, self.config, self.target, start, self.key)[1]
+        state, infos, self.seconds["sample"] = snapshot.load(start, info)
+        self.progress = (state, infos)
+
+    def compile(self) -> None:
+        """Ahead, so that it can be timed; a second run of the same shapes finds it cached."""
+        clock = time.perf_counter()
+        if self.num_done < self.num_steps:
+            state = self.progress[0]
+            self._step = _step.lower(self.config, self.target, state, self.key).compile()
+        self.seconds["compile"] += time.perf_counter() - clock
+
+    def advance(self) -> None:
+        clock = time.perf_counter()
+        state, infos = self.progress
+        state, info = self._step(self.config, self.target, state, self.key)
+        _wait((state, info))
+        info = jax.device_get(info)
+        if not np.all(info.is_finite):
+            raise DivergedError(
+                f"the objective is not finite after step {len(infos) + 1} of {self.num_steps}; "
+                "check the measurement, or lower learning_rate or prior_weight"
+            )
+        self.progress = (state, [*infos, info])
+        self.seconds["sample"] += time.perf_counter() - clock
+
+    def save(self, snapshot: Snapshot) -> None:
+        if self.num_done:
+            snapshot.save(*self.progress, self.seconds["sample"])
+
+    def report(self, on_step: Callable[[StepReport], None] | None) -> None:
+        if on_step is None:
+            return
+        state, infos = self.progress
+        loss = math.nan
+        if infos:
+            is_l1 = getattr(self.config, "measurement_term", "") == "l1"
+            loss = float(np.mean(infos[-1].loss)) / (state.tokens.shape[1] if is_l1 else 1)
+        num_masked = np.sum(np.asarray(state.tokens) == self.target.mask, axis=1)
+        on_step(StepReport(len(infos), self.num_steps, loss, float(np.mean(num_masked))))
+
+    def finish(self) -> Restored:
+        clock = time.perf_counter()
+        state, infos = self.progress
+        info = jax.tree.map(lambda *rows: np.stack(rows), *infos)
+        result = _finish(self.config, self.target, state, info, self.key)
+        _wait(result)
+        self.seconds["decode"] = time.perf_counter() - clock
+        rows = self.target.tokens.shape[0]
+        calls = self.config.evaluations()._asdict()
+        return Restored(result, self.seconds, {name: rows * count for name, count in calls.items()})
 
 
 def _wait(tree: PyTree) -> None:
@@ -297,65 +231,3 @@ def _wait(tree: PyTree) -> None:
     while not all(leaf.is_ready() for leaf in jax.tree.leaves(tree)):
         time.sleep(nap)
         nap = min(2 * nap, 0.02)
-
-
-def _report(
-    on_step: Callable[[StepReport], None] | None,
-    infos: list[StepInfo],
-    state: SamplerState,
-    params: Params,
-    config: APSConfig,
-) -> None:
-    if on_step is None:
-        return
-    loss = math.nan
-    if infos:
-        per_token = state.tokens.shape[1] if config.measurement_term == "l1" else 1
-        loss = float(np.mean(infos[-1].loss)) / per_token
-    num_masked = np.sum(np.asarray(state.tokens) == params.codec.num_codes, axis=1)
-    on_step(StepReport(len(infos), config.num_steps, loss, float(np.mean(num_masked))))
-
-
-def _stack(infos: list[StepInfo]) -> StepInfo:
-    return jax.tree.map(lambda *rows: np.stack(rows), *infos)
-
-
-def _named(prefix: str, tree: PyTree) -> dict[str, np.ndarray]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {prefix + jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-
-
-def _unpack(
-    tensors: Mapping[str, np.ndarray], start: SamplerState
-) -> tuple[SamplerState, list[StepInfo]]:
-    """Inverse of what `Snapshot.save` wrote; KeyError or ValueError if something does not fit."""
-
-    def fill(path: Any, leaf: Array) -> Array:
-        value = tensors["state" + jax.tree_util.keystr(path)]
-        if value.shape != leaf.shape or value.dtype != leaf.dtype:
-            raise ValueError(f"state has shape {value.shape}, this run needs {leaf.shape}")
-        return jnp.asarray(value)
-
-    state = jax.tree_util.tree_map_with_path(fill, start)
-    rows = {name: tensors[f"info.{name}"] for name in StepInfo._fields if f"info.{name}" in tensors}
-    trace = {
-        name: tensors[f"info.trace.{name}"]
-        for name in Trace._fields
-        if f"info.trace.{name}" in tensors
-    }
-    stacked = StepInfo(**rows, trace=Trace(**trace) if trace else None) if rows else None
-    if stacked is None or len(stacked.loss) != int(state.step):
-        raise ValueError("its history is incomplete")
-    return state, [
-        jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(len(stacked.loss))
-    ]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -112,7 +112,7 @@ def main(arguments: Arguments) -> None:
     """Measures and writes the yardsticks."""
     folder = model_folder(arguments.model)
     codec = load_codec(folder)
-    side, bits = codec.stride, codec.codebook.shape[1]
+    side, bits = codec.stride, codec.quantizer.num_features
     perceptual = aps_jax.load_lpips()
     rng = np.random.default_rng(arguments.seed)
     pictures = photos.load_photos(arguments.data, min_side=64, max_short_side=256)

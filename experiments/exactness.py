@@ -27,7 +27,7 @@ from aps_jax.cli.errors import guarded
 from aps_jax.io.files import write_atomically
 from aps_jax.io.names import choose
 from aps_jax.presets import config_class
-from aps_jax.samplers import SAMPLERS
+from aps_jax.samplers import sample
 from aps_jax.samplers.budget import KNOBS, with_budget
 from experiments import rows as rows_of
 from experiments import toy_priors
@@ -60,12 +60,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "prior": ("maskgit", _IN_ORDER),
     "aps, published objective": ("aps", {"num_steps": "L"}),
     "aps": ("aps", _APS),
-    "aps, KL prior term": ("aps", _APS | {"prior_term": "kl"}),
     "aps, ELBO weights": ("aps", _APS | {"prior_weighting": "elbo"}),
     "aps, standard remasking": ("aps", _APS | {"remasking": "standard"}),
     "aps, random remasking": ("aps", _APS | {"remasking": "random"}),
-    "aps, warm start": ("aps", _APS | {"warm_start": "logits"}),
-    "aps, ReMDM rescale 0.5": ("aps", _APS | {"remdm": "rescale", "remask_strength": 0.5}),
+    "aps, warm start": ("aps", _APS | {"warm_start": True}),
     "best_of_n": ("best_of_n", _IN_ORDER),
     "straight_through": ("straight_through", {}),
     "svdd_pm": ("svdd_pm", _IN_ORDER | {"selection": "sample", "selection_temperature": 1.0}),
@@ -195,7 +193,7 @@ def _run(arguments: Arguments) -> None:
     done = {(row["case"], row["method"], row["budget"]) for row in rows}
     missing = [job for job in jobs(arguments) if job not in done]
     toys: dict[str, Toy] = {}
-    samples = {name: jax.jit(s.sample, static_argnames="config") for name, s in SAMPLERS.items()}
+    draw = jax.jit(sample, static_argnames="config")
     for case, method, budget in track(missing, "samplers", disable=not sys.stderr.isatty()):
         if case not in toys:
             name, is_amplitude = CASES[case]
@@ -205,9 +203,7 @@ def _run(arguments: Arguments) -> None:
         y = measurements(toy, arguments)
         batch = jnp.asarray(np.repeat(y, arguments.num_draws, axis=0), jnp.float32)
         began = time.perf_counter()
-        result = samples[METHODS[method][0]](
-            toy.params, batch, jax.random.key(arguments.seed), config=config
-        )
+        result = draw(toy.params, batch, jax.random.key(arguments.seed), config=config)
         tokens = np.asarray(result.tokens)
         seconds = time.perf_counter() - began
         row: dict[str, Any] = {"case": case, "method": method, "budget": budget}

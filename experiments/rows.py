@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aps_jax.io.files import write_atomically
-from aps_jax.restore import first_difference
+from aps_jax.io.snapshot import first_difference
 
 Row = dict[str, Any]
 

@@ -175,7 +175,7 @@ def growth_section(params: Params, arguments: Arguments) -> dict[str, Any]:
     base = {
         "batch": arguments.batch_size,
         "side": arguments.image_size,
-        "bits": params.codec.codebook.shape[1],
+        "bits": params.codec.quantizer.num_features,
         "T": arguments.num_steps,
         "M": arguments.inner_steps,
     }

@@ -14,16 +14,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import aps_jax
 from aps_jax import sharding
 from aps_jax.codec import convolution
 from aps_jax.codec import magvit2 as tokenizer
 from aps_jax.codec.magvit2 import init_codec_params, make_codec
+from aps_jax.codec.vq import VQ
 from aps_jax.presets import make_config
 from aps_jax.prior.bundle import make_prior
 from aps_jax.prior.transformer import init_transformer_params
-from aps_jax.sampling import likelihood
+from aps_jax.sampler import make_aps
+from aps_jax.sampling import objective
+from aps_jax.sampling.target import Target, measurement_target
 from aps_jax.scores.lpips import MIN_SIDE, PerceptualUnavailable, load_lpips
 from aps_jax.types import Array, Params, image_keys
 from experiments import timing
@@ -53,27 +57,30 @@ class Step:
         self.tokens = jnp.full((batch, self.grid[0] * self.grid[1]), params.codec.num_codes)
         logits = jax.jit(params.prior.apply)(params.prior.params, self.tokens_grid())
         self.log_prior = jax.nn.log_softmax(logits.reshape(*self.tokens.shape, -1))
-        self.optimizer = likelihood.make_optimizer(config)
+        self.optimizer = optax.adam(config.learning_rate)
+        self.image_shape = (side, side)
         self.opt_state = self.optimizer.init(self.log_prior)
 
     def tokens_grid(self) -> Array:
         """Tokens [B, h, w]."""
         return self.tokens.reshape(-1, *self.grid)
 
+    def target(self, params: Params, y: Array, tokens: Array) -> Target:
+        """What the sampler would make of the same arguments."""
+        whole = measurement_target(params, y, config=self.config)
+        return whole.replace(tokens=tokens, grid=self.grid)
+
     def total(self, params: Params, y: Array, phi: Array, log_prior: Array, tokens: Array) -> Array:
         """Sum of the objective over the batch."""
-        return jnp.sum(
-            likelihood.objective(
-                params, y, phi, log_prior, tokens, jnp.ones(()),
-                grid=self.grid, image_shape=(self.side, self.side), config=self.config,
-            )
-        )  # fmt: skip
+        weight = self.config.prior_weight or None
+        target = self.target(params, y, tokens)
+        return jnp.sum(objective.loss(target, phi, log_prior, tokens, weight))
 
     def half(self) -> Step:
         """The same with its lower half known, and arrays of logits for the upper one alone."""
         step, codec, (height, width) = copy.copy(self), self.params.codec, self.grid
         step.grid = (height // 2, width)
-        shape = (len(self.tokens), height - height // 2, width, codec.codebook.shape[1])
+        shape = (len(self.tokens), height - height // 2, width, codec.quantizer.num_features)
         known = jnp.sign(jax.random.normal(jax.random.key(1), shape))
 
         def decode(params: Any, codes: Array) -> Array:
@@ -115,13 +122,12 @@ class Step:
         """The inner loop of `config.num_inner_steps` iterations, compiled."""
 
         @jax.jit
-        def refine(opt_state, params, y, phi, log_prior, tokens):
-            return likelihood.refine(
-                params, y, phi, opt_state, log_prior, tokens, jnp.ones(()),
-                grid=self.grid, image_shape=(self.side, self.side), config=self.config,
-            ).logits  # fmt: skip
+        def refine(params, y, phi, log_prior, tokens):
+            sampler, target = make_aps(self.config), self.target(params, y, tokens)
+            state = sampler.init(target, target.keys(jax.random.key(0)))
+            return sampler.refine(target, state, phi, log_prior).phi
 
-        return lambda: refine(self.opt_state, *self.arguments())
+        return lambda: refine(*self.arguments())
 
 
 def loop_section(params: Params, arguments: Any) -> dict[str, Any]:
@@ -200,7 +206,7 @@ def lever_section(params: Params, arguments: Any) -> dict[str, Any]:
     """The inner loop with one thing done the plain way, over the library's own."""
     config = aps_jax.APSConfig(num_steps=1, num_inner_steps=arguments.inner_steps)
     size = (arguments.batch_size, arguments.image_size)
-    plain_codec = params.codec.replace(mean_code=None)
+    plain_codec = params.codec.replace(quantizer=VQ(params.codec.codebook))
     runs = {
         "library": Step(params, *size, config).loop(),
         "mean code by product": Step(params.replace(codec=plain_codec), *size, config).loop(),
@@ -279,12 +285,14 @@ def part_section(params: Params, arguments: Any) -> dict[str, Any]:
     step = Step(params, arguments.batch_size, arguments.image_size, config)
     codec, optimizer = params.codec, step.optimizer
     grid = step.tokens_grid()
-    codes = jnp.sign(jax.random.normal(jax.random.key(1), (*grid.shape, codec.codebook.shape[1])))
+    codes = jnp.sign(
+        jax.random.normal(jax.random.key(1), (*grid.shape, codec.quantizer.num_features))
+    )
     target = images(arguments.batch_size, arguments.image_size)
     forward = codec.decode
     both = jax.grad(lambda codes, params: jnp.sum((codec.decode(params, codes) - target) ** 2))
-    expectation = jax.grad(lambda phi, codec: jnp.sum(likelihood.expected_code(codec, phi) ** 2))
-    prior_term = jax.grad(lambda phi, p: jnp.sum(likelihood.prior_energy(phi, p, step.tokens >= 0)))
+    expectation = jax.grad(lambda phi, codec: jnp.sum(codec.quantizer.expect(phi) ** 2))
+    prior_term = jax.grad(lambda phi, p: jnp.sum(objective.prior_term(phi, p, step.tokens >= 0)))
 
     def adam(carry: Any) -> Any:
         phi, opt_state = carry
@@ -366,7 +374,7 @@ def core_section(params: Params, arguments: Any) -> dict[str, Any]:
     gradient = jax.jit(jax.grad(lambda codes, params: jnp.sum(codec.decode(params, codes) ** 2)))
     side = arguments.image_size // codec.stride
     codes = jnp.sign(
-        jax.random.normal(jax.random.key(1), (batch, side, side, codec.codebook.shape[1]))
+        jax.random.normal(jax.random.key(1), (batch, side, side, codec.quantizer.num_features))
     )
     y = params.operator(images(batch, arguments.image_size))
     keys = image_keys(jax.random.key(0), batch)
@@ -401,7 +409,7 @@ def whole_run(
     params: Params, *, batch: int, side: int, bits: int, T: int, M: int
 ) -> Callable[[], Any]:
     """A whole sampler call of these sizes, on random weights if `bits` are not the model's."""
-    if bits != params.codec.codebook.shape[1]:
+    if bits != params.codec.quantizer.num_features:
         params = _random_model(params, bits)
     config = aps_jax.APSConfig(num_steps=T, num_inner_steps=M)
     sample = jax.jit(aps_jax.aps_sample, static_argnames="config")

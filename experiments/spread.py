@@ -51,11 +51,10 @@ METHODS: dict[str, dict[str, Any]] = {
     # A falling rate would leave later cold starts at the prior.
     "categorical draws, cold start": {
         "draw": "categorical",
-        "warm_start": "none",
+        "warm_start": False,
         "learning_rate": 1.0,
         "learning_rate_schedule": "constant",
     },
-    "Gumbel noise 1 on confidence": {"draw": "quantized", "gumbel_temperature": 1.0},
     "random remasking": {"draw": "quantized", "remasking": "random"},
 }
 TASKS = ("super_resolution", "inpainting_box")
@@ -175,11 +174,9 @@ def row_of(samples: np.ndarray, tokens: np.ndarray, mask: int, x: np.ndarray) ->
     }
 
 
-def _by_photo(result: SampleResult, batch: int) -> tuple[np.ndarray, np.ndarray]:
+def _by_photo(result: SampleResult) -> tuple[np.ndarray, np.ndarray]:
     """Samples [B, S, H, W, 3] and the tokens of every step [B, T, S, L]."""
-    tokens = np.asarray(result.info.trace.tokens)
-    tokens = tokens.reshape(tokens.shape[0], -1, batch, tokens.shape[-1])
-    return np.asarray(result.samples), np.moveaxis(tokens, 2, 0)
+    return np.asarray(result.samples), np.moveaxis(np.asarray(result.info.trace.tokens), 1, 0)
 
 
 def config_of(method: str, arguments: Arguments) -> APSConfig:
@@ -245,7 +242,7 @@ def _run_method(
         y = restoring.measured(operator, noise, jnp.asarray(x), arguments.sigma)
         params = aps_jax.Params(model.prior, model.codec, operator)
         result = _sample(params, y, keys, config=config)
-        samples, tokens = _by_photo(result, len(padded))
+        samples, tokens = _by_photo(result)
         found = [
             {"task": task, "method": method, "image": crops.names[i]}
             | row_of(samples[place], tokens[place], model.codec.num_codes, x[place])

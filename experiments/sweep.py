@@ -32,7 +32,7 @@ from aps_jax.cli import options as cli_options
 from aps_jax.cli import restore as command
 from aps_jax.io import checkpoint
 from aps_jax.operators import tasks
-from aps_jax.samplers import sample_function
+from aps_jax.samplers import sample
 from aps_jax.scores import report
 from aps_jax.types import Key, Params, Perceptual
 from experiments import batches, hosts, memory, rows, sources
@@ -111,7 +111,7 @@ class Host:
                 options.model, prompt=options.prompt, mesh=self.mesh, dtype=options.dtype
             )
         self.log = options.out / f"rows-{place.index:04}.jsonl"
-        self._jitted = jax.jit(sample_function(options.sampler), static_argnames="config")
+        self._jitted = jax.jit(sample)
         self._compiled: dict[Any, Any] = {}
         self._distance: Perceptual | None = None
         self._tried_distance = False
@@ -168,7 +168,7 @@ class Host:
         seconds /= len(jobs)
 
         table = []
-        is_finite = np.all(result.info.is_finite, axis=(0, 1))
+        is_finite = np.all(result.info.is_finite, axis=(0, 2))
         for index, job in enumerate(jobs):
             row = {"name": job.name, "status": "restored", "sha256": job.problem.source["sha256"]}
             if not is_finite[index]:

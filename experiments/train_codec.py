@@ -124,7 +124,7 @@ def codec_loss(
     The reconstruction is that of codes with some bits flipped, by `config.bit_flips`.
     """
     features = encode(x)
-    codes, _ = lfq.quantize(None, features)
+    codes, _ = lfq.quantize(features)
     flipped = flip_bits(key, codes, config.bit_flips)
     restored = decode(lfq.straight_through(features, flipped))
     mse = jnp.mean((restored - x) ** 2)
@@ -161,7 +161,8 @@ def evaluate(
 
     @jax.jit
     def restore(params, x):
-        codes, tokens = codec.quantize(codec.codebook, codec.encode(params, x))
+        tokens = codec.quantizer.nearest(codec.encode(params, x))
+        codes = codec.quantizer.lookup(tokens)
         flipped = flip_bits(jax.random.key(0), codes, 0.03)
         restored = codec.decode(params, codes)
         distance = perceptual(jnp.clip(restored, -1, 1), x) if perceptual else jnp.zeros(len(x))

@@ -30,6 +30,7 @@ from aps_jax.io import checkpoint
 from aps_jax.io.files import write_atomically
 from aps_jax.pretrained import load_codec, model_folder
 from aps_jax.prior.bundle import grid_hidden, make_prior
+from aps_jax.prior.guidance import carry_over, log_prior
 from aps_jax.prior.transformer import (
     Transformer,
     TransformerConfig,
@@ -38,7 +39,7 @@ from aps_jax.prior.transformer import (
 )
 from aps_jax.samplers import decoding
 from aps_jax.samplers.maskgit import MaskGITConfig
-from aps_jax.samplers.problem import Field
+from aps_jax.sampling.target import fold
 from aps_jax.types import Array, Codec, Key, Prior, PyTree
 from experiments import photos, prior_scores, training
 
@@ -229,10 +230,13 @@ def complete(key: Key, prior: Prior, tokens: Array, *, num_steps: int) -> Array:
     @jax.jit
     def sample(prior, tokens, keys):
         flat = tokens.reshape(tokens.shape[0], -1)
-        field = Field(prior=prior, tokens=flat, grid=tokens.shape[1:], config=config)
 
         def step(state, index):
-            return decoding.decode_step(field, keys, state, index), None
+            seen = log_prior(prior, state.tokens, tokens.shape[1:])
+            return decoding.reveal(
+                config, fold(keys, index), carry_over(seen, state.tokens), state, index,
+                is_unknown=flat == prior.num_codes,
+            ), None  # fmt: skip
 
         state, _ = jax.lax.scan(step, decoding.start(flat), jnp.arange(num_steps))
         return state.tokens.reshape(tokens.shape)
@@ -299,7 +303,7 @@ def train(config: Config) -> None:
     training.claim(config)
     codec = load_codec(config.codec)
     tokens = crop_tokens(config, codec)
-    model = config.transformer(codec.codebook.shape[1])
+    model = config.transformer(codec.quantizer.num_features)
     yardsticks = prior_scores.yardsticks(tokens, codec.codebook)
     params = initial_params(config, model)
     size = num_params(params["model"])

@@ -4,16 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import NUM_CODES, channel_matrix, patch_codec
-
-from aps_jax import operators
-from aps_jax.codec.magvit2 import encode_tokens
 from aps_jax.sampling.estimate import (
     SMOOTHNESS,
     encoder_logits,
     encoder_tokens,
     smooth_estimate,
 )
+from conftest import NUM_CODES, channel_matrix, patch_codec
+
+from aps_jax import operators
+from aps_jax.codec.magvit2 import encode_tokens
 
 SIDE, SIGMA = 16, 0.05
 

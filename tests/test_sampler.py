@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from aps_jax.sampling.estimate import encoder_logits, smooth_estimate
 from conftest import NUM_CODES, mixing_prior, patch_codec
 
 import aps_jax
 from aps_jax import APSConfig, Params, operators, sampler
 from aps_jax.codec.magvit2 import encode_tokens
 from aps_jax.sampling import schedules as schedule
-from aps_jax.sampling.estimate import encoder_logits, smooth_estimate
 from aps_jax.types import Perceptual, image_keys
 
 SIDE, LENGTH, BATCH = 16, 16, 2  # 16x16 pixels are 4x4 tokens of stride 4

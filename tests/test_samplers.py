@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from aps_jax.sampling.estimate import smooth_estimate
 from conftest import NUM_CODES, mixing_prior, patch_codec
 
 from aps_jax import Params, operators
 from aps_jax.codec.magvit2 import encode_tokens
 from aps_jax.samplers import SAMPLERS, budget
-from aps_jax.sampling.estimate import smooth_estimate
 from aps_jax.types import Perceptual
 
 LENGTH, BATCH, SIDE = 16, 2, 16

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+from aps_jax.samplers.problem import pose
 from toy import BITS, CODES, HEIGHT, LENGTH, WIDTH
 
 from aps_jax.samplers import entrgi
 from aps_jax.samplers.entrgi import EntRGiConfig
-from aps_jax.samplers.problem import pose
 
 # `test_samplers.py` holds the laws of every sampler; these proofs of one compile longer.
 pytestmark = pytest.mark.slow

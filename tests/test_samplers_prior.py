@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+from aps_jax.samplers.problem import pose
 from conftest import patch_codec
 from toy import CODES, FIELDS, HEIGHT, LENGTH, WIDTH
 
 from aps_jax import Params, operators
 from aps_jax.samplers import SAMPLERS, decoding, straight_through
 from aps_jax.samplers.maskgit import MaskGITConfig
-from aps_jax.samplers.problem import pose
 from aps_jax.samplers.straight_through import StraightThroughConfig
 from aps_jax.sampling import schedules as schedule
 

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+from aps_jax.samplers.problem import fold, pose
 from toy import CODES, FIELDS, HEIGHT, LENGTH, WIDTH
 
 from aps_jax.samplers import sgdd
-from aps_jax.samplers.problem import fold, pose
 from aps_jax.samplers.sgdd import SGDDConfig
 
 # `test_samplers.py` holds the laws of every sampler; these proofs of one compile longer.

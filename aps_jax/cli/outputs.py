@@ -88,8 +88,8 @@ class Outputs:
                 "metrics": self.scores or None,
                 "residual": self.residual,
                 "history": {
-                    "loss": self.result.info.loss[:, :, 0],
-                    "num_masked": self.result.info.num_masked[:, :, 0],
+                    "loss": self.result.info.loss[:, 0],
+                    "num_masked": self.result.info.num_masked[:, 0],
                 },
                 "seconds": {name: round(value, 3) for name, value in seconds.items()},
                 "model_calls": self.restored.calls,
@@ -140,8 +140,8 @@ class Outputs:
             for index, sample in enumerate(result.samples[0], start=1):
                 images.save_image(folder / "samples" / f"sample_{index:02}.png", sample)
         if self.options.save_steps:
-            for index, rows in enumerate(result.info.trace.images, start=1):
-                images.save_image(folder / "steps" / f"step_{index:02}.png", rows[0])
+            for index, shown in enumerate(result.info.trace.images[:, 0, 0], start=1):
+                images.save_image(folder / "steps" / f"step_{index:02}.png", shown)
         canvas = images.comparison(
             [(label, picture) for label, picture, _ in panels],
             captions=[caption for _, _, caption in panels],

@@ -27,12 +27,11 @@ from aps_jax.cli.errors import is_out_of_memory
 from aps_jax.cli.inputs import Problem, degrade_photo, given_options, load_measured
 from aps_jax.cli.options import Restore, command_of, config_of
 from aps_jax.cli.outputs import SINGLE_FILES, Outputs, work_of
+from aps_jax.codec import expectation
 from aps_jax.config import APSConfig
 from aps_jax.io.checkpoint import CARD_NAME, fingerprint, read_card, weights_path
-from aps_jax.prior.windows import field_shape
 from aps_jax.restore import DivergedError, Restored, Snapshot, StepReport, restore
 from aps_jax.samplers import SVDDConfig
-from aps_jax.sampling.likelihood import decode_image
 from aps_jax.scores import report
 from aps_jax.scores.lpips import MIN_SIDE as LPIPS_SIDE
 from aps_jax.scores.lpips import PerceptualUnavailable, load_lpips
@@ -215,20 +214,22 @@ def memory_advice(config: Any, model: pretrained.Model) -> str:
 
 def _logit_bytes(config: Any, model: pretrained.Model) -> int:
     """Bytes of the logits of all samples, and of all candidates that are alive at once."""
-    rows, columns = _field(config, model)
     # Only these two samplers work on all their candidates at once.
     parallel = getattr(config, "num_particles", 1)
     parallel *= config.num_candidates if isinstance(config, SVDDConfig) else 1
-    return 4 * parallel * config.num_samples * rows * columns * model.codec.num_codes
+    return (
+        4 * parallel * config.num_samples * math.prod(_field(config, model)) * model.codec.num_codes
+    )
 
 
 def _kept_bytes(config: Any, model: pretrained.Model) -> int:
     """Bytes that automatic differentiation keeps of the decoder, weights left out."""
-    shape = (config.num_samples, *_field(config, model), model.codec.codebook.shape[-1])
+    grid = _field(config, model)
+    shape = (config.num_samples, math.prod(grid), model.codec.quantizer.num_features)
 
     def backward(codec: Codec, codes: Array) -> Any:
         def decode(codes: Array) -> Array:
-            return decode_image(codec, codes, config.image_shape, config.decode_scale)
+            return expectation.decode(codec, codes, grid, config.image_shape, config.decode_scale)
 
         return jax.vjp(decode, codes)[1]
 
@@ -240,9 +241,9 @@ def _kept_bytes(config: Any, model: pretrained.Model) -> int:
     return max(total - weights, 0)
 
 
-def _field(config: Any, model: pretrained.Model) -> tuple[int, int]:
-    decoded = tuple(side * config.decode_scale for side in config.image_shape)
-    return field_shape(decoded, model.codec.stride)
+def _field(config: Any, model: pretrained.Model) -> tuple[int, ...]:
+    height, width = (side * config.decode_scale for side in config.image_shape)
+    return model.codec.grid((height, width))
 
 
 def perceptual_weight(config: Any) -> float:

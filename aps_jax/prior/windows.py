@@ -62,7 +62,7 @@ def prior_logits(prior: Prior, tokens: Array, *, is_unconditional: bool = False)
     Args:
       prior: `prior.window` is the largest grid side it takes, `prior.overlap` the least share of
         a window that its neighbours have too.
-      tokens: int [B, h, w] in [0, K], K for the mask.
+      tokens: int [B, h, w] in [0, K], K for the mask; grids of other numbers of axes are never cut.
       is_unconditional: use `prior.apply_unconditional`.
 
     Returns:
@@ -74,10 +74,10 @@ def prior_logits(prior: Prior, tokens: Array, *, is_unconditional: bool = False)
     apply = prior.apply_unconditional if is_unconditional else prior.apply
     if apply is None:
         raise ValueError("this prior has no unconditional form")
-    _, height, width = tokens.shape
     window = prior.window
-    if window is None or max(height, width) <= window:
+    if window is None or tokens.ndim != 3 or max(tokens.shape[1:]) <= window:
         return apply(prior.params, tokens)
+    _, height, width = tokens.shape
 
     rows, columns = (window_starts(side, window, prior.overlap) for side in (height, width))
     size_h, size_w = min(window, height), min(window, width)

@@ -146,7 +146,7 @@ def decode_step(
 ) -> tuple[Decoding, Array]:
     """One call of the prior and one transition; also the likeliest clean tokens [R, L]."""
     keys = fold(keys, step)
-    log_probs = log_prior(target, state.tokens)
+    log_probs = target.carried_log_prior(state.tokens)
     after = reveal(config, keys, log_probs, state, step, is_unknown=target.is_unknown)
     return after, estimate(log_probs, after.tokens)
 
@@ -154,15 +154,3 @@ def decode_step(
 def estimate(log_probs: Array, tokens: Array) -> Array:
     """Tokens [R, L] with their masks filled by the likeliest tokens of [R, L, K]."""
     return jnp.where(tokens == log_probs.shape[-1], most_likely(log_probs), tokens)
-
-
-#: Log-probability of what carry-over excludes at clean positions: exp(-70) is 0 next to 1.
-LEAST_LOG_PROB = -70.0
-
-
-def log_prior(target: Target, tokens: Array) -> Array:
-    """Log p(x_l | tokens) [R, L, K]; clean tokens are carried over, so one-hot with a floor."""
-    log_probs = jnp.maximum(target.log_prior(tokens), LEAST_LOG_PROB)
-    is_own = tokens[..., None] == jnp.arange(target.mask)
-    carried = jnp.where(is_own, 0.0, LEAST_LOG_PROB)
-    return jnp.where((tokens == target.mask)[..., None], log_probs, carried)

@@ -107,7 +107,7 @@ class EntRGiConfig(GradientConfig, PriorConfig):
         """One timestep of a trajectory; after its last one it is weighed."""
         n, i = state.step // self.num_steps, state.step % self.num_steps
         keys_refine, keys_draw = split(fold(fold(keys, n), i), 2)
-        log_prior = decoding.log_prior(target, state.tokens)
+        log_prior = target.carried_log_prior(state.tokens)
         phi = log_prior
         if state.estimate is not None:
             phi = phi + encoder_logits(target, state.estimate, self.encoder_start)

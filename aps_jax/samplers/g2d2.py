@@ -103,7 +103,7 @@ class G2D2Config(StarConfig):
         """One timestep."""
         i, tokens = state.step, state.tokens
         keys_refine, keys_move = split(fold(keys, i), 2)
-        log_prior = decoding.log_prior(target, tokens)
+        log_prior = target.carried_log_prior(tokens)
         mixed = self.forget * log_prior + (1 - self.forget) * state.phi
         start = log_prior
         if state.estimate is not None:

@@ -20,7 +20,6 @@ import optax
 
 from aps_jax.codec.expectation import straight_through
 from aps_jax.config import check_options
-from aps_jax.samplers import decoding
 from aps_jax.samplers.config import StarConfig
 from aps_jax.samplers.g2d2 import star_transition
 from aps_jax.sampling.draws import draw_tokens
@@ -91,7 +90,7 @@ class ReDGEConfig(StarConfig):
         """One timestep."""
         i, tokens = state.step, state.tokens
         keys_refine, keys_draw, keys_mask = split(fold(keys, i), 3)
-        log_prior = decoding.log_prior(target, tokens)
+        log_prior = target.carried_log_prior(tokens)
         phi = log_prior
         if state.estimate is not None:
             phi = phi + encoder_logits(target, state.estimate, self.encoder_start)

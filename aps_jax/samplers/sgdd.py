@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from aps_jax.config import Evaluations, check_options
-from aps_jax.samplers import decoding
 from aps_jax.samplers.config import PriorConfig
 from aps_jax.sampling import remasking
 from aps_jax.sampling.draws import draw_tokens
@@ -157,7 +156,7 @@ class SGDDConfig(PriorConfig):
 
         def step(h: Array, tokens: Array) -> Array:
             keys_draw, keys_order = split(fold(keys, h), 2)
-            proposal = draw_tokens(keys_draw, decoding.log_prior(target, tokens))
+            proposal = draw_tokens(keys_draw, target.carried_log_prior(tokens))
             scores = remasking.gumbel_scores(keys_order, jnp.zeros(tokens.shape, jnp.float32), 1.0)
             num_left = num_masked * (num_steps - h - 1) // num_steps
             is_kept = remasking.select_by_count(scores, tokens == target.mask, num_left)

@@ -112,7 +112,7 @@ class SMCConfig(DecodingConfig):
 
         start = decoding.start(target.tokens)
         nothing = jnp.zeros((self.num_particles, target.tokens.shape[0]), jnp.float32)
-        log_probs = decoding.log_prior(target, target.tokens)
+        log_probs = target.carried_log_prior(target.tokens)
         particles = _Particles(jax.tree.map(repeated, start), repeated(log_probs), nothing)
         return _State(particles, nothing, jnp.zeros((), jnp.int32))
 
@@ -165,7 +165,7 @@ class SMCConfig(DecodingConfig):
                 self, keys_move, particle.log_probs, particle.state, i,
                 is_unknown=target.is_unknown,
             )  # fmt: skip
-            log_probs = decoding.log_prior(target, state.tokens)
+            log_probs = target.carried_log_prior(state.tokens)
             return _Particles(state, log_probs, self._value(target, keys_fill, log_probs))
 
         return jax.vmap(one)(jnp.arange(self.num_particles), particles)

@@ -75,7 +75,7 @@ class SVDDConfig(DecodingConfig):
     def init(self, target: Target, keys: Key) -> _State:
         """Everything masked but the known tokens."""
         start = decoding.start(target.tokens)
-        return _State(start, decoding.log_prior(target, start.tokens))
+        return _State(start, target.carried_log_prior(start.tokens))
 
     def step(self, target: Target, state: _State, keys: Key) -> tuple[_State, StepInfo]:
         """Draws the candidates and chooses one by value."""
@@ -86,7 +86,7 @@ class SVDDConfig(DecodingConfig):
                 self, fold(keys, j), state.log_probs, state.decoding, i,
                 is_unknown=target.is_unknown,
             )  # fmt: skip
-            log_probs = decoding.log_prior(target, after.tokens)
+            log_probs = target.carried_log_prior(after.tokens)
             # The step is common to all rows, so it is put back after the choice.
             after = after._replace(step=jnp.broadcast_to(after.step, log_probs.shape[:1]))
             return _State(after, log_probs), target.energy_of(most_likely(log_probs))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from aps_jax import energies
 from aps_jax.codec import expectation
 from aps_jax.codec.expectation import Grid
-from aps_jax.prior.windows import prior_logits
+from aps_jax.prior import guidance
 from aps_jax.sampling.leaves import is_absent
 from aps_jax.types import (
     Array,
@@ -32,9 +32,6 @@ from aps_jax.types import (
     PyTree,
     image_keys,
 )
-
-#: Logits of codes that a prior excludes, in place of -inf, whose differences are NaN.
-LEAST_LOGIT = -1e4
 
 
 @flax.struct.dataclass
@@ -96,20 +93,17 @@ class Target:
 
     def log_prior(self, tokens: Array) -> Array:
         """Log x_theta [R, L, K] at tokens [R, L]: one call of the denoiser, without gradient."""
+        return guidance.log_prior(
+            self.prior,
+            tokens,
+            self.grid,
+            guidance_scale=self.guidance_scale,
+            prior_temperature=self.prior_temperature,
+        )
 
-        def bounded(**options: bool) -> Array:
-            logits = prior_logits(self.prior, tokens.reshape(-1, *self.grid), **options)
-            logits = logits.reshape(*tokens.shape, -1).astype(jnp.float32)
-            return jnp.maximum(logits, LEAST_LOGIT)
-
-        with jax.named_scope("denoiser"):
-            logits = bounded()
-            if self.guidance_scale is not None:
-                plain = bounded(is_unconditional=True)
-                logits = (1 + self.guidance_scale) * logits - self.guidance_scale * plain
-            if self.prior_temperature is not None:
-                logits = logits / self.prior_temperature
-            return jax.nn.log_softmax(jax.lax.stop_gradient(logits), axis=-1)
+    def carried_log_prior(self, tokens: Array) -> Array:
+        """`log_prior`, but one-hot where tokens are clean, as methods that redraw them need it."""
+        return guidance.carry_over(self.log_prior(tokens), tokens)
 
     def codes(self, tokens: Array) -> Array:
         """Codes [R, L, d] of clean tokens [R, L]."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from aps_jax import metrics
 from aps_jax.codec.magvit2 import reconstruct
-from aps_jax.sampling.likelihood import residuals
+from aps_jax.operators.residuals import residuals
 from aps_jax.scores import lpips as perceptual
 from aps_jax.types import Array, Codec, ImageShape, Operator, Perceptual, PyTree
 

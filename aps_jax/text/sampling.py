@@ -9,19 +9,22 @@ Sources: LLaDA (arXiv:2502.09992, section 2.4 and appendix A.3), Dream (arXiv:25
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from aps_jax.config import check_options
+from aps_jax.prior.guidance import carry_over, log_prior
 from aps_jax.samplers.config import DecodingConfig
 from aps_jax.samplers.decoding import Decoding, reveal, start
-from aps_jax.samplers.problem import Field, fold, prior_log_probs
 from aps_jax.sampling.draws import top_p
-from aps_jax.sampling.rows import row_keys
+from aps_jax.sampling.leaves import as_pytree, is_absent
+from aps_jax.sampling.target import fold, row_keys, start_tokens
 from aps_jax.types import Array, Key, Prior
 
 
+@as_pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig(DecodingConfig):
     """Options of `sample_text`; sigma, decode_scale and image_shape are not used.
@@ -33,6 +36,8 @@ class TextConfig(DecodingConfig):
         remasking, which its Instruct model needs for long answers); None writes all at once.
       top_p: draw from the likeliest tokens that hold this mass; 0 takes the likeliest.
     """
+
+    STATIC_FLOATS: ClassVar = ("top_p",)
 
     num_steps: int = 128
     schedule: str = "linear"
@@ -78,34 +83,41 @@ def sample_text(
     size = config.block_length or length
     if length < 1 or length % size:
         raise ValueError(f"length must be a positive multiple of block_length {size}, got {length}")
-    if known_tokens is None:
-        known_tokens = jnp.full((batch, length), prior.num_codes)
-    elif known_tokens.shape != (batch, length):
-        raise ValueError(f"known_tokens has shape {known_tokens.shape}, needs {(batch, length)}")
-    tokens = jnp.tile(known_tokens.astype(jnp.int32), (config.num_samples, 1))
+    start_with = start_tokens(known_tokens, (batch, length), prior.num_codes)
+    tokens = jnp.tile(start_with, (config.num_samples, 1))
     keys = row_keys(key, tokens.shape[0], config.num_samples)
-    whole = Field(prior=prior, tokens=tokens, grid=(1, length), config=config)
+    options = {
+        name: None if is_absent(value, absent) else value
+        for name, value, absent in (
+            ("guidance_scale", config.guidance_scale, 0.0),
+            ("prior_temperature", config.prior_temperature, 1.0),
+        )
+    }
 
     def write_block(tokens: Array, index: Array) -> tuple[Array, None]:
         def cut(array: Array) -> Array:
             return jax.lax.dynamic_slice_in_dim(array, index * size, size, axis=1)
 
-        def paste(block: Array) -> Array:
-            return jax.lax.dynamic_update_slice_in_dim(tokens, block, index * size, axis=1)
+        def paste(part: Array) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(tokens, part, index * size, axis=1)
 
-        field = Field(prior=prior, tokens=cut(tokens), grid=(1, size), config=config)
+        block = cut(tokens)
 
         def step(state: Decoding, i: Array) -> tuple[Decoding, None]:
-            log_probs = cut(prior_log_probs(whole, paste(state.tokens)))
+            seen = paste(state.tokens)
+            log_probs = log_prior(prior, seen, (1, length), **options)
+            log_probs = cut(carry_over(log_probs, seen))
             if config.top_p == 0:
                 peak = jnp.max(log_probs, axis=-1, keepdims=True)
                 log_probs = jnp.where(log_probs == peak, log_probs, -jnp.inf)
             else:
                 log_probs = top_p(log_probs, config.top_p)
             step_keys = fold(keys, index * config.num_steps + i)
-            return reveal(field, step_keys, log_probs, state, i), None
+            return reveal(
+                config, step_keys, log_probs, state, i, is_unknown=block == prior.num_codes
+            ), None
 
-        state, _ = jax.lax.scan(step, start(field.tokens), jnp.arange(config.num_steps))
+        state, _ = jax.lax.scan(step, start(block), jnp.arange(config.num_steps))
         return paste(state.tokens), None
 
     tokens, _ = jax.lax.scan(write_block, tokens, jnp.arange(length // size))

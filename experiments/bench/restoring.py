@@ -16,10 +16,10 @@ from aps_jax import metrics
 from aps_jax.codec.magvit2 import reconstruct
 from aps_jax.config import APSConfig
 from aps_jax.operators import measure
-from aps_jax.samplers import sample_function
+from aps_jax.operators.residuals import absolute_error
+from aps_jax.samplers import sample
 from aps_jax.samplers.budget import decoder_evaluations
-from aps_jax.sampling.estimate import smooth_estimate
-from aps_jax.sampling.likelihood import absolute_error
+from aps_jax.sampling.starts import smooth_estimate
 from aps_jax.scores import report
 from aps_jax.types import Array, Key, Operator, Params, Perceptual, Prior, PyTree, bind
 from experiments.bench.study import Method
@@ -98,7 +98,7 @@ def compile_method(
         jax.block_until_ready(run(params, x, y, keys))
         return run
     needed = _needed(params, method, config)
-    lowered = _run.lower(needed, y, keys, sample=sample_function(method.sampler), config=config)
+    lowered = _run.lower(needed, y, keys, config=config)
     return functools.partial(_sampled, lowered.compile(), method, config)
 
 
@@ -113,15 +113,13 @@ def _yardstick(method: Method, sigma: float, image_shape: tuple[int, int]) -> Re
     )
 
 
-@functools.partial(jax.jit, static_argnames=("sample", "config"))
-def _run(
-    params: Params, y: PyTree, keys: Key, *, sample: Callable[..., Any], config: Any
-) -> tuple[Array, Array, Array]:
+@functools.partial(jax.jit, static_argnames="config")
+def _run(params: Params, y: PyTree, keys: Key, *, config: Any) -> tuple[Array, Array]:
     result = sample(params, y, keys, config=config)
     images, is_finite = _best(
         params.operator, result.samples, y, jnp.all(result.info.is_finite, axis=0)
     )
-    return images, is_finite, jnp.sum(result.info.num_inner_steps, axis=(0, 1))
+    return images, is_finite
 
 
 def _needed(params: Params, method: Method, config: Any) -> Params:
@@ -136,34 +134,32 @@ def _needed(params: Params, method: Method, config: Any) -> Params:
 def _sampled(
     compiled: Any, method: Method, config: Any, params: Params, x: Array, y: PyTree, keys: Key
 ) -> Restored:
-    images, is_finite, inner_steps = compiled(_needed(params, method, config), y, keys)
+    images, is_finite = compiled(_needed(params, method, config), y, keys)
     calls, batch = config.evaluations(), x.shape[0]
-    gradients = np.full(batch, config.num_samples * calls.decoder_gradient)
-    if isinstance(config, APSConfig):  # Early stop may have made fewer than planned.
-        gradients = np.asarray(inner_steps)
-    forward = config.num_samples * (decoder_evaluations(config) - calls.decoder_gradient)
-    cost = {
-        "denoiser_evaluations": np.full(batch, config.num_samples * calls.denoiser),
-        "decoder_evaluations": forward + gradients,
-        "gradient_evaluations": gradients,
+    per_sample = {
+        "denoiser_evaluations": calls.denoiser,
+        "decoder_evaluations": decoder_evaluations(config),
+        "gradient_evaluations": calls.decoder_gradient,
     }
+    cost = {n: np.full(batch, config.num_samples * count) for n, count in per_sample.items()}
     return Restored(images, np.asarray(is_finite), cost)
 
 
 def _best(operator: Operator, samples: Array, y: PyTree, is_finite: Array) -> tuple[Array, Array]:
     """Of samples [B, S, H, W, 3] those of least residual [B, H, W, 3], and if they are finite.
 
-    A sample whose objective was not finite (`is_finite` [S, B]) is chosen only if all are so.
+    A sample whose objective was not finite (`is_finite` [B, S]) is chosen only if all are so.
     """
     if samples.shape[1] == 1:
-        return samples[:, 0], is_finite[0]
+        return samples[:, 0], is_finite[:, 0]
     residual = jnp.stack(
-        [absolute_error(operator, operator(samples[:, s]), y) for s in range(samples.shape[1])]
+        [absolute_error(operator, operator(samples[:, s]), y) for s in range(samples.shape[1])],
+        axis=1,
     )
     is_sound = is_finite & ~jnp.isnan(residual)
-    best = jnp.argmin(jnp.where(is_sound, residual, jnp.inf), axis=0)
+    best = jnp.argmin(jnp.where(is_sound, residual, jnp.inf), axis=1)
     index = jnp.arange(samples.shape[0])
-    return samples[index, best], is_finite[best, index]
+    return samples[index, best], is_finite[index, best]
 
 
 _reconstruct = jax.jit(reconstruct)
