@@ -28,7 +28,7 @@ from aps_jax.sampling import objective, remasking, schedules, starts
 from aps_jax.sampling.draws import draw_tokens
 from aps_jax.sampling.inner_loop import Refined, descend
 from aps_jax.sampling.leaves import as_pytree, is_absent
-from aps_jax.sampling.run import SampleResult, StepInfo, run, step_info
+from aps_jax.sampling.run import SampleResult, StepInfo, collect, run, step_info
 from aps_jax.sampling.target import Target, fold, measurement_target, most_likely, split
 from aps_jax.types import Array, Key, Params, PyTree
 
@@ -81,6 +81,32 @@ def aps_sample(
     """
     target = measurement_target(params, y, config=config, known_tokens=known_tokens)
     return run(make_aps(config), target, key)
+
+
+def aps_init(
+    params: Params, y: PyTree, *, config: APSConfig, known_tokens: Array | None = None
+) -> APSState:
+    """The state before the first timestep, for a host loop of your own over `aps_step`.
+
+    Arguments and errors are those of `aps_sample`.
+    """
+    target = measurement_target(params, y, config=config, known_tokens=known_tokens)
+    return make_aps(config).init(target, target.keys(jax.random.key(0)))
+
+
+def aps_step(
+    params: Params, y: PyTree, state: APSState, key: Key, *, config: APSConfig
+) -> tuple[APSState, StepInfo]:
+    """One timestep, the body of the scan of `aps_sample`; infos are per row [S * B]."""
+    target = measurement_target(params, y, config=config)
+    return make_aps(config).step(target, state, target.keys(key))
+
+
+def aps_finish(
+    params: Params, y: PyTree, state: APSState, info: StepInfo, *, config: APSConfig
+) -> SampleResult:
+    """Decodes the last state; `info` is the stack of all steps' infos, with leading axis T."""
+    return collect(measurement_target(params, y, config=config), state.tokens, info)
 
 
 @dataclasses.dataclass(frozen=True)
