@@ -21,6 +21,7 @@ from hub import save_tokenizer
 from PIL import Image
 
 from aps_jax import cli, images, presets, pretrained
+from aps_jax import restore as host_loop
 from aps_jax.cli import errors as cli_errors
 from aps_jax.cli import inputs
 from aps_jax.cli import options as cli_options
@@ -429,7 +430,6 @@ ERRORS = {
         "{photo} --option prior_weight=1 --option prior_weight=2",
         "given twice",
     ),
-    "steps of another sampler": ("{photo} --sampler smc --save-steps", "--save-steps is of aps"),
     "budget": ("{photo} --budget 0", "--budget must be at least 1"),
     "small budget": ("{photo} --num-steps 15 --budget 3", "too small"),
     "budget without use": ("{photo} --sampler maskgit --budget 3", "has no budget"),
@@ -579,6 +579,7 @@ def test_full_disk_at_the_first_snapshot(restore, photo, monkeypatch):
 
 def test_interrupted_run_goes_on(restore, photo, tmp_path, monkeypatch):
     _, whole, _ = restore(photo, out=tmp_path / "whole")
+    monkeypatch.setattr(host_loop, "SNAPSHOT_SECONDS", 0.0)
     save = command.Snapshot.save
 
     def save_and_stop(self, state, infos, seconds):

@@ -11,7 +11,7 @@ from conftest import mixing_prior
 from aps_jax import Params, operators, presets, pretrained
 from aps_jax.cli import inputs
 from aps_jax.cli import restore as command
-from aps_jax.samplers import sample_function
+from aps_jax.samplers import sample
 
 
 def config_of(sampler="aps", *, image_shape=(64, 96), num_samples=1):
@@ -79,8 +79,8 @@ def test_the_estimate_is_near_the_plan_of_xla(sampler, monkeypatch):
     y = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
     jax.config.update("jax_disable_most_optimizations", False)
     try:
-        sample = jax.jit(sample_function(sampler), static_argnames="config")
-        compiled = sample.lower(params, y, jax.random.key(0), config=config).compile()
+        run = jax.jit(sample, static_argnames="config")
+        compiled = run.lower(params, y, jax.random.key(0), config=config).compile()
     finally:
         jax.config.update("jax_disable_most_optimizations", True)
     planned = compiled.memory_analysis().temp_size_in_bytes
