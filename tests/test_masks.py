@@ -97,7 +97,7 @@ GOOD = {
     "palette of labels, 0 and 255": pillow(times(255, np.uint8), palette=VOC + [99] * 762),
     "palette of dark greys": pillow(times(1, np.uint8), palette=[0, 0, 0, 1, 1, 1]),
     "palette with tRNS": png(
-        KNOWN, colour=raw.PALETTE, depth=1, chunks=[(b"PLTE", bytes((9, 9, 9, 90, 90, 90))), (b"tRNS", b"\0")]
+        KNOWN, colour=raw.PALETTE, depth=1, chunks=[(b"PLTE", b"\x09" * 6), (b"tRNS", b"\0")]
     ),
     "GIF": pillow(times(255, np.uint8), ".gif"),
     "BMP": pillow(times(255, np.uint8), ".bmp"),
