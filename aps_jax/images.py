@@ -10,20 +10,21 @@ import importlib.resources
 import io
 import math
 import unicodedata
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
+from aps_jax.io.arrays import MAX_PIXELS, existing_file, open_array
+from aps_jax.io.color import srgb_image
 from aps_jax.io.files import PathLike, write_atomically
+from aps_jax.io.pictures import read_picture
 
 #: Smallest side of a photo to restore.
 MIN_SIDE = 8
-#: Default limit on height * width: far above what a sampler can hold, below what can hang a host.
-MAX_PIXELS = 50_000_000
 #: A float array may leave [-1, 1] by this much (rounding); it is clipped back.
 _RANGE_TOLERANCE = 1e-3
 _SPELLINGS = str.maketrans({"×": "x", "σ": "sigma", "–": "-", "—": "-", "−": "-", "±": "+-"})
@@ -60,10 +61,12 @@ def _as_pixels(x: Any) -> np.ndarray:
 def load_image(path: PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Loads a photo from any file Pillow reads, or from a .npy array.
 
-    Image files: EXIF rotation is applied, transparency is composited on white (as viewers show it),
-    grey is repeated to three channels, 16-bit grey keeps its depth, other modes go through 8-bit
-    RGB, and of an animation the first frame is taken. Arrays are [H, W], [H, W, C] or [1, H, W, C]
-    with C = 1 or 3: uint8, or floats in [-1, 1].
+    Image files: EXIF rotation is applied, colours become sRGB (by the file's ICC profile or, in a
+    PNG, its gAMA chunk, as browsers do; CMYK without a profile as R = (1 - C)(1 - K)), transparency
+    is composited on white, grey is repeated to three channels, 16-bit PNG and TIFF files keep their
+    depth unless a profile has to be applied, and of an animation the first frame is taken. Numbers
+    whose white no standard defines (32-bit integers, signed ones, floats) are refused. Arrays are
+    [H, W], [H, W, C] or [1, H, W, C] with C = 1 or 3: uint8, or floats in [-1, 1].
 
     Args:
       path: file to read.
@@ -76,9 +79,9 @@ def load_image(path: PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
       FileNotFoundError: if there is no such file.
       ValueError: if it is not a whole image with usable values.
     """
-    path = _existing_file(path)
+    path = existing_file(path)
     if path.suffix.lower() != ".npy":
-        x = _read_picture(path, max_pixels)
+        x = srgb_image(path, read_picture(path, max_pixels))
     else:
         x = _read_array(path, max_pixels)
         if x.ndim == 4 and x.shape[0] == 1:
@@ -126,13 +129,13 @@ def load_measurement(
     """
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, received {channels}")
-    path = _existing_file(path)
+    path = existing_file(path)
     if path.suffix.lower() == ".npy":
         y = _read_array(path, max_pixels)
         if y.ndim == 4 and y.shape[0] == 1:
             return y[0]
         return y[..., None] if y.ndim == 2 else y
-    y = _read_picture(path, max_pixels)
+    y = srgb_image(path, read_picture(path, max_pixels))
     if channels == 3:
         return y
     if (y != y[..., :1]).any():
@@ -140,80 +143,8 @@ def load_measurement(
     return y[..., :1]
 
 
-def _existing_file(path: PathLike) -> Path:
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name one image file in it")
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; check the path")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty (0 bytes); get the file again")
-    return path
-
-
-def _check_size(path: Path, num_pixels: int, max_pixels: int) -> None:
-    if num_pixels > max_pixels:
-        raise ValueError(
-            f"{path} has {num_pixels} pixels, more than the limit of {max_pixels}; "
-            "make it smaller or raise max_pixels"
-        )
-
-
-def _read_picture(path: Path, max_pixels: int) -> np.ndarray:
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns about large files; `_check_size` refuses them.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
-    except UnidentifiedImageError:
-        raise ValueError(f"{path} is not an image Pillow can read; convert it to PNG") from None
-    except Image.DecompressionBombError:
-        raise ValueError(f"{path} has too many pixels; make it smaller") from None
-    except PermissionError:
-        raise ValueError(f"{path} cannot be read: permission denied") from None
-    except Exception as error:  # Damaged headers make decoders raise almost anything.
-        raise ValueError(f"{path} is damaged ({error}); get the file again") from error
-    with image:
-        _check_size(path, image.width * image.height, max_pixels)
-        try:
-            image.load()
-            image = ImageOps.exif_transpose(image)
-        except Exception as error:  # As above: which one depends on the format and the damage.
-            raise ValueError(
-                f"{path} is damaged or cut short ({error}); get the file again"
-            ) from error
-    try:
-        return _picture_values(image)
-    except ValueError:
-        raise ValueError(
-            f"{path} holds {image.mode} pixels whose black and white are not defined; save it as "
-            "8- or 16-bit PNG, or as .npy in [-1, 1]"
-        ) from None
-
-
-def _picture_values(image: Image.Image) -> np.ndarray:
-    """Values [H, W, 3] of a decoded picture; ValueError if its mode has no defined white."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.float32)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError
-        return np.repeat(values[..., None] / np.float32(32767.5) - np.float32(1), 3, axis=-1)
-    if image.mode == "F":
-        raise ValueError
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return from_uint8(image.convert("RGB"))
-
-
 def _read_array(path: Path, max_pixels: int) -> np.ndarray:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # A wrong magic, header or length, each with its own type.
-        raise ValueError(f"{path} is not a whole .npy array of numbers ({error})") from error
-    if not isinstance(array, np.ndarray) or array.size == 0:
-        raise ValueError(f"{path} holds no numbers; save one array with numpy.save")
-    _check_size(path, math.ceil(array.size / 3), max_pixels)
+    array = open_array(path, max_pixels)
     if array.dtype == np.uint8:
         return from_uint8(array)
     if array.dtype.kind != "f":
@@ -227,6 +158,8 @@ def _read_array(path: Path, max_pixels: int) -> np.ndarray:
 
 def save_image(path: PathLike, x: Any) -> None:
     """Clips, rounds to 8 bits and writes a .png (exact) or .jpg file; makes missing folders.
+
+    PNG files are tagged as sRGB; untagged JPEG files are sRGB by custom.
 
     Args:
       path: file to write; replaced in one step if it exists.
@@ -242,7 +175,9 @@ def save_image(path: PathLike, x: Any) -> None:
     pixels = _as_pixels(x)
     buffer = io.BytesIO()
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    image.save(buffer, format=_FORMATS[path.suffix.lower()], quality=95)
+    tags = PngInfo()
+    tags.add(b"sRGB", b"\0")  # Rendering intent: perceptual, the usual one of photos.
+    image.save(buffer, format=_FORMATS[path.suffix.lower()], quality=95, pnginfo=tags)
     write_atomically(path, buffer.getvalue())
 
 

@@ -188,7 +188,7 @@ BAD = {
     "integers": (array("int", np.zeros((9, 9), np.int64)), "dtype int64"),
     "complex": (array("complex", np.zeros((9, 9), np.complex64)), "dtype complex64"),
     "pickle": (array("object", np.array([[object]])), "not a whole .npy"),
-    "float tiff": (bad_float_tiff, "F pixels"),
+    "float tiff": (bad_float_tiff, "float32 numbers whose black and white are not defined"),
     "npz": (bad_npz, "no numbers"),
 }
 

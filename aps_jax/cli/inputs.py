@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageOps
 
 from aps_jax import images
 from aps_jax.cli.options import TASK_OPTIONS, Restore
+from aps_jax.io.masks import SIDES, load_kernel, load_mask, opaque_pixels
 from aps_jax.operators import measure
 from aps_jax.operators.tasks import TASKS, make_operator
 from aps_jax.pretrained import load_kernel_wizard
@@ -62,8 +62,8 @@ def load_measured(options: Restore) -> Problem:
     y = images.load_measurement(path)
     if y.ndim < 2:
         raise ValueError(f"{path} has shape {y.shape}; a measurement has at least two dimensions")
-    if task == "inpainting_mask" and "mask" not in given:
-        given["mask"] = _opaque_pixels(path)
+    if task == "inpainting_mask":
+        given["mask"] = _measured_mask(path, given.get("mask"))
     operator = make_operator(task, y.shape[:2], **given)
     if TASKS[task].is_random:
         raise ValueError(f"--task {task} draws its operator at random; {_known_instead(task)}")
@@ -93,6 +93,25 @@ def load_measured(options: Restore) -> Problem:
     return Problem(None, y, operator, image_shape, _source(path))
 
 
+def _measured_mask(path: Path, mask: np.ndarray | None) -> np.ndarray:
+    """Mask [H, W] of a measurement: `mask`, or the pixels of the file that are not transparent."""
+    is_array = path.suffix.lower() == ".npy"
+    opaque = None if is_array else opaque_pixels(path)
+    if mask is None and opaque is None:
+        raise ValueError(
+            f"{path} does not say which pixels are missing; give --mask FILE, or make missing "
+            f"pixels transparent ({SIDES})"
+        )
+    if mask is None:
+        return opaque
+    if opaque is not None and opaque.shape == mask.shape and (mask > opaque).any():
+        raise ValueError(
+            f"{path} has transparent pixels that --mask calls known; leave out --mask, or make "
+            "them black in it"
+        )
+    return mask
+
+
 def _known_instead(task: str) -> str:
     if task.startswith("inpainting"):
         return "use --task inpainting_mask and --mask FILE, white where a pixel is known"
@@ -109,13 +128,9 @@ def task_options(options: Restore) -> dict[str, Any]:
         given["params"] = _load_weights(given.pop("weights", None))
 
     if "kernel" in given:
-        kernel, is_picture = _load_matrix(options.kernel)
-        if is_picture and kernel.sum() <= 0:
-            raise ValueError(f"{options.kernel} is black; a kernel needs bright pixels")
-        given["kernel"] = kernel / kernel.sum() if is_picture else kernel
+        given["kernel"] = load_kernel(options.kernel)
     if "mask" in given:
-        mask, is_picture = _load_matrix(options.mask)
-        given["mask"] = (mask > 0.5).astype(np.float32) if is_picture else mask
+        given["mask"] = load_mask(options.mask)
     return given
 
 
@@ -127,34 +142,6 @@ def _load_weights(folder: Path | None) -> PyTree:
             "github.com/VinAIResearch/blur-kernel-space-exploring links"
         )
     return load_kernel_wizard(folder)
-
-
-def _load_matrix(path: Path) -> tuple[np.ndarray, bool]:
-    """Numbers [H, W] of a .npy file, or brightness in [0, 1] of a picture; and which it was."""
-    if path.suffix.lower() != ".npy" or not path.is_file():
-        brightness = (images.load_measurement(path).mean(axis=-1) + 1) / 2
-        return brightness, True
-    try:
-        matrix = np.load(path, allow_pickle=False)
-    except Exception as error:  # A wrong magic, header or length, each with its own type.
-        raise ValueError(f"{path} is not a whole .npy array of numbers ({error})") from None
-    if matrix.ndim == 3 and matrix.shape[-1] == 1:
-        matrix = matrix[..., 0]
-    if matrix.ndim != 2 or matrix.dtype.kind not in "biuf":
-        raise ValueError(f"{path} has shape {matrix.shape} of {matrix.dtype}; need numbers [H, W]")
-    return matrix.astype(np.float32), False
-
-
-def _opaque_pixels(path: Path) -> np.ndarray:
-    """Mask of the pixels of an image file that are not transparent at all."""
-    help_text = "give --mask FILE, white where a pixel is known, or make missing pixels transparent"
-    if path.suffix.lower() == ".npy":
-        raise ValueError(f"{path} does not say which pixels are missing; {help_text}")
-    with Image.open(path) as picture:
-        alpha = np.asarray(ImageOps.exif_transpose(picture).convert("RGBA"))[..., 3]
-    if (alpha == 255).all() or not (alpha == 255).any():
-        raise ValueError(f"{path} does not say which pixels are missing; {help_text}")
-    return (alpha == 255).astype(np.float32)
 
 
 def _source(path: Path | None) -> dict[str, Any]:
