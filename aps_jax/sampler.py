@@ -144,7 +144,7 @@ def aps_init(
     tokens = start_tokens(
         known_tokens, batch, num_tokens, num_codes=num_codes, num_samples=config.num_samples
     )
-    logits = jnp.zeros((*tokens.shape, num_codes))
+    logits = jnp.zeros((*tokens.shape, num_codes), jnp.float32)
     estimate = None
     if config.encoder_start > 0:
         estimate = estimated_tokens(params, y, config, image_shape=image_shape, grid=grid)
@@ -201,7 +201,9 @@ def aps_step(
         state.moments if config.warm_moments else optimizer.init(start),
         log_prior,
         state.tokens,
-        jnp.asarray(schedule.elbo_weights(config.schedule, config.num_steps))[state.step],
+        jnp.asarray(schedule.elbo_weights(config.schedule, config.num_steps), jnp.float32)[
+            state.step
+        ],
         grid=grid,
         image_shape=image_shape,
         config=config,
@@ -233,7 +235,7 @@ def aps_step(
     info = StepInfo(
         loss=inner.loss,
         is_finite=is_finite,
-        num_masked=jnp.sum(tokens == num_codes, axis=-1),
+        num_masked=jnp.sum(tokens == num_codes, axis=-1, dtype=jnp.int32),
         num_inner_steps=inner.num_steps,
         trace=trace,
     )
@@ -319,7 +321,7 @@ def _rates(step: Array, config: APSConfig) -> Array | None:
     rates = schedule.learning_rates(
         config.learning_rate_schedule, config.num_steps, config.num_inner_steps
     )
-    return jnp.asarray(rates)[step]
+    return jnp.asarray(rates, jnp.float32)[step]
 
 
 def _propose(params: Params, logits: Array, keys: Key, config: APSConfig) -> Array:
@@ -342,7 +344,7 @@ def _anchored(
     """The tokens of the next timestep: some proposals become anchors."""
     step = state.step
     if config.remasking == "random":
-        scores = remasking.gumbel_scores(keys, jnp.zeros(proposal.shape), 1.0)
+        scores = remasking.gumbel_scores(keys, jnp.zeros(proposal.shape, jnp.float32), 1.0)
     else:
         scored = log_probs if config.remasking == "anchored" else log_prior
         scores = remasking.confidence(scored, proposal)
@@ -351,7 +353,7 @@ def _anchored(
     if config.rule == "threshold":
         limits = schedule.thresholds(config.threshold_schedule, config.num_steps, config.threshold)
         is_last = step == config.num_steps - 1
-        threshold = jnp.where(is_last, 0.0, jnp.asarray(limits)[step])
+        threshold = jnp.where(is_last, 0.0, jnp.asarray(limits, jnp.float32)[step])
         anchors = remasking.select_by_threshold(scores, state.tokens == mask, threshold)
         tokens = jnp.where(anchors, proposal, state.tokens)
         if chance is None:
@@ -366,7 +368,7 @@ def _anchored(
         state.tokens,
         proposal,
         scores,
-        jnp.asarray(counts)[step],
+        jnp.asarray(counts, jnp.int32)[step],
         mask=mask,
         chance=chance,
         is_open=state.is_open,

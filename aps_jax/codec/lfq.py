@@ -30,14 +30,16 @@ def codebook(num_bits: int) -> Array:
 
 def tokens_to_codes(tokens: Array, num_bits: int) -> Array:
     """Codes [..., num_bits] in {-1, +1} of int tokens [...] in [0, 2**num_bits)."""
-    bits = (tokens[..., None] // jnp.asarray(_bit_weights(num_bits))) % 2
+    shifts = _bit_weights(num_bits).reshape(*(1,) * tokens.ndim, -1)
+    bits = (tokens[..., None].astype(jnp.int32) // shifts) % 2
     return bits.astype(jnp.float32) * 2 - 1
 
 
 def codes_to_tokens(codes: Array) -> Array:
     """Tokens int32 [...] of codes [..., d]; only the sign counts and 0 counts as -1."""
-    weights = jnp.asarray(_bit_weights(codes.shape[-1]))
-    return jnp.sum((codes > 0).astype(jnp.int32) * weights, axis=-1)
+    weights = _bit_weights(codes.shape[-1]).reshape(*(1,) * (codes.ndim - 1), -1)
+    # The dtype of a sum of int32 is int64 where JAX has 64-bit numbers.
+    return jnp.sum((codes > 0).astype(jnp.int32) * weights, axis=-1, dtype=jnp.int32)
 
 
 @jax.custom_vjp
@@ -57,7 +59,9 @@ def _halves(logits: Array, largest: Array) -> tuple[Array, Array, Array]:
     num_bits = logits.shape[-1].bit_length() - 1
     high, low = num_bits // 2, num_bits - num_bits // 2
     weights = jnp.exp(logits - largest).reshape(*logits.shape[:-1], 2**high, 2**low)
-    return weights, *(tokens_to_codes(jnp.arange(2**bits), bits) for bits in (high, low))
+    return weights, *(
+        tokens_to_codes(jnp.arange(2**bits, dtype=jnp.int32), bits) for bits in (high, low)
+    )
 
 
 def _mean_code_fwd(logits: Array) -> tuple[Array, tuple[Array, ...]]:
@@ -97,7 +101,8 @@ def quantize(codebook: Array, features: Array) -> tuple[Array, Array]:
       Codes [..., d] in {-1, +1} and their tokens int32 [...].
     """
     del codebook
-    codes = jnp.where(features > 0, 1.0, -1.0).astype(features.dtype)
+    one = jnp.ones((), features.dtype)
+    codes = jnp.where(features > 0, one, -one)
     return codes, codes_to_tokens(codes)
 
 
@@ -108,7 +113,8 @@ def quantize_nearest(codebook: Array, features: Array) -> tuple[Array, Array]:
       Codes [..., d] and tokens int32 [...]; ties go to the smaller token. For the LFQ codebook it
       equals `quantize` wherever no feature is exactly 0.
     """
-    scores = exact_matmul(features, codebook.T) - 0.5 * jnp.sum(codebook**2, axis=-1)
+    scores = exact_matmul(features, codebook.T)
+    scores = scores - 0.5 * jnp.sum(codebook**2, axis=-1).reshape(*(1,) * (scores.ndim - 1), -1)
     tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     return codebook[tokens], tokens
 

@@ -80,6 +80,8 @@ def best_of_n_sample(
         loss = jnp.where(is_better, loss, best[1])
         return (tokens, loss), step_info(problem, tokens, loss)
 
-    start = (problem.tokens, jnp.full(problem.tokens.shape[0], jnp.inf))
-    (tokens, _), info = jax.lax.scan(step, start, jnp.arange(config.num_candidates))
+    start = (problem.tokens, jnp.full(problem.tokens.shape[0], jnp.inf, jnp.float32))
+    (tokens, _), info = jax.lax.scan(
+        step, start, jnp.arange(config.num_candidates, dtype=jnp.int32)
+    )
     return finish(problem, tokens, info)

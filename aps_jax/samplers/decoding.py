@@ -33,7 +33,7 @@ class Decoding(NamedTuple):
 
 def start(tokens: Array) -> Decoding:
     """Before the first step; clean tokens count as certain."""
-    return Decoding(tokens, jnp.zeros(tokens.shape))
+    return Decoding(tokens, jnp.zeros(tokens.shape, jnp.float32))
 
 
 def reveal(field: Field, keys: Key, log_probs: Array, state: Decoding, step: Array) -> Decoding:
@@ -69,13 +69,13 @@ def reveal(field: Field, keys: Key, log_probs: Array, state: Decoding, step: Arr
 
     if config.reveal in ("confidence", "random"):
         if config.reveal == "random":
-            scores = remasking.gumbel_scores(keys_keep, jnp.zeros(proposal.shape), 1.0)
+            scores = remasking.gumbel_scores(keys_keep, jnp.zeros(proposal.shape, jnp.float32), 1.0)
         else:
             temperature = config.gumbel_temperature * (1 - (step + 1) / config.num_steps)
             scores = remasking.gumbel_scores(keys_keep, confidence, temperature)
         is_kept = remasking.select_by_count(scores, is_masked, num_left(field, step))
     else:
-        remask = jnp.zeros(proposal.shape)
+        remask = jnp.zeros(proposal.shape, jnp.float32)
         if config.reveal != "ancestral":
             remask = _remask_probability(field, state, gamma_t, gamma_s)
             remask = jnp.where(field.is_unknown, remask, 0.0)
@@ -96,7 +96,7 @@ def _remask_probability(field: Field, state: Decoding, gamma_t: Array, gamma_s: 
     rule = config.reveal.removeprefix("remdm-")
     chance = remasking.remdm_chance(rule, config.remask_strength, gamma_t, gamma_s)
     if rule != "conf":
-        return jnp.full(state.tokens.shape, chance)
+        return jnp.full(state.tokens.shape, chance, jnp.float32)
     is_open = (state.tokens != field.mask) & field.is_unknown
     doubt = jax.nn.softmax(jnp.where(is_open, -jnp.exp(state.confidence), -jnp.inf), axis=-1)
     return jnp.where(is_open, chance * doubt, 0.0)
@@ -130,7 +130,7 @@ def keep_and_lose(
 
 def num_left(field: Field, step: Array) -> Array:
     """Tokens that are masked after a step, of those unknown at the start; int32 [R]."""
-    num_unknown = jnp.sum(field.is_unknown, axis=-1)
+    num_unknown = jnp.sum(field.is_unknown, axis=-1, dtype=jnp.float32)
     return jnp.floor(num_unknown * _gammas(field)[step + 1] + 1e-3).astype(jnp.int32)
 
 

@@ -37,6 +37,7 @@ from aps_jax.sampling import remasking
 from aps_jax.sampling import schedules as schedule
 from aps_jax.sampling.draws import draw_tokens, top_p
 from aps_jax.sampling.likelihood import expected_code
+from aps_jax.sampling.optimizers import lenient
 from aps_jax.types import Array, Key, Params, PyTree
 
 
@@ -130,9 +131,9 @@ def entrgi_sample(
         )
         return tokens, step_info(problem, tokens, energy(problem, tokens))
 
-    tokens, info = jax.lax.map(run, jnp.arange(config.num_trajectories))
+    tokens, info = jax.lax.map(run, jnp.arange(config.num_trajectories, dtype=jnp.int32))
     best = jnp.argmin(jnp.where(jnp.isnan(info.loss), jnp.inf, info.loss), axis=0)
-    return finish(problem, tokens[best, jnp.arange(tokens.shape[1])], info)
+    return finish(problem, tokens[best, jnp.arange(tokens.shape[1], dtype=jnp.int32)], info)
 
 
 def _step(problem: Problem, bonus: Array | float, keys: Key, tokens: Array, i: Array) -> Array:
@@ -152,7 +153,7 @@ def _step(problem: Problem, bonus: Array | float, keys: Key, tokens: Array, i: A
 def _refine(problem: Problem, keys: Key, phi: Array, tokens: Array) -> Array:
     config = problem.config
     assert isinstance(config, EntRGiConfig)
-    optimizer = optax.adam(config.learning_rate)
+    optimizer = lenient(optax.adam(config.learning_rate))
 
     def total(phi: Array, keys: Key) -> Array:
         return jnp.sum(measurement_term(problem, mixed_codes(problem, keys, phi, tokens)))

@@ -38,6 +38,7 @@ from aps_jax.sampling import remasking
 from aps_jax.sampling import schedules as schedule
 from aps_jax.sampling.draws import draw_tokens, top_p
 from aps_jax.sampling.likelihood import expected_code
+from aps_jax.sampling.optimizers import lenient
 from aps_jax.types import Array, Key, Params, PyTree
 
 
@@ -130,8 +131,8 @@ def g2d2_sample(
         tokens = _move(problem, keys_move, phi, tokens, i)
         return (tokens, phi), step_info(problem, tokens, loss)
 
-    start = (problem.tokens, jnp.zeros((*problem.tokens.shape, problem.mask)))
-    (tokens, _), info = jax.lax.scan(step, start, jnp.arange(config.num_steps))
+    start = (problem.tokens, jnp.zeros((*problem.tokens.shape, problem.mask), jnp.float32))
+    (tokens, _), info = jax.lax.scan(step, start, jnp.arange(config.num_steps, dtype=jnp.int32))
     return finish(problem, tokens, info)
 
 
@@ -159,7 +160,7 @@ def _refine(
     assert isinstance(config, G2D2Config)
     if config.num_inner_steps == 0:
         return phi, None
-    optimizer = optax.scale_by_radam()
+    optimizer = lenient(optax.scale_by_radam())
     is_weighed = (tokens == problem.mask) | config.kl_on_unmasked
 
     def total(phi: Array, gumbel: Array) -> tuple[Array, Array]:
@@ -171,12 +172,14 @@ def _refine(
 
     def step(carry: tuple[Array, PyTree], j: Array) -> tuple[tuple[Array, PyTree], Array]:
         phi, opt_state = carry
-        gumbel = jax.vmap(lambda key: jax.random.gumbel(key, phi.shape[1:]))(fold(keys, j))
+        gumbel = jax.vmap(lambda key: jax.random.gumbel(key, phi.shape[1:], jnp.float32))(
+            fold(keys, j)
+        )
         grads, losses = jax.grad(total, has_aux=True)(phi, gumbel)
         updates, opt_state = optimizer.update(grads, opt_state)
         return (jax.nn.log_softmax(phi - rate * updates, axis=-1), opt_state), losses
 
-    inner_steps = jnp.arange(config.num_inner_steps)
+    inner_steps = jnp.arange(config.num_inner_steps, dtype=jnp.int32)
     (phi, _), losses = jax.lax.scan(step, (phi, optimizer.init(phi)), inner_steps)
     return phi, losses[-1]
 
@@ -206,7 +209,7 @@ def star_transition(problem: Problem, keys: Key, tokens: Array, clean: Array, i:
     """
     config = problem.config
     assert isinstance(config, StarConfig)
-    scores = remasking.gumbel_scores(keys, jnp.zeros(clean.shape), 1.0)
+    scores = remasking.gumbel_scores(keys, jnp.zeros(clean.shape, jnp.float32), 1.0)
     if config.remdm != "none":
         return keep_and_lose(problem, fold(keys, 1), tokens, clean, scores, i)
     scores = jnp.where(problem.is_unknown, scores, -jnp.inf)
@@ -246,15 +249,16 @@ def markov_log_probs(
     from_mask = jnp.concatenate(
         [
             to_mask / gamma_t * (noise + keep_s * probs),
-            jnp.full((*tokens.shape, 1), gamma_s / gamma_t),
+            jnp.full((*tokens.shape, 1), gamma_s / gamma_t, jnp.float32),
         ],
         axis=-1,
     )
-    is_own = tokens[..., None] == jnp.arange(num_codes)
-    ratio = probs / (keep_t * is_own + noise)
-    from_code = (keep * is_own + blur) * (
+    is_own = tokens[..., None] == jnp.arange(num_codes, dtype=jnp.int32)
+    own = is_own.astype(jnp.float32)
+    ratio = probs / (keep_t * own + noise)
+    from_code = (keep * own + blur) * (
         keep_s * ratio + noise * jnp.sum(ratio, axis=-1, keepdims=True)
     )
-    from_code = jnp.concatenate([from_code, jnp.zeros((*tokens.shape, 1))], axis=-1)
+    from_code = jnp.concatenate([from_code, jnp.zeros((*tokens.shape, 1), jnp.float32)], axis=-1)
     is_masked = (tokens == num_codes)[..., None]
     return jnp.log(jnp.where(is_masked, from_mask, from_code))

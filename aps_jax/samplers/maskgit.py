@@ -64,5 +64,5 @@ def maskgit_sample(
         return state, step_info(problem, state.tokens)
 
     start = decoding.start(problem.tokens)
-    state, info = jax.lax.scan(step, start, jnp.arange(config.num_steps))
+    state, info = jax.lax.scan(step, start, jnp.arange(config.num_steps, dtype=jnp.int32))
     return finish(problem, state.tokens, info)

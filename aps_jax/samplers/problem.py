@@ -143,8 +143,8 @@ def prior_log_probs(field: Field, tokens: Array) -> Array:
             prior_temperature=config.prior_temperature,
         )
     log_probs = jnp.maximum(jax.nn.log_softmax(logits, axis=-1), LEAST_LOG_PROB)
-    is_own = tokens[..., None] == jnp.arange(field.mask)
-    carried = jnp.where(is_own, 0.0, LEAST_LOG_PROB)
+    is_own = tokens[..., None] == jnp.arange(field.mask, dtype=jnp.int32)[None, None]
+    carried = jnp.where(is_own, jnp.float32(0), LEAST_LOG_PROB)
     return jnp.where((tokens == field.mask)[..., None], log_probs, carried)
 
 
@@ -235,9 +235,9 @@ def step_info(problem: Problem, tokens: Array, loss: Array | None = None) -> Ste
     """Scalars of a step [R]: masked tokens and `loss`, NaN for samplers without one."""
     rows = tokens.shape[0]
     return StepInfo(
-        loss=jnp.full(rows, jnp.nan) if loss is None else loss,
+        loss=jnp.full(rows, jnp.nan, jnp.float32) if loss is None else loss,
         is_finite=jnp.ones(rows, bool) if loss is None else jnp.isfinite(loss),
-        num_masked=jnp.sum(tokens == problem.mask, axis=-1),
-        num_inner_steps=jnp.full(rows, getattr(problem.config, "num_inner_steps", 0)),
+        num_masked=jnp.sum(tokens == problem.mask, axis=-1, dtype=jnp.int32),
+        num_inner_steps=jnp.full(rows, getattr(problem.config, "num_inner_steps", 0), jnp.int32),
         trace=None,
     )

@@ -35,6 +35,7 @@ from aps_jax.samplers.problem import (
     step_info,
 )
 from aps_jax.sampling.draws import draw_tokens
+from aps_jax.sampling.optimizers import lenient
 from aps_jax.types import Array, Key, Params, PyTree
 
 
@@ -115,7 +116,7 @@ def redge_sample(
         tokens = star_transition(problem, keys_mask, tokens, clean, i)
         return tokens, step_info(problem, tokens, loss)
 
-    tokens, info = jax.lax.scan(step, problem.tokens, jnp.arange(config.num_steps))
+    tokens, info = jax.lax.scan(step, problem.tokens, jnp.arange(config.num_steps, dtype=jnp.int32))
     return finish(problem, tokens, info)
 
 
@@ -127,7 +128,7 @@ def _refine(
     assert isinstance(config, ReDGEConfig)
     if config.num_inner_steps == 0:
         return phi, None
-    optimizer = optax.adam(config.learning_rate)
+    optimizer = lenient(optax.adam(config.learning_rate))
     is_masked = tokens == problem.mask
     clean_codes = codes_of(problem, jnp.where(is_masked, 0, tokens))
 
@@ -146,7 +147,9 @@ def _refine(
         return (phi + updates, opt_state), losses
 
     start = (phi, optimizer.init(phi))
-    (phi, _), losses = jax.lax.scan(step, start, jnp.arange(config.num_inner_steps))
+    (phi, _), losses = jax.lax.scan(
+        step, start, jnp.arange(config.num_inner_steps, dtype=jnp.int32)
+    )
     return phi, losses[-1]
 
 
@@ -156,12 +159,14 @@ def sample_one_hot(config: ReDGEConfig, keys: Key, phi: Array) -> Array:
     if config.estimator == "straight_through":
         soft = jax.nn.softmax(phi, axis=-1)
     elif config.estimator == "gumbel":
-        gumbel = jax.vmap(lambda key: jax.random.gumbel(key, phi.shape[1:]))(keys_noise)
+        gumbel = jax.vmap(lambda key: jax.random.gumbel(key, phi.shape[1:], jnp.float32))(
+            keys_noise
+        )
         soft = jax.nn.softmax((phi + gumbel) / config.gumbel_temperature, axis=-1)
-        hard = jax.nn.one_hot(jnp.argmax(soft, axis=-1), phi.shape[-1])
+        hard = jax.nn.one_hot(jnp.argmax(soft, axis=-1), phi.shape[-1], dtype=jnp.float32)
         return lfq.straight_through(soft, hard)
     else:
-        x = jax.vmap(lambda key: jax.random.normal(key, phi.shape[1:]))(keys_noise)
+        x = jax.vmap(lambda key: jax.random.normal(key, phi.shape[1:], jnp.float32))(keys_noise)
         soft = diffuse(
             phi,
             x,
@@ -170,7 +175,7 @@ def sample_one_hot(config: ReDGEConfig, keys: Key, phi: Array) -> Array:
         )
     log_probs = jnp.log(jax.lax.stop_gradient(soft) + jnp.finfo(jnp.float32).tiny)
     return lfq.straight_through(
-        soft, jax.nn.one_hot(draw_tokens(keys_draw, log_probs), phi.shape[-1])
+        soft, jax.nn.one_hot(draw_tokens(keys_draw, log_probs), phi.shape[-1], dtype=jnp.float32)
     )
 
 

@@ -145,10 +145,10 @@ def sgdd_sample(
         return (x, z), step_info(problem, z, loss)
 
     def any_tokens(key: Key) -> Array:
-        return jax.random.randint(key, problem.tokens.shape[1:], 0, problem.mask)
+        return jax.random.randint(key, problem.tokens.shape[1:], 0, problem.mask, jnp.int32)
 
     start = with_known_tokens(problem, jax.vmap(any_tokens)(keys_start))
-    (_, z), info = jax.lax.scan(step, (start, start), jnp.arange(config.num_steps))
+    (_, z), info = jax.lax.scan(step, (start, start), jnp.arange(config.num_steps, dtype=jnp.int32))
     return finish(problem, z, info)
 
 
@@ -160,11 +160,11 @@ def sgdd_step(
     assert isinstance(config, SGDDConfig)
     keys_noise, keys_denoise, keys_likelihood = split(keys, 3)
     u = jnp.asarray(config.noises, jnp.float32)[k]
-    num_denoise_steps = jnp.asarray(config.denoise_steps)[k]
+    num_denoise_steps = jnp.asarray(config.denoise_steps, jnp.int32)[k]
 
     refill = u / problem.mask
     chance = u if config.method == "renoise" else refill / (1 - u + refill)
-    draws = jax.vmap(lambda key: jax.random.uniform(key, z.shape[1:]))(keys_noise)
+    draws = jax.vmap(lambda key: jax.random.uniform(key, z.shape[1:], jnp.float32))(keys_noise)
     is_noised = draws < chance
     if config.method == "gibbs":
         is_noised |= z != x
@@ -194,12 +194,12 @@ def complete(problem: Problem, keys: Key, tokens: Array, num_steps: Array) -> Ar
     config = problem.config
     assert isinstance(config, SGDDConfig)
     is_open = tokens == problem.mask
-    num_masked = jnp.sum(is_open, axis=-1)
+    num_masked = jnp.sum(is_open, axis=-1, dtype=jnp.int32)
 
     def step(h: Array, tokens: Array) -> Array:
         keys_draw, keys_order = split(fold(keys, h), 2)
         proposal = draw_tokens(keys_draw, prior_log_probs(problem, tokens))
-        scores = remasking.gumbel_scores(keys_order, jnp.zeros(tokens.shape), 1.0)
+        scores = remasking.gumbel_scores(keys_order, jnp.zeros(tokens.shape, jnp.float32), 1.0)
         num_left = num_masked * (num_steps - h - 1) // num_steps
         chance = None
         if config.remdm != "none":
@@ -225,21 +225,21 @@ def _likelihood_step(
     def propose(key: Key) -> tuple[Array, Array, Array, Array]:
         position, code, bit, accept = jax.random.split(key, 4)
         return (
-            jax.random.randint(position, (), 0, length),
-            jax.random.randint(code, (), 0, problem.mask),
-            jax.random.randint(bit, (), 0, num_bits),
-            jnp.log(jax.random.uniform(accept)),
+            jax.random.randint(position, (), 0, length, jnp.int32),
+            jax.random.randint(code, (), 0, problem.mask, jnp.int32),
+            jax.random.randint(bit, (), 0, num_bits, jnp.int32),
+            jnp.log(jax.random.uniform(accept, (), jnp.float32)),
         )
 
     def step(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         z, loss = carry
         position, code, bit, log_uniform = jax.vmap(propose)(fold(keys, j))
-        at = (jnp.arange(rows), position)
+        at = (jnp.arange(rows, dtype=jnp.int32), position)
         if config.proposal == "bit":
             code = z[at] ^ (1 << bit)
         proposal = z.at[at].set(code)
         proposed_loss = energy(problem, proposal)
-        change = (code != x[at]).astype(jnp.float32) - (z[at] != x[at])
+        change = (code != x[at]).astype(jnp.float32) - (z[at] != x[at]).astype(jnp.float32)
         is_accepted = log_uniform < loss - proposed_loss + log_change * change
         is_accepted &= problem.is_unknown[at]
         z = jnp.where(is_accepted[:, None], proposal, z)

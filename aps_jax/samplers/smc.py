@@ -149,7 +149,7 @@ def smc_sample(
             log_probs = prior_log_probs(problem, state.tokens)
             return _Particles(state, log_probs, _value(problem, keys_fill, log_probs))
 
-        return jax.vmap(one)(jnp.arange(num_particles), particles)
+        return jax.vmap(one)(jnp.arange(num_particles, dtype=jnp.int32), particles)
 
     def step(
         carry: tuple[_Particles, Array], i: Array
@@ -170,9 +170,9 @@ def smc_sample(
         index = jnp.where(
             is_resampled,
             systematic(keys_resample, log_w),
-            jnp.arange(num_particles)[:, None],
+            jnp.arange(num_particles, dtype=jnp.int32)[:, None],
         )
-        rows = jnp.arange(log_w.shape[1])
+        rows = jnp.arange(log_w.shape[1], dtype=jnp.int32)
         particles = jax.tree.map(lambda leaf: leaf[index, rows], particles)
         log_w = jnp.where(is_resampled, 0.0, log_w)
         loss = -jnp.max(jnp.where(jnp.isnan(particles.value), -jnp.inf, particles.value), axis=0)
@@ -186,10 +186,10 @@ def smc_sample(
     start = _Particles(
         state=jax.tree.map(repeated, decoding.start(problem.tokens)),
         log_probs=repeated(prior_log_probs(problem, problem.tokens)),
-        value=jnp.zeros((num_particles, rows)),
+        value=jnp.zeros((num_particles, rows), jnp.float32),
     )
-    carry = (start, jnp.zeros((num_particles, rows)))
-    (particles, log_w), info = jax.lax.scan(step, carry, jnp.arange(num_steps))
+    carry = (start, jnp.zeros((num_particles, rows), jnp.float32))
+    (particles, log_w), info = jax.lax.scan(step, carry, jnp.arange(num_steps, dtype=jnp.int32))
     if config.output == "best":
         index = selection.select(keys_output, particles.value, "argmax", 1.0)
     else:
@@ -204,7 +204,7 @@ def _value(problem: Problem, keys: Key, log_probs: Array) -> Array:
     if config.fill == "mode":
         return -energy(problem, most_likely(log_probs))
     values = jax.vmap(lambda n: -energy(problem, draw_tokens(fold(keys, n), log_probs)))(
-        jnp.arange(config.num_fills)
+        jnp.arange(config.num_fills, dtype=jnp.int32)
     )
     return jax.nn.logsumexp(values, axis=0) - jnp.log(config.num_fills)
 
@@ -224,8 +224,8 @@ def systematic(keys: Key, log_w: Array) -> Array:
     """
     num_particles = log_w.shape[0]
     edges = jnp.cumsum(jax.nn.softmax(log_w, axis=0), axis=0)
-    offset = jax.vmap(jax.random.uniform)(keys)
-    points = (jnp.arange(num_particles)[:, None] + offset) / num_particles
+    offset = jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32))(keys)
+    points = (jnp.arange(num_particles, dtype=jnp.float32)[:, None] + offset[None]) / num_particles
     index = jax.vmap(jnp.searchsorted, (1, 1), 1)(edges, points)
     # Rounding can leave the last edge short of the last point.
     return jnp.minimum(index, num_particles - 1)

@@ -29,6 +29,7 @@ from aps_jax.samplers.problem import (
     with_known_tokens,
 )
 from aps_jax.sampling.likelihood import expected_code
+from aps_jax.sampling.optimizers import lenient
 from aps_jax.types import Array, Key, Params, PyTree
 
 
@@ -110,10 +111,10 @@ def straight_through_sample(
         )
     size = num_bits if config.variables == "bits" else num_codes
     shape = (problem.tokens.shape[1], size)
-    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(problem.keys)
+    noise = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(problem.keys)
     variables = config.init_noise * noise + _start(problem)
     rates = optax.cosine_decay_schedule(config.learning_rate, config.num_inner_steps)
-    optimizer = optax.adam(rates)
+    optimizer = lenient(optax.adam(rates))
 
     def total(variables: Array) -> tuple[Array, tuple[Array, Array]]:
         codes, tokens = _codes(problem, variables)
@@ -136,7 +137,7 @@ def straight_through_sample(
         optimizer.init(variables),
         # Where no loss is ever finite, the first code stands in for the unknown tokens.
         jnp.where(problem.is_unknown, 0, problem.tokens),
-        jnp.full(problem.tokens.shape[0], jnp.inf),
+        jnp.full(problem.tokens.shape[0], jnp.inf, jnp.float32),
     )
     state, _ = jax.lax.scan(step, start, None, length=config.num_inner_steps)
     info: StepInfo = step_info(problem, state.tokens, state.loss)

@@ -105,7 +105,7 @@ def svdd_sample(
             log_probs_after = prior_log_probs(problem, after.tokens)
             return after, log_probs_after, energy(problem, most_likely(log_probs_after))
 
-        candidates = jax.vmap(candidate)(jnp.arange(config.num_candidates))
+        candidates = jax.vmap(candidate)(jnp.arange(config.num_candidates, dtype=jnp.int32))
         index = selection.select(
             fold(keys, config.num_candidates),
             -candidates[2],
@@ -116,5 +116,5 @@ def svdd_sample(
         return (state, log_probs), step_info(problem, state.tokens, loss)
 
     start = (decoding.start(problem.tokens), prior_log_probs(problem, problem.tokens))
-    (state, _), info = jax.lax.scan(step, start, jnp.arange(config.num_steps))
+    (state, _), info = jax.lax.scan(step, start, jnp.arange(config.num_steps, dtype=jnp.int32))
     return finish(problem, state.tokens, info)

@@ -16,6 +16,7 @@ import optax
 from aps_jax.codec.magvit2 import encode_tokens
 from aps_jax.prior.windows import cover_field
 from aps_jax.sampling.likelihood import gaussian_energy
+from aps_jax.sampling.optimizers import lenient
 from aps_jax.types import Array, Codec, ImageShape, Operator, Params, PyTree
 
 #: Standard deviation of the difference of neighbouring pixels, for values in [-1, 1].
@@ -42,7 +43,7 @@ def smooth_estimate(
       sigma: std of the noise, positive.
     """
     batch = jax.tree.leaves(y)[0].shape[0]
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, NUM_STEPS))
+    optimizer = lenient(optax.adam(optax.cosine_decay_schedule(0.1, NUM_STEPS)))
 
     def energy(x: Array) -> Array:
         misfit = jnp.sum(gaussian_energy(operator, operator(x), y, sigma))
@@ -54,7 +55,7 @@ def smooth_estimate(
         updates, state = optimizer.update(jax.grad(energy)(x), state)
         return x + updates, state
 
-    start = jnp.zeros((batch, *image_shape, 3))
+    start = jnp.zeros((batch, *image_shape, 3), jnp.float32)
     with jax.default_matmul_precision("float32"):
         x, _ = jax.lax.fori_loop(0, NUM_STEPS, step, (start, optimizer.init(start)))
     return jnp.clip(x, -1, 1)

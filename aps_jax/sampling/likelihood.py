@@ -13,6 +13,7 @@ import optax
 
 from aps_jax.codec import lfq
 from aps_jax.config import APSConfig
+from aps_jax.sampling.optimizers import lenient
 from aps_jax.types import Array, Codec, ImageShape, Operator, Params, PyTree
 
 #: Inner steps in a row with next to no change before early stop freezes an image. One is not
@@ -190,7 +191,7 @@ class InnerResult(NamedTuple):
 
 def make_optimizer(config: APSConfig) -> optax.GradientTransformation:
     """Adam on the logits."""
-    return optax.adam(config.learning_rate, eps=config.adam_eps)
+    return lenient(optax.adam(config.learning_rate, eps=config.adam_eps))
 
 
 def objective(
@@ -352,7 +353,7 @@ def refine(
             opt_state=opt_state,
             smoothed=jnp.where(is_active, smoothed, state.smoothed),
             num_quiet=jnp.where(is_active, num_quiet, state.num_quiet),
-            num_steps=state.num_steps + is_active,
+            num_steps=state.num_steps + is_active.astype(jnp.int32),
         ), losses
 
     batch = logits.shape[0]
@@ -360,15 +361,15 @@ def refine(
     state = InnerState(
         logits=logits,
         opt_state=opt_state,
-        smoothed=jnp.zeros(batch),
+        smoothed=jnp.zeros(batch, jnp.float32),
         num_quiet=jnp.zeros(batch, jnp.int32),
         num_steps=jnp.zeros(batch, jnp.int32),
-        best=(logits, jnp.full(batch, jnp.inf)) if has_choice else None,
+        best=(logits, jnp.full(batch, jnp.inf, jnp.float32)) if has_choice else None,
     )
     num_rows = config.num_inner_steps if config.trace else 1
-    history = jnp.full((num_rows, batch), jnp.nan)
+    history = jnp.full((num_rows, batch), jnp.nan, jnp.float32)
     if config.num_inner_steps == 0:
-        nothing = jnp.full(batch, jnp.nan)
+        nothing = jnp.full(batch, jnp.nan, jnp.float32)
         losses = history if config.trace else None
         return InnerResult(logits, opt_state, nothing, state.num_steps, losses)
 

@@ -28,7 +28,7 @@ def select_by_count(scores: Array, is_masked: Array, num_masked_after: Array) ->
     Returns:
       Bool [B, L], True where an open position becomes an anchor.
     """
-    num_open = jnp.sum(is_masked, axis=-1)
+    num_open = jnp.sum(is_masked, axis=-1, dtype=jnp.int32)
     num_left = jnp.minimum(num_masked_after, jnp.maximum(num_open - 1, 0))
     num_kept = num_open - num_left
     # Two sort keys, so that impossible (-inf) proposals still come before the closed positions.
@@ -116,19 +116,19 @@ def keep_and_lose(
     if chance is None:
         return jnp.where(select_by_count(scores, is_masked, num_masked_after), proposal, tokens)
     is_lost = pick(keys, chance, ~is_masked & is_open)
-    num_left = jnp.maximum(num_masked_after - jnp.sum(is_lost, axis=-1), 0)
+    num_left = jnp.maximum(num_masked_after - jnp.sum(is_lost, axis=-1, dtype=jnp.int32), 0)
     kept = jnp.where(select_by_count(scores, is_masked, num_left), proposal, tokens)
     return jnp.where(is_lost, mask, kept)
 
 
 def pick(keys: Key, chance: Array, is_open: Array) -> Array:
     """Bool [B, L]: the open tokens that independent draws with probability `chance` pick."""
-    draws = jax.vmap(lambda key: jax.random.uniform(key, is_open.shape[1:]))(keys)
+    draws = jax.vmap(lambda key: jax.random.uniform(key, is_open.shape[1:], jnp.float32))(keys)
     return is_open & (draws < chance)
 
 
 def gumbel_scores(keys: Key, log_confidence: Array, temperature: Array) -> Array:
     """Adds `temperature` times Gumbel noise, drawn per image from `keys` [B], to scores [B, L]."""
     length = log_confidence.shape[-1]
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, (length,)))(keys)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, (length,), jnp.float32))(keys)
     return log_confidence + temperature * noise

@@ -69,7 +69,7 @@ def start_tokens(
       ValueError: known tokens of another shape.
     """
     if known_tokens is None:
-        known_tokens = jnp.full((batch, num_tokens), num_codes)
+        known_tokens = jnp.full((batch, num_tokens), num_codes, jnp.int32)
     elif known_tokens.shape != (batch, num_tokens):
         raise ValueError(
             f"known_tokens has shape {known_tokens.shape}; this field needs {(batch, num_tokens)}"
@@ -86,7 +86,7 @@ def row_keys(key: Key, rows: int, num_samples: int) -> Key:
     """One key per row [S * B] from one key, or one per image [B]."""
     keys = image_keys(key, rows // num_samples)
     per_sample = jax.vmap(lambda sample: jax.vmap(lambda k: jax.random.fold_in(k, sample))(keys))(
-        jnp.arange(num_samples)
+        jnp.arange(num_samples, dtype=jnp.int32)
     )
     return per_sample.reshape(rows)
 

@@ -79,7 +79,7 @@ def sample_text(
     if length < 1 or length % size:
         raise ValueError(f"length must be a positive multiple of block_length {size}, got {length}")
     if known_tokens is None:
-        known_tokens = jnp.full((batch, length), prior.num_codes)
+        known_tokens = jnp.full((batch, length), prior.num_codes, jnp.int32)
     elif known_tokens.shape != (batch, length):
         raise ValueError(f"known_tokens has shape {known_tokens.shape}, needs {(batch, length)}")
     tokens = jnp.tile(known_tokens.astype(jnp.int32), (config.num_samples, 1))
@@ -105,8 +105,10 @@ def sample_text(
             step_keys = fold(keys, index * config.num_steps + i)
             return reveal(field, step_keys, log_probs, state, i), None
 
-        state, _ = jax.lax.scan(step, start(field.tokens), jnp.arange(config.num_steps))
+        state, _ = jax.lax.scan(
+            step, start(field.tokens), jnp.arange(config.num_steps, dtype=jnp.int32)
+        )
         return paste(state.tokens), None
 
-    tokens, _ = jax.lax.scan(write_block, tokens, jnp.arange(length // size))
+    tokens, _ = jax.lax.scan(write_block, tokens, jnp.arange(length // size, dtype=jnp.int32))
     return tokens
