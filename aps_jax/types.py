@@ -55,7 +55,11 @@ def image_keys(key: Key, batch: int) -> Key:
             f"key must be one typed key (jax.random.key) or one per image [{batch}], got "
             f"{jnp.shape(key)} of {getattr(key, 'dtype', type(key))}"
         )
-    return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+    return (
+        key
+        if key.ndim
+        else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch, dtype=jnp.int32))
+    )
 
 
 def same_shape(y_shape: tuple[int, ...]) -> ImageShape:

@@ -150,7 +150,7 @@ def _self_test(model: pretrained.Model) -> str:
     """Restores one small image; says how long it took."""
     side = 4 * model.codec.stride
     operator = aps_jax.operators.super_resolution(scale=4)
-    x = jnp.zeros((1, side, side, 3))
+    x = jnp.zeros((1, side, side, 3), jnp.float32)
     y = aps_jax.measure(jax.random.key(0), x, operator=operator, sigma=0.05)
     params = aps_jax.Params(prior=model.prior, codec=model.codec, operator=operator)
     config = APSConfig(num_steps=3, num_inner_steps=4)

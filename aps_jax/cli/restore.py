@@ -59,7 +59,9 @@ def run(options: Restore) -> int:
     else:
         problem = degrade_photo(options, key_operator, key_noise)
     if options.paste_known:
-        report.paste_known(problem.operator, jnp.zeros((*problem.image_shape, 3)), problem.y)
+        report.paste_known(
+            problem.operator, jnp.zeros((*problem.image_shape, 3), jnp.float32), problem.y
+        )
     model = pretrained.load_pretrained(options.model, prompt=options.prompt, dtype=options.dtype)
     config = dataclasses.replace(config, image_shape=problem.image_shape)
     check_memory(config, model)

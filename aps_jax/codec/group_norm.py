@@ -44,7 +44,8 @@ def _forward(x, scale, bias, num_groups, epsilon):
     mean = _shared(jnp.mean(wide, axis=(1, 2)), num_groups)
     variance = _shared(jnp.mean((wide - mean) ** 2, axis=(1, 2)), num_groups)
     inverse = jax.lax.rsqrt(variance + epsilon)
-    return (wide - mean) * (inverse * scale) + bias, (x, mean, inverse, scale, bias)
+    normal = (wide - mean) * (inverse * scale.reshape(1, 1, 1, -1))
+    return normal + bias.reshape(1, 1, 1, -1), (x, mean, inverse, scale, bias)
 
 
 def _backward(num_groups, epsilon, residuals, cotangent):
@@ -54,9 +55,10 @@ def _backward(num_groups, epsilon, residuals, cotangent):
     sums = jnp.sum(cotangent, axis=(1, 2))
     products = jnp.sum(cotangent * normal, axis=(1, 2))
     # What a pixel adds to the mean and to the variance of its group.
-    shift = _shared(sums * scale / num_pixels, num_groups)
-    stretch = _shared(products * scale / num_pixels, num_groups)
-    grad_x = inverse * (cotangent * scale - shift - normal * stretch)
+    row = scale[None]
+    shift = _shared(sums * row / num_pixels, num_groups)
+    stretch = _shared(products * row / num_pixels, num_groups)
+    grad_x = inverse * (cotangent * row[:, None, None] - shift - normal * stretch)
     grad_scale, grad_bias = jnp.sum(products, axis=0), jnp.sum(sums, axis=0)
     return grad_x.astype(x.dtype), grad_scale.astype(scale.dtype), grad_bias.astype(bias.dtype)
 
@@ -74,6 +76,6 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [B, H, W, C] to the same shape, of `dtype`."""
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
         return group_norm(x, scale, bias, self.num_groups, self.epsilon).astype(self.dtype)

@@ -287,8 +287,8 @@ def init_codec_params(key: Key, config: CodecConfig) -> PyTree:
     """Random weights `{"encoder": ..., "decoder": ...}` of a codec."""
     key_encoder, key_decoder = jax.random.split(key)
     grid = 2
-    image = jnp.zeros((1, grid * config.stride, grid * config.stride, 3))
-    codes = jnp.zeros((1, grid, grid, config.num_bits))
+    image = jnp.zeros((1, grid * config.stride, grid * config.stride, 3), jnp.float32)
+    codes = jnp.zeros((1, grid, grid, config.num_bits), jnp.float32)
     return {
         "encoder": Encoder(config).init(key_encoder, image)["params"],
         "decoder": Decoder(config).init(key_decoder, codes)["params"],

@@ -51,8 +51,8 @@ def demosaicing(*, pattern: str = "rggb") -> Operator:
 def _mosaic(params: None, x: Array, *, pattern: str) -> Array:
     del params
     channels("demosaicing", x, 3)
-    even_row = (jnp.arange(x.shape[1]) % 2 == 0)[None, :, None]
-    even_column = (jnp.arange(x.shape[2]) % 2 == 0)[None, None, :]
+    even_row = (jnp.arange(x.shape[1], dtype=jnp.int32) % 2 == 0)[None, :, None]
+    even_column = (jnp.arange(x.shape[2], dtype=jnp.int32) % 2 == 0)[None, None, :]
     top_left, top_right, low_left, low_right = (x[..., "rgb".index(colour)] for colour in pattern)
     top = jnp.where(even_column, top_left, top_right)
     low = jnp.where(even_column, low_left, low_right)

@@ -126,7 +126,7 @@ def _box_mask(
     ):
         # The upper end is exclusive, as in DAPS, unless only one place is left.
         start = jax.random.randint(axis_key, (), margin, max(side - margin - extent, margin + 1))
-        pixel = jnp.arange(side)
+        pixel = jnp.arange(side, dtype=jnp.int32)
         inside.append((pixel >= start) & (pixel < start + extent))
     box = inside[0][:, None] & inside[1][None, :]
     return 1.0 - box.astype("float32")[:, :, None]

@@ -90,7 +90,9 @@ def init_params(key: Key, *, config: KernelWizardConfig | None = None) -> PyTree
     shapes, structure = jax.tree.flatten(param_shapes(config or KernelWizardConfig()))
     sizes = [math.prod(leaf.shape) for leaf in shapes]
     # One long draw instead of one per leaf, which would compile for every shape.
-    draws = np.split(np.asarray(jax.random.normal(key, (sum(sizes),))), np.cumsum(sizes)[:-1])
+    draws = np.split(
+        np.asarray(jax.random.normal(key, (sum(sizes),), jnp.float32)), np.cumsum(sizes)[:-1]
+    )
     leaves = []
     for leaf, draw in zip(shapes, draws, strict=True):
         fan_in = math.prod(leaf.shape[:-1])

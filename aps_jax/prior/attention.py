@@ -11,7 +11,9 @@ from aps_jax.types import Array
 
 def grid_positions(height: int, width: int) -> Array:
     """Row and column of every token of a grid in row-major order, int32 [height * width, 2]."""
-    rows, columns = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
+    rows, columns = jnp.meshgrid(
+        jnp.arange(height, dtype=jnp.int32), jnp.arange(width, dtype=jnp.int32), indexing="ij"
+    )
     return jnp.stack([rows.ravel(), columns.ravel()], axis=-1).astype(jnp.int32)
 
 

@@ -191,7 +191,7 @@ def attention_mask(
     is_pad = (ids == prompt.pad_token_id) if is_masked else jnp.zeros(ids.shape, bool)
     if not prompt.is_causal:
         return ~is_pad[:, :, None] & ~is_pad[:, None, :]
-    position = jnp.arange(ids.shape[1])
+    position = jnp.arange(ids.shape[1], dtype=jnp.int32)
     is_seen = (position[None, :] <= position[:, None]) | (position >= num_prompt)[:, None]
     # Pads see pads, so that none of their rows is empty.
     return (is_pad[:, :, None] == is_pad[:, None, :]) & is_seen[None]

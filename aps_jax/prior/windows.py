@@ -94,11 +94,11 @@ def prior_logits(prior: Prior, tokens: Array, *, is_unconditional: bool = False)
 
     # [rows, columns, B, size_h, size_w, K] -> strips as wide as the field -> the field.
     share_h, share_w = (blend_weights(side, window, prior.overlap) for side in (height, width))
-    strips = jnp.zeros((*logits.shape[:1], *logits.shape[2:4], width, prior.num_codes))
+    strips = jnp.zeros((*logits.shape[:1], *logits.shape[2:4], width, prior.num_codes), jnp.float32)
     for index, left in enumerate(columns):
         share = share_w[index][None, None, None, :, None]
         strips = strips.at[..., left : left + size_w, :].add(logits[:, index] * share)
-    field = jnp.zeros((*tokens.shape, prior.num_codes))
+    field = jnp.zeros((*tokens.shape, prior.num_codes), jnp.float32)
     for index, top in enumerate(rows):
         share = share_h[index][None, :, None, None]
         field = field.at[:, top : top + size_h].add(strips[index] * share)

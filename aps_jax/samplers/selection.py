@@ -46,5 +46,5 @@ def select(keys: Key, values: Array, rule: str, temperature: float) -> Array:
 
 def take(candidates: PyTree, index: Array) -> PyTree:
     """Entry `index[r]` of each row: leaves [M, R, ...] become [R, ...]."""
-    rows = jnp.arange(index.shape[0])
+    rows = jnp.arange(index.shape[0], dtype=jnp.int32)
     return jax.tree.map(lambda leaf: leaf[index, rows], candidates)

@@ -40,7 +40,7 @@ def scores(
 def _scores(images: Array, photo: Array, distance: Perceptual | None) -> dict[str, Array]:
     photos = jnp.broadcast_to(photo[None], images.shape)
     side = min(photo.shape[:2])
-    missing = jnp.full(images.shape[0], jnp.nan)
+    missing = jnp.full(images.shape[0], jnp.nan, jnp.float32)
     has_lpips = distance is not None and side >= perceptual.MIN_SIDE
     clipped = jnp.clip(images, -1, 1)
     return {
