@@ -16,6 +16,7 @@ from aps_jax.samplers.best_of_n import BestOfNConfig, best_of_n_sample
 from aps_jax.samplers.entrgi import EntRGiConfig, entrgi_sample
 from aps_jax.samplers.g2d2 import G2D2Config, g2d2_sample
 from aps_jax.samplers.maskgit import MaskGITConfig, maskgit_sample
+from aps_jax.samplers.mmada import MMaDAConfig, mmada_sample
 from aps_jax.samplers.redge import ReDGEConfig, redge_sample
 from aps_jax.samplers.sgdd import SGDDConfig, sgdd_sample
 from aps_jax.samplers.smc import SMCConfig, smc_sample
@@ -86,6 +87,13 @@ SAMPLERS: dict[str, Sampler] = {
         "samples of the prior, no measurement",
         "arXiv:2202.04200",
         {**_CALLS, **_MASKGIT_CODE, "ours": ("num_steps",)},
+    ),
+    "mmada": Sampler(
+        mmada_sample,
+        MMaDAConfig,
+        "samples of the prior exactly as MMaDA's code draws them, no measurement",
+        "arXiv:2505.15809",
+        {**_CALLS, "code of MMaDA": ("num_steps", "gumbel_temperature")},
     ),
     "best_of_n": Sampler(
         best_of_n_sample,
@@ -201,6 +209,7 @@ __all__ = [
     "BestOfNConfig",
     "EntRGiConfig",
     "G2D2Config",
+    "MMaDAConfig",
     "MaskGITConfig",
     "ReDGEConfig",
     "SGDDConfig",
@@ -212,6 +221,7 @@ __all__ = [
     "entrgi_sample",
     "g2d2_sample",
     "maskgit_sample",
+    "mmada_sample",
     "redge_sample",
     "sgdd_sample",
     "smc_sample",
