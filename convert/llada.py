@@ -93,12 +93,23 @@ def _prompt(source: Source, vocab_size: int) -> PromptConfig:
     return prompt
 
 
+def _check_blocks(source: Source) -> None:
+    """ConversionError if the layers are saved in groups, as LLaDA's class does when asked to."""
+    groups = f"{_ROOT}.block_groups."
+    if any(name.startswith(groups) for name in source.shapes):
+        raise ConversionError(
+            f"the layers are saved in groups ({groups}G.I, block_group_size above 1); name them "
+            f"{_ROOT}.blocks.N with N = G * block_group_size + I, and save them again"
+        )
+
+
 def build(source: Source, dtype: str) -> Built:
     """Reads the sizes off the tensors; heads, epsilon and rotary base come from config.json.
 
     The vocabulary is the tensor's: configurations of MMaDA keep the language model's number. So are
     the number of image tokens and the resolution, which they keep from the first training stage.
     """
+    _check_blocks(source)
     vocab_size = source.size(f"{_ROOT}.wte.weight")
     width = source.size(f"{_ROOT}.wte.weight", 1)
     first = _BLOCK.format(layer=0)

@@ -3,7 +3,8 @@
 `python -m convert.showo SRC DST`. Show-o is phi-1.5 with a LayerNorm of queries and keys and a
 joint vocabulary. Sizes come from the tensors; what neither they nor config.json show (epsilon of
 the norms, base and share of the rotation) is phi-1.5's. So is the tokenizer: put tokenizer.json of
-microsoft/phi-1_5 into SRC to have it copied.
+microsoft/phi-1_5 into SRC to have it copied, or the one that Show-o's code saves, which has ten
+special tokens more.
 """
 
 from __future__ import annotations
@@ -54,20 +55,27 @@ RULES = (
     *_linear(f"{_BLOCK}.mlp.fc2", "blocks/ff_out"),
 )
 
-#: Ids of the tokenizer; ten special ids follow, then the image codes, then the mask.
+#: Ids of the tokenizer; those of special tokens follow, then the image codes, then the mask.
 NUM_TEXT_IDS = 50295
 NUM_IMAGE_CODES = 8192
-VOCAB_SIZE = NUM_TEXT_IDS + 10 + NUM_IMAGE_CODES + 1
+#: What Show-o's code adds to the tokenizer, in this order: padding, ends of images and of videos,
+#: and tasks.
+_SPECIAL = ("[PAD]",) + tuple(
+    f"<|{name}|>" for name in ("soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg")
+)
+SPECIAL_IDS = {token: NUM_TEXT_IDS + index for index, token in enumerate(_SPECIAL)}
+IMAGE_OFFSET = NUM_TEXT_IDS + len(SPECIAL_IDS)
+VOCAB_SIZE = IMAGE_OFFSET + NUM_IMAGE_CODES + 1
 #: `t2i, bos, text, eos | soi, image, eoi`.
 PROMPT = PromptConfig(
     num_codes=NUM_IMAGE_CODES,
-    image_offset=NUM_TEXT_IDS + 10,
+    image_offset=IMAGE_OFFSET,
     mask_token_id=VOCAB_SIZE - 1,
-    begin_id=50296,
-    end_id=50297,
-    prefix=(50300, 50256),
+    begin_id=SPECIAL_IDS["<|soi|>"],
+    end_id=SPECIAL_IDS["<|eoi|>"],
+    prefix=(SPECIAL_IDS["<|t2i|>"], 50256),
     suffix=(50256,),
-    pad_token_id=50295,
+    pad_token_id=SPECIAL_IDS["[PAD]"],
     length=129,
     is_causal=True,
 )
@@ -131,7 +139,7 @@ def build(source: Source, dtype: str) -> Built:
         config=config,
         init=init_transformer_params,
         card={"prompt": dataclasses.asdict(PROMPT), "prior_window": _window(source)},
-        files=tokenizer_files(source, NUM_TEXT_IDS),
+        files=tokenizer_files(source, NUM_TEXT_IDS, added=SPECIAL_IDS),
     )
 
 

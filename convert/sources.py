@@ -2,7 +2,8 @@
 
 Nothing is read before it is used: `Source.shapes` comes from headers, and `Source.tensors()` gives
 one tensor after the other and hashes the files on the way. `.bin` files are pickles; they are
-read only by `torch.load(weights_only=True)`, which builds tensors and runs nothing.
+read only by `torch.load(weights_only=True)`, which builds tensors and runs nothing. Checkpoints of
+a training, `{"model": {name: tensor}, "optimizer": ...}`, are such files too.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -24,8 +26,11 @@ from aps_jax.io.tensors import TensorFileError, open_tensors
 
 _STEMS = ("model", "pytorch_model")
 _ENDINGS = (".safetensors", ".bin")
-#: Endings of files that torch reads; the latter two only where the file itself is named.
-_PICKLES = (".bin", ".pth", ".pt")
+#: Endings of files that torch reads; all but the first only where the file itself is named.
+_PICKLES = (".bin", ".pth", ".pt", ".ckpt")
+#: What wrappers of a model put before the name of every tensor: DistributedDataParallel and
+#: `torch.compile`.
+_WRAPPERS = ("module.", "_orig_mod.")
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -166,7 +171,9 @@ def _find(folder: Path) -> tuple[tuple[Path, ...], dict[str, str] | None]:
             if path.is_file():
                 return (path,), None
     wanted = ", ".join(f"{stem}{ending}" for ending in _ENDINGS for stem in _STEMS)
-    raise ConversionError(f"{folder} has none of {wanted}, nor an index of one")
+    raise ConversionError(
+        f"{folder} has none of {wanted}, nor an index of one; name a file called otherwise itself"
+    )
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -226,16 +233,57 @@ def _read_bin(path: Path) -> dict[str, np.ndarray]:
         mmap = zipfile.is_zipfile(path)
         with warnings.catch_warnings(action="ignore"):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError:
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({refused[1]})" if refused else ""
         raise ConversionError(
-            f"{path} is damaged, or holds more than tensors, which could run code; do not use it"
+            f"{path} is damaged, or holds more than tensors{what}, which could run code; fetch the "
+            "safetensors form, or have its maker save model.state_dict() alone"
         ) from None
     except Exception as error:  # A broken pickle can raise almost anything.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConversionError(f"{path} is damaged or truncated ({reason})") from None
+    tensors = unwrap(path, loaded, torch.Tensor)
+    return {name: _to_numpy(path, name, value) for name, value in tensors.items()}
+
+
+def unwrap(path: Path, loaded: Any, tensor_type: type) -> dict[str, Any]:
+    """The named tensors of what torch loaded, taken out of the checkpoint of a training.
+
+    Trainings save their models beside the optimiser, counters and the like. Under which name is
+    each code's own choice ("model" in Show-o's, "state_dict" in Lightning's), so it is the one
+    entry that is all named tensors, with dots in names, as modules have them. Where several are,
+    such as an average of the weights beside the weights, only a person can choose.
+
+    Args:
+      path: the file, for messages.
+      loaded: its content.
+      tensor_type: class of a tensor.
+
+    Raises:
+      ConversionError: no dictionary, or one with several sets of named tensors.
+    """
+
+    def is_state(value: Any) -> bool:
+        is_named = isinstance(value, dict) and all(
+            isinstance(name, str) and isinstance(tensor, tensor_type)
+            for name, tensor in value.items()
+        )
+        return is_named and any("." in name for name in value)
+
     if not isinstance(loaded, dict):
         raise ConversionError(f"{path} holds a {type(loaded).__name__}, not named tensors")
-    return {name: _to_numpy(path, name, value) for name, value in loaded.items()}
+    found = [name for name, value in loaded.items() if is_state(value)]
+    if len(found) > 1:
+        raise ConversionError(
+            f"{path} holds several sets of weights, {', '.join(map(repr, found))}; save one of "
+            f"them alone: torch.save(torch.load(FILE, weights_only=True)[{found[0]!r}], OTHER)"
+        )
+    tensors = loaded[found[0]] if found else loaded
+    for wrapper in _WRAPPERS:
+        if all(str(name).startswith(wrapper) for name in tensors):
+            tensors = {str(name).removeprefix(wrapper): tensors[name] for name in tensors}
+    return tensors
 
 
 def _to_numpy(path: Path, name: str, value: Any) -> np.ndarray:

@@ -2,38 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from aps_jax.text.tokenizer import TOKENIZER_NAME
 from convert.sources import ConversionError, Source, read_json
 
 
-def tokenizer_files(source: Source, num_ids: int | None = None) -> tuple[Path, ...]:
+def tokenizer_files(
+    source: Source, num_ids: int | None = None, *, added: Mapping[str, int] | None = None
+) -> tuple[Path, ...]:
     """The tokenizer's file, to be copied into the model folder; nothing if there is none.
 
     Args:
       source: checkpoint.
       num_ids: distinct ids that it must have, added ones included; None for any number.
+      added: ids by token that the original's own code adds to those; a tokenizer that was saved
+        afterwards has all of them.
 
     Raises:
-      ConversionError: a damaged file, or another number of ids.
+      ConversionError: a damaged file, another number of ids, or other added tokens.
     """
     path = source.folder / TOKENIZER_NAME
     if not path.is_file():
         return ()
-    count = _count_ids(path)
-    if num_ids is not None and count != num_ids:
+    added = added or {}
+    ids, tokens = _read_ids(path)
+    if num_ids is None or len(ids) == num_ids:
+        return (path,)
+    if not added or len(ids) != num_ids + len(added):
+        or_more = f" or, with the special tokens, {num_ids + len(added)}" if added else ""
         raise ConversionError(
-            f"{TOKENIZER_NAME} has {count} ids; the models that can be converted have {num_ids}"
+            f"{TOKENIZER_NAME} has {len(ids)} ids; the models that can be converted have "
+            f"{num_ids}{or_more}"
         )
+    for token, index in added.items():
+        if tokens.get(token) != index:
+            raise ConversionError(
+                f"{TOKENIZER_NAME} gives {token!r} the id {tokens.get(token)}; this model needs "
+                f"{index}: take the tokenizer without added tokens"
+            )
     return (path,)
 
 
-def _count_ids(path: Path) -> int:
+def _read_ids(path: Path) -> tuple[set[int], dict[str, int]]:
+    """All ids, and those of the added tokens by name."""
     tokenizer = read_json(path)
     try:
-        ids = set(tokenizer["model"]["vocab"].values())
-        ids |= {token["id"] for token in tokenizer["added_tokens"]}
+        tokens = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+        ids = {*tokenizer["model"]["vocab"].values(), *tokens.values()}
     except (KeyError, TypeError, AttributeError):
         raise ConversionError(f"{path} is no tokenizer with a vocabulary; fetch it again") from None
-    return len(ids)
+    return ids, tokens

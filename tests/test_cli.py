@@ -219,6 +219,7 @@ def test_the_perceptual_term_is_used_or_its_loss_is_noted(restore, photo, monkey
 
 OTHER_SAMPLERS = {
     "maskgit": "--num-steps 2",
+    "mmada": "--num-steps 2",
     "best_of_n": "--num-steps 2 --budget 3",
     "straight_through": "--budget 3 --option variables=tokens",
     "svdd_pm": "--num-steps 2 --budget 4",

@@ -280,3 +280,19 @@ def test_the_tokenizer_joins_a_codec(tmp_path):
 def test_a_codec_is_no_language_model(refuse):
     message = refuse({"encoder.conv_in.weight": (2, 3, 3, 3)}, CONFIG)
     assert "no tensor 'model.transformer.wte.weight': it is another kind of model" in message
+
+
+def test_grouped_layers_are_named(refuse):
+    """With block_group_size 2 the original's class names layer 3 `block_groups.1.1`."""
+    grouped = {}
+    for name, shape in tensor_shapes(MMADA_ROWS, width=2, hidden=4, layers=4).items():
+        before, found, rest = name.partition(".blocks.")
+        if found:
+            layer, leaf = rest.split(".", 1)
+            name = f"{before}.block_groups.{int(layer) // 2}.{int(layer) % 2}.{leaf}"
+        grouped[name] = shape
+    message = refuse(grouped, TINY_CONFIG | {"block_group_size": 2, "n_layers": 4})
+    assert (
+        "saved in groups (model.transformer.block_groups.G.I, block_group_size above 1)" in message
+    )
+    assert "model.transformer.blocks.N with N = G * block_group_size + I" in message

@@ -150,3 +150,63 @@ def test_another_vocabulary_or_tokenizer(tmp_path, capsys):
     assert run(source, tmp_path / "model") == 2
     assert "tokenizer.json has 50257 ids" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
+
+
+def save_tiny(folder, vocab, added):
+    shapes = tensor_shapes(width=4, hidden=4, head=4)
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    source = save_single(folder, zeros, CONFIG)
+    content = {
+        "model": {"vocab": vocab},
+        "added_tokens": [{"id": index, "content": token} for token, index in added.items()],
+    }
+    (source / "tokenizer.json").write_text(json.dumps(content))
+    return source
+
+
+#: phi-1.5's: runs of spaces are added tokens.
+VOCAB = {f"t{i}": i for i in range(50257)}
+SPACES = {f"s{i}": i for i in range(50257, 50295)}
+#: In the order in which Show-o's code adds them.
+NAMES = "[PAD] <|soi|> <|eoi|> <|sov|> <|eov|> <|t2i|> <|mmu|> <|t2v|> <|v2v|> <|lvg|>".split()
+SPECIAL = {token: 50295 + index for index, token in enumerate(NAMES)}
+
+
+@pytest.mark.parametrize("special", [{}, SPECIAL])
+def test_both_tokenizers_are_accepted(tmp_path, special):
+    source = save_tiny(tmp_path / "hub", VOCAB, SPACES | special)
+    assert run(source, tmp_path / "model") == 0
+    assert (tmp_path / "model" / "tokenizer.json").read_bytes() == (
+        source / "tokenizer.json"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("special", "message"),
+    [
+        # Ids of image codes or another order would be silently wrong.
+        (
+            SPECIAL | {"<|soi|>": 50297, "<|eoi|>": 50296},
+            "gives '<|soi|>' the id 50297; this model needs 50296",
+        ),
+        (
+            {token.replace("t2i", "T2I"): index for token, index in SPECIAL.items()},
+            "gives '<|t2i|>' the id None; this model needs 50300",
+        ),
+        (
+            SPECIAL | {"<|new|>": 50305},
+            "has 50306 ids; the models that can be",
+        ),
+        (
+            {token: SPECIAL[token] for token in NAMES[:4]},
+            "has 50299 ids; the models that can be converted have 50295 or, with the special "
+            "tokens, 50305",
+        ),
+    ],
+)
+def test_other_added_tokens_are_refused(tmp_path, capsys, special, message):
+    source = save_tiny(tmp_path / "hub", VOCAB, SPACES | special)
+    assert run(source, tmp_path / "model") == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "model").exists()

@@ -28,6 +28,7 @@ CASES = {
         {"num_steps": 3, "guidance_scale": 1.0},
         {"num_steps": 3, "reveal": "remdm-conf", "remask_strength": 1.0},
     ],
+    "mmada": [{"num_steps": 3, "guidance_scale": 1.0}],
     "best_of_n": [{"num_steps": 2, "num_candidates": 3}],
     "straight_through": [
         {"num_inner_steps": 4},
@@ -120,7 +121,7 @@ def test_every_sampler_is_tested_and_every_default_has_a_source():
         assert sorted(options) == sorted(f.name for f in dataclasses.fields(sampler.config))
 
 
-@pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"maskgit"}))
+@pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"maskgit", "mmada"}))
 @pytest.mark.parametrize("evaluations", [16, 40, 120, 1000])
 def test_budgets_are_used_up_and_never_exceeded(name, evaluations):
     start = SAMPLERS[name].config()

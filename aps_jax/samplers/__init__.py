@@ -15,6 +15,7 @@ from aps_jax.samplers.best_of_n import BestOfNConfig
 from aps_jax.samplers.entrgi import EntRGiConfig
 from aps_jax.samplers.g2d2 import G2D2Config
 from aps_jax.samplers.maskgit import MaskGITConfig
+from aps_jax.samplers.mmada import MMaDAConfig
 from aps_jax.samplers.redge import ReDGEConfig
 from aps_jax.samplers.sgdd import SGDDConfig
 from aps_jax.samplers.smc import SMCConfig
@@ -80,6 +81,12 @@ SAMPLERS: dict[str, Entry] = {
         "samples of the prior, no measurement",
         "arXiv:2202.04200",
         {**_CALLS, **_MASKGIT_CODE, "ours": ("num_steps",)},
+    ),
+    "mmada": Entry(
+        MMaDAConfig,
+        "samples of the prior exactly as MMaDA's code draws them, no measurement",
+        "arXiv:2505.15809",
+        {**_CALLS, "code of MMaDA": ("num_steps", "gumbel_temperature")},
     ),
     "best_of_n": Entry(
         BestOfNConfig,
@@ -185,6 +192,7 @@ __all__ = [
     "BestOfNConfig",
     "EntRGiConfig",
     "G2D2Config",
+    "MMaDAConfig",
     "MaskGITConfig",
     "ReDGEConfig",
     "SGDDConfig",
