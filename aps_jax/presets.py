@@ -73,7 +73,7 @@ def make_config(
     config = kind(**options | given)
     if sampler in VARIANTS and "draw" not in given and config.num_samples > 1:
         # The presets' own draw is deterministic: all samples would be equal.
-        if not _reveals_at_random(config):
+        if not reveals_at_random(config):
             config = dataclasses.replace(config, draw="categorical")
     if budget is None:
         return config
@@ -82,7 +82,7 @@ def make_config(
     return with_budget(config, budget, fixed=given)
 
 
-def _reveals_at_random(config: APSConfig) -> bool:
+def reveals_at_random(config: APSConfig) -> bool:
     """Whether samples differ in the order in which their tokens are kept."""
     has_noise = config.rule == "count" and config.gumbel_temperature > 0
     return config.num_steps > 1 and (config.remasking == "random" or has_noise)

@@ -211,7 +211,7 @@ def test_random_state(name):
         assert fresh.init(jax.random.key(0), SHAPE) is fresh
         return
     assert (flat_params(operator) != flat_params(other)).any()
-    undrawn = r"has random state; call operator.init\(key, image_shape\) first"
+    undrawn = r"not drawn yet; .*operator = operator.init\(jax.random.key\(0\), x\)"
     with pytest.raises(ValueError, match=undrawn):
         fresh(images())
     with pytest.raises(ValueError, match=undrawn):

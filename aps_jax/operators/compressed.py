@@ -64,9 +64,9 @@ def compressed_sensing(
 
 
 def _draw(operator: Operator, key: Key, image_shape: ImageShape) -> Operator:
-    shape = (int(image_shape[0]), int(image_shape[1]))
     return operator.replace(
-        params=operator.sample_params(key, shape), image_shape=bind(_stored_shape, shape=shape)
+        params=operator.sample_params(key, image_shape),
+        image_shape=bind(_stored_shape, shape=image_shape),
     )
 
 
