@@ -24,8 +24,8 @@ from PIL import Image
 from aps_jax import operators, pretrained, sharding
 from aps_jax.cli.restore import load_distance
 from aps_jax.io import checkpoint
-from aps_jax.operators import tasks
 from aps_jax.samplers import sample_function
+from aps_jax.tasks import TASKS
 from aps_jax.types import Perceptual
 from experiments import batches, hosts, memory, rows, sweep
 
@@ -146,7 +146,7 @@ def test_images_with_masks_of_their_own_share_a_batch(toy, tmp_path):
         np.testing.assert_allclose(restored, alone, atol=1 / 127)
 
 
-@pytest.mark.parametrize("task", [name for name, task in tasks.TASKS.items() if task.is_random])
+@pytest.mark.parametrize("task", [name for name, task in TASKS.items() if task.is_random])
 def test_all_images_of_one_size_have_one_operator(photo_folder, toy, task):
     """So a batch may take that of its first image."""
     words = arguments(photo_folder, toy, "out")
