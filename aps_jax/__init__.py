@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from aps_jax import metrics, operators, sharding
     from aps_jax.config import VARIANTS, APSConfig
+    from aps_jax.images import sample_photo
+    from aps_jax.notebook import posterior, show
     from aps_jax.operators import measure
+    from aps_jax.presets import PRESETS, make_config
     from aps_jax.pretrained import Model, load_pretrained
     from aps_jax.sampler import SampleResult, aps_finish, aps_init, aps_sample, aps_step
     from aps_jax.scores.lpips import load_lpips
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "PRESETS",
     "VARIANTS",
     "APSConfig",
     "Codec",
@@ -35,15 +39,22 @@ __all__ = [
     "aps_step",
     "load_lpips",
     "load_pretrained",
+    "make_config",
     "measure",
     "metrics",
     "operators",
+    "posterior",
+    "sample_photo",
     "sharding",
+    "show",
 ]
 
 _MODULES = {
     "config": ("VARIANTS", "APSConfig"),
+    "images": ("sample_photo",),
+    "notebook": ("posterior", "show"),
     "operators": ("measure",),
+    "presets": ("PRESETS", "make_config"),
     "scores.lpips": ("load_lpips",),
     "pretrained": ("Model", "load_pretrained"),
     "sampler": ("SampleResult", "aps_finish", "aps_init", "aps_sample", "aps_step"),

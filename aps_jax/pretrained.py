@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import flax.struct
 import jax
 from jax.sharding import Mesh
 
@@ -29,12 +31,31 @@ EMBEDDED_MODELS = ("photo64",)
 DTYPES = ("float32", "bfloat16")
 
 
-class Model(NamedTuple):
-    """A prior and the codec whose tokens it was trained on, with the card that describes them."""
+class Card(dict[str, Any]):
+    """What `card.json` says of a model; hashable by its text, so that `jax.jit` takes a `Model`."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(json.dumps(self, sort_keys=True, default=str))
+
+
+@flax.struct.dataclass
+class Model:
+    """A prior and the codec whose tokens it was trained on, with the card that describes them.
+
+    A pytree whose leaves are the weights: `jax.jit`, `jax.device_put` and `jax.tree.map` take it.
+
+    Attributes:
+      prior: masked transformer.
+      codec: image tokenizer.
+      card: contents of `card.json`, static; not to be changed.
+    """
 
     prior: Prior
     codec: Codec
-    card: dict[str, Any]
+    card: dict[str, Any] = flax.struct.field(pytree_node=False, default_factory=Card)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "card", Card(self.card))
 
 
 def load_pretrained(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, Protocol
 
 import flax.struct
@@ -62,6 +63,18 @@ def image_keys(key: Key, batch: int) -> Key:
     )
 
 
+def _image_shape(shape: Any) -> ImageShape:
+    """(H, W) as ints, of itself or of images [B, H, W, C]."""
+    sides = shape.shape[1:3] if getattr(shape, "ndim", None) == 4 else shape
+    is_pair = isinstance(sides, tuple | list) and len(sides) == 2
+    if not is_pair or not all(isinstance(side, Integral) and side > 0 for side in sides):
+        raise ValueError(
+            "the size of the images must be (height, width) in pixels, or images [B, H, W, C]; "
+            f"got {getattr(shape, 'shape', shape)!r}"
+        )
+    return (int(sides[0]), int(sides[1]))
+
+
 def same_shape(y_shape: tuple[int, ...]) -> ImageShape:
     """Image shape of a measurement [B, H, W, C] that has the image's own height and width."""
     return (y_shape[1], y_shape[2])
@@ -106,13 +119,23 @@ class Operator:
         """Applies A to `x` [B, H, W, C]; raises ValueError if random state was not drawn yet."""
         if self.sample_params is not None and self.params is None:
             raise ValueError(
-                f"operator {self.name!r} has random state; "
-                "call operator.init(key, image_shape) first"
+                f"operator {self.name!r} has random state that was not drawn yet; draw it once, "
+                "operator = operator.init(jax.random.key(0), x), and give that operator to all "
+                "that follows"
             )
         return self.apply(self.params, x)
 
-    def init(self, key: Key, image_shape: ImageShape) -> Operator:
-        """Draws the random state for images of `image_shape`; nothing changes if there is none."""
+    def init(self, key: Key, image_shape: ImageShape | Array) -> Operator:
+        """Draws the random state for images of one size; nothing changes if there is none.
+
+        Args:
+          key: one typed key.
+          image_shape: (H, W), or the images [B, H, W, C] themselves.
+
+        Raises:
+          ValueError: if `image_shape` is neither, or the state does not fit such images.
+        """
+        image_shape = _image_shape(image_shape)
         if self.draw is not None:
             return self.draw(self, key, image_shape)
         if self.sample_params is None:

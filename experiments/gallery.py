@@ -17,7 +17,7 @@ import tyro
 import aps_jax
 from aps_jax import images, metrics
 from aps_jax.cli.errors import guarded
-from aps_jax.operators.tasks import make_operator
+from aps_jax.operators import make_operator
 from aps_jax.presets import make_config
 from aps_jax.restore import restore
 from aps_jax.scores import report
@@ -57,7 +57,7 @@ def main(arguments: Arguments) -> None:
     key_state, key_noise, key_sampler = jax.random.split(jax.random.key(arguments.seed), 3)
     strips = []
     for title, task in ROWS.items():
-        operator = make_operator(task, photo.shape[:2]).init(key_state, photo.shape[:2])
+        operator = make_operator(task).init(key_state, photo.shape[:2])
         y = aps_jax.measure(key_noise, photo[None], operator=operator, sigma=arguments.sigma)
         params = Params(prior=model.prior, codec=model.codec, operator=operator)
         config = make_config(preset=arguments.preset)

@@ -37,7 +37,7 @@ from aps_jax import metrics
 from aps_jax.cli.errors import guarded
 from aps_jax.config import APSConfig
 from aps_jax.io.files import write_atomically, write_json
-from aps_jax.operators.tasks import make_operator
+from aps_jax.operators import make_operator
 from aps_jax.presets import make_config
 from aps_jax.pretrained import Model, model_folder
 from aps_jax.sampler import SampleResult
@@ -238,7 +238,7 @@ def _run_method(
         padded = np.resize(index, arguments.batch_size)
         x = crops.images[padded]
         key, noise, keys = restoring.keys_of(arguments.seed, crops.positions[padded])
-        operator = make_operator(task, shape).init(key, shape)
+        operator = make_operator(task).init(key, shape)
         y = restoring.measured(operator, noise, jnp.asarray(x), arguments.sigma)
         params = aps_jax.Params(model.prior, model.codec, operator)
         result = _sample(params, y, keys, config=config)

@@ -31,7 +31,7 @@ from aps_jax.cli import errors, inputs
 from aps_jax.cli import options as cli_options
 from aps_jax.cli import restore as command
 from aps_jax.io import checkpoint
-from aps_jax.operators import tasks
+from aps_jax.operators import make_operator
 from aps_jax.samplers import sample
 from aps_jax.scores import report
 from aps_jax.types import Key, Params, Perceptual
@@ -255,11 +255,9 @@ def _finished(out: Path) -> dict[str, str]:
 def _check_task(options: Sweep) -> None:
     """ValueError if the task or its options are wrong whatever the image."""
     given = inputs.task_options(options)
-    side = options.size or 256
-    if options.task != "inpainting_mask":  # Its mask decides the size.
-        tasks.make_operator(options.task, (side, side), **given)
-    elif not options.measured and "mask" not in given:
-        raise ValueError("--task inpainting_mask needs --mask FILE")
+    # Measurements with transparent pixels have their own masks.
+    if options.task != "inpainting_mask" or not options.measured or "mask" in given:
+        make_operator(options.task, **given)
 
 
 def _say(text: str) -> None:

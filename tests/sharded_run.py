@@ -128,7 +128,8 @@ def run_mesh(params, y, keys, alone, folders, mesh):
     batch = sharding.shard_batch((y, keys), mesh)
     program = compiled(placed, *batch)
     result = program(placed, *batch)
-    loaded = [aps_jax.load_pretrained(folder, mesh=mesh)[:2] for folder in folders]
+    models = [aps_jax.load_pretrained(folder, mesh=mesh) for folder in folders]
+    loaded = [(model.prior, model.codec) for model in models]
     # The program takes them only if their functions are the same, too.
     again = program(sharding.shard_params(Params(*loaded[1], placed.operator), mesh), *batch)
     kernel = placed.prior.params["blocks"]["q"]["kernel"]

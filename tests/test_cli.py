@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -28,13 +29,13 @@ from aps_jax.cli import options as cli_options
 from aps_jax.cli import restore as command
 from aps_jax.codec.magvit2 import CodecConfig, init_codec_params
 from aps_jax.io import checkpoint
-from aps_jax.operators.tasks import TASKS
 from aps_jax.prior.prompts import PromptConfig
 from aps_jax.prior.transformer import TransformerConfig, init_transformer_params
 from aps_jax.restore import DivergedError
 from aps_jax.samplers import SAMPLERS
 from aps_jax.samplers.budget import decoder_evaluations
 from aps_jax.scores.lpips import PerceptualUnavailable
+from aps_jax.tasks import TASKS
 from aps_jax.types import Perceptual, bind
 
 ROOT = Path(__file__).parents[1]
@@ -692,10 +693,12 @@ def test_help_names_every_choice(capsys):
     text = capsys.readouterr().out
     for name in (*presets.PRESETS, *presets.VARIANTS, "photo64"):
         assert name in text
-    names = {option for task in TASKS.values() for option in task.options}
-    assert names - {"params"} | {"weights"} == set(cli_options.TASK_OPTIONS)
-    for name in cli_options.TASK_OPTIONS:
-        assert f"--{name.replace('_', '-')}" in text
+    text = re.sub(r"[\s│]+", " ", text)
+    for task in TASKS.values():
+        for name, option in task.options.items():
+            flag = "--" + (option.flag or name).replace("_", "-")
+            assert f"{flag} {option.metavar} " in text
+            assert option.summary.partition(",")[0] in text and f"{task.name}: " in text
 
 
 def test_version_and_unknown_commands(capsys):

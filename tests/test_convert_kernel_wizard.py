@@ -10,8 +10,7 @@ from safetensors.numpy import save_file
 from aps_jax import cli, pretrained
 from aps_jax.cli import inputs
 from aps_jax.cli import options as cli_options
-from aps_jax.operators import kernel_wizard, nonlinear_blur
-from aps_jax.operators.tasks import make_operator
+from aps_jax.operators import kernel_wizard, make_operator, nonlinear_blur
 from convert import kernel_wizard as converter
 from convert.rules import place_tensors
 
@@ -84,7 +83,7 @@ def test_weights_reach_the_operator(source, tmp_path, capsys):
     )
     weight = state["recon_trunk.1.conv2.weight"].transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(params["recon_trunk_1"]["conv2"]["kernel"], weight)
-    operator = make_operator("nonlinear_blur", (16, 16), params=params)
+    operator = make_operator("nonlinear_blur", params=params)
     assert operator.apply == nonlinear_blur(params, config=TINY).apply
     assert cli.main(["models", str(tmp_path / "blur")]) == 0
     assert "network of --task nonlinear_blur" in capsys.readouterr().out
@@ -133,4 +132,4 @@ def test_wrong_folders_are_one_line(tmp_path, capsys):
     assert "has no option 'weights'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="no weights of the KernelWizard"):
-        make_operator("nonlinear_blur", (8, 8), params={"up_0": {}})
+        make_operator("nonlinear_blur", params={"up_0": {}})

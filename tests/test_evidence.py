@@ -7,8 +7,9 @@ import pytest
 from conftest import channel_matrix
 
 from aps_jax import operators
-from aps_jax.operators.tasks import TASKS, make_operator
+from aps_jax.operators import make_operator
 from aps_jax.sampling.sensitivity import pixel_sensitivity, token_evidence
+from aps_jax.tasks import TASKS
 
 SIDE = 16
 
@@ -86,7 +87,7 @@ def test_entries_that_were_not_observed_do_not_count():
 @pytest.mark.parametrize("task", [name for name, task in TASKS.items() if not needs_more(task)])
 def test_every_operator_has_a_finite_sensitivity_somewhere(task):
     side = 64
-    operator = make_operator(task, (side, side)).init(jax.random.key(0), (side, side))
+    operator = make_operator(task).init(jax.random.key(0), (side, side))
     y = operator(jnp.zeros((1, side, side, 3)))
     seen = np.asarray(pixel_sensitivity(operator, y, image_shape=(side, side)))
     assert seen.shape == (1, side, side)

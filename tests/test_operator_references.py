@@ -94,7 +94,7 @@ def test_gaussian_blur_matches_scipy(std, shape):
 def test_gaussian_kernel_support():
     x = np.zeros((1, 61, 61, 1))
     x[0, 30, 30] = 1
-    kernel = apply(operators.gaussian_blur(), x)[0, :, :, 0]
+    kernel = apply(operators.gaussian_blur(kernel_size=61, std=3.0), x)[0, :, :, 0]
     rows, columns = np.nonzero(kernel)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (18, 42, 18, 42)
     assert kernel.max() == pytest.approx(0.0176849, abs=1e-6)
@@ -152,7 +152,7 @@ def test_motion_kernels_have_the_published_extent():
     "operator",
     [
         operators.super_resolution(scale=3),
-        operators.gaussian_blur(),
+        operators.gaussian_blur(kernel_size=61, std=3.0),
         operators.motion_blur(kernel_size=31),
         operators.denoising(),
     ],
@@ -189,7 +189,9 @@ def test_boxes_keep_their_margin():
 
 
 def test_box_with_its_own_size():
-    operator = operators.inpainting_box(size=(3, 10), margin=0).init(jax.random.key(0), (16, 10))
+    operator = operators.inpainting_box(box_size=(3, 10), margin=0).init(
+        jax.random.key(0), (16, 10)
+    )
     missing = np.asarray(operator.params[:, :, 0]) == 0
     assert missing.any(axis=1).sum() == 3 and missing.any(axis=0).sum() == 10
 

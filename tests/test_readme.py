@@ -17,17 +17,22 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
 
 
-def test_quickstart_and_operator_example_run(capsys):
-    quickstart, operator, samplers = blocks("python")
+def test_quickstart_and_operator_example_run(capsys, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    quickstart, pure, operator, samplers = blocks("python")
     scope = {}
     exec(compile(quickstart, "quickstart", "exec"), scope)
     assert "(1, 64, 64, 3) (1, 256)" in capsys.readouterr().out
+    assert quickstart.count("\n") <= 12
+    tokens = scope["result"].tokens
+    exec(compile(pure, "pure", "exec"), scope)
+    assert (scope["result"].tokens == tokens).all()
     exec(compile(operator, "operator", "exec"), scope)
-    faded = scope["fade"](0.5)(scope["images"])
-    assert abs(faded - 0.5 * scope["images"]).max() < 1e-6
+    faded = scope["fade"](0.5)(scope["photo"])
+    assert abs(faded - 0.5 * scope["photo"]).max() < 1e-6
     exec(compile(samplers, "samplers", "exec"), scope)
-    printed = capsys.readouterr().out
-    assert "denoiser=5, decoder=5, decoder_gradient=0" in printed and "(1, 64, 64, 3)" in printed
+    assert "denoiser=5, decoder=5, decoder_gradient=0" in capsys.readouterr().out
+    assert scope["result"].images.shape == (1, 64, 64, 3)
 
 
 def test_tables_are_those_that_the_studies_wrote():

@@ -24,8 +24,8 @@ from PIL import Image
 from aps_jax import operators, pretrained, sharding
 from aps_jax.cli.restore import load_distance
 from aps_jax.io import checkpoint
-from aps_jax.operators import tasks
-from aps_jax.samplers import sample_function
+from aps_jax.samplers import sample as library_sample
+from aps_jax.tasks import TASKS
 from aps_jax.types import Perceptual
 from experiments import batches, hosts, memory, rows, sweep
 
@@ -146,7 +146,7 @@ def test_images_with_masks_of_their_own_share_a_batch(toy, tmp_path):
         np.testing.assert_allclose(restored, alone, atol=1 / 127)
 
 
-@pytest.mark.parametrize("task", [name for name, task in tasks.TASKS.items() if task.is_random])
+@pytest.mark.parametrize("task", [name for name, task in TASKS.items() if task.is_random])
 def test_all_images_of_one_size_have_one_operator(photo_folder, toy, task):
     """So a batch may take that of its first image."""
     words = arguments(photo_folder, toy, "out")
@@ -267,13 +267,13 @@ def test_seconds_are_per_image_and_divergence_is_told(
     photo_folder, toy, tmp_path, monkeypatch, capsys
 ):
     def diverged(params, y, keys, *, config):
-        result = sample_function("aps")(params, y, keys, config=config)
+        result = library_sample(params, y, keys, config=config)
         is_finite = result.info.is_finite.at[:, :, 1].set(False)  # the second of each batch
         return result._replace(info=result.info._replace(is_finite=is_finite))
 
     now = iter(range(0, 1000, 10))
     monkeypatch.setattr(sweep.time, "perf_counter", lambda: next(now))
-    monkeypatch.setattr(sweep, "sample_function", lambda name: diverged)
+    monkeypatch.setattr(sweep, "sample", diverged)
     out = tmp_path / "out"
     assert sweep.main(arguments(photo_folder, toy, out)) == 1
     found = table(out)
@@ -289,10 +289,10 @@ def test_seconds_do_not_hold_the_compilation(photo_folder, toy, tmp_path, monkey
 
     def traced(params, y, keys, *, config):
         clock[0] += 100  # This runs once, when the first batch compiles.
-        return sample_function("aps")(params, y, keys, config=config)
+        return library_sample(params, y, keys, config=config)
 
     monkeypatch.setattr(sweep.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(sweep, "sample_function", lambda name: traced)
+    monkeypatch.setattr(sweep, "sample", traced)
     assert sweep.main(arguments(photo_folder, toy, tmp_path / "out")) == 0
     assert clock[0] >= 100
     assert [row["seconds"] for row in table(tmp_path / "out")] == [0] * len(NAMES)
@@ -623,7 +623,7 @@ def test_out_of_memory_names_the_batch_that_fits(photo_folder, toy, tmp_path, ca
     def exhausted(*_, config):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes")
 
-    monkeypatch.setattr(sweep, "sample_function", lambda name: exhausted)
+    monkeypatch.setattr(sweep, "sample", exhausted)
     assert sweep.main(arguments(photo_folder, toy, tmp_path / "out")) == 2
     assert "out of memory with a batch of 2; set --batch-size 1" in capsys.readouterr().err
 

@@ -7,8 +7,7 @@ import pytest
 from test_convert_kernel_wizard import TINY, run, tensor_shapes
 
 from aps_jax import pretrained
-from aps_jax.operators import kernel_wizard
-from aps_jax.operators.tasks import make_operator
+from aps_jax.operators import kernel_wizard, make_operator
 
 torch = pytest.importorskip("torch", reason="needs pip install 'aps_jax[torch]'")
 import torch_kernel_wizard  # noqa: E402 (needs torch)
@@ -27,7 +26,7 @@ def test_blur(tmp_path):
     torch.save(oracle.state_dict(), tmp_path / "GOPRO_wVAE.pth")
     assert run(tmp_path / "GOPRO_wVAE.pth", tmp_path / "blur", "--verify") == 0
     operator = make_operator(
-        "nonlinear_blur", (128, 256), params=pretrained.load_kernel_wizard(tmp_path / "blur")
+        "nonlinear_blur", params=pretrained.load_kernel_wizard(tmp_path / "blur")
     )
     x = np.random.default_rng(1).uniform(-0.9, 0.9, (2, 128, 256, 3)).astype(np.float32)
     code = kernel_wizard.blur_code(128, 256, TINY.kernel_dim).transpose(0, 3, 1, 2)

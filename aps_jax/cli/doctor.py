@@ -20,12 +20,12 @@ from aps_jax import pretrained
 from aps_jax.config import APSConfig
 from aps_jax.io import checkpoint
 from aps_jax.io.files import disk_size
-from aps_jax.operators.tasks import TASKS
 from aps_jax.presets import option_types
 from aps_jax.restore import restore
 from aps_jax.samplers import SAMPLERS
 from aps_jax.samplers.budget import KNOBS
 from aps_jax.scores.lpips import PerceptualUnavailable, load_lpips
+from aps_jax.tasks import TASKS
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow", "safetensors")
 
@@ -35,10 +35,10 @@ def list_tasks() -> int:
     for task in TASKS.values():
         print(f"{task.name:20}{task.summary}{' (random)' if task.is_random else ''}")
         for name, option in task.options.items():
-            flag = "--weights" if option.kind is dict else "--" + name.replace("_", "-")
+            flag = "--" + (option.flag or name).replace("_", "-")
             default = "required" if option.is_required else option.default
             shown = "" if default is None else f" [{default}]"
-            print(f"    {flag:16}{option.summary}{shown}")
+            print(f"    {flag:20}{option.summary}{shown}")
     return 0
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from aps_jax import images
 from aps_jax.cli.options import TASK_OPTIONS, Restore
 from aps_jax.io.masks import SIDES, load_kernel, load_mask, opaque_pixels
-from aps_jax.operators import measure
-from aps_jax.operators.tasks import TASKS, make_operator
+from aps_jax.operators import make_operator, measure
 from aps_jax.pretrained import load_kernel_wizard
+from aps_jax.tasks import TASKS
 from aps_jax.types import Array, ImageShape, Key, Operator, PyTree
 
 _measure = jax.jit(measure, static_argnames="sigma")
@@ -44,11 +44,10 @@ def degrade_photo(options: Restore, key_operator: Key, key_noise: Key) -> Proble
             )
         photo = images.center_crop(images.resize_short_side(photo, options.size), options.size)
     image_shape = photo.shape[:2]
-    operator = make_operator(options.task, image_shape, **task_options(options))
+    operator = make_operator(options.task, **task_options(options))
     if operator.name == "compressed_sensing":
-        share = 0.25 if options.fraction is None else options.fraction
-        size = 4 * share * (image_shape[0] * image_shape[1]) ** 2
-        require_memory(size, "the measurement matrix")
+        drawn = jax.eval_shape(lambda key: operator.init(key, image_shape).params, key_operator)
+        require_memory(4 * drawn.size, "the measurement matrix")
     operator = operator.init(key_operator, image_shape)
     x = jnp.asarray(photo)[None]
     y = _measure(key_noise, x, operator=operator, sigma=options.sigma)
@@ -64,14 +63,13 @@ def load_measured(options: Restore) -> Problem:
         raise ValueError(f"{path} has shape {y.shape}; a measurement has at least two dimensions")
     if task == "inpainting_mask":
         given["mask"] = _measured_mask(path, given.get("mask"))
-    operator = make_operator(task, y.shape[:2], **given)
+    operator = make_operator(task, **given)
     if TASKS[task].is_random:
         raise ValueError(f"--task {task} draws its operator at random; {_known_instead(task)}")
     is_array = path.suffix.lower() == ".npy"
     if not is_array and task == "phase_retrieval":
         raise ValueError(f"{path} holds colours, not amplitudes; give them as a .npy file")
     image_shape = operator.image_shape((1, *y.shape))
-    operator = make_operator(task, image_shape, **given)
     if min(image_shape) < images.MIN_SIDE:
         raise ValueError(
             f"{path} belongs to an image of {image_shape[1]}x{image_shape[0]} pixels; both sides "

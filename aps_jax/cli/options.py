@@ -6,12 +6,14 @@ import dataclasses
 import math
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from aps_jax import presets
+from aps_jax.tasks import TASKS, Option, Task
 
 _MAX_SEED = 2**32
 
@@ -27,12 +29,47 @@ def _optional(metavar: str) -> Any:
 _Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 
 
+def _tasks_by_option() -> dict[str, list[tuple[Task, Option]]]:
+    found: dict[str, list[tuple[Task, Option]]] = {}
+    for task in TASKS.values():
+        for name, option in task.options.items():
+            found.setdefault(option.flag or name, []).append((task, option))
+    return found
+
+
+#: The tasks that have an option, by the field of `Restore` that holds its value.
+TASK_OPTIONS = _tasks_by_option()
+
+
+def _task_flag(uses: Sequence[tuple[Task, Option]]) -> Any:
+    """Type of a field of `Restore` for an option of tasks, with its help."""
+    meanings: dict[str, list[str]] = {}
+    for task, option in uses:
+        shown = "" if option.default is None else f" (default: {option.default})"
+        meanings.setdefault(option.summary + shown, []).append(task.name)
+    text = ". ".join(f"{', '.join(names)}: {meaning}" for meaning, names in meanings.items())
+    option = uses[0][1]
+    kind: Any = option.kind if option.kind in (int, float, str) else Path
+    look = tyro.conf.arg(metavar=option.metavar, help=f"{text}.", help_behavior_hint="")
+    return Annotated[kind | None, look]
+
+
+def _with_task_flags(options: type[Any]) -> type[Any]:
+    """Adds a field, None if not given, for every option of a task."""
+    for field, uses in TASK_OPTIONS.items():
+        options.__annotations__[field] = _task_flag(uses)
+        setattr(options, field, None)
+    return options
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
+@_with_task_flags
 class Restore:
     """Restores a photo by Anchored Posterior Sampling, or by another sampler.
 
     Without --measured, IMAGE is a clean photo: it is degraded, restored and scored. With
-    --measured, IMAGE is the degraded image itself. Results go to the folder --out.
+    --measured, IMAGE is the degraded image itself. Results go to the folder --out. The options of
+    the tasks come last.
 
     Attributes:
       image: photo, or measurement (image file or .npy); the bundled sample photo if left out.
@@ -63,22 +100,6 @@ class Restore:
       overwrite: replace earlier results in the folder.
       paste_known: inpainting only: put the measured pixels back into the restored image.
       save_steps: also save the image at every timestep.
-      scale: super_resolution: factor.
-      fraction: inpainting_random: share of missing pixels; compressed_sensing: measurements.
-      box_size: inpainting_box: side in pixels.
-      margin: inpainting_box: distance to the border in pixels.
-      std: gaussian_blur: standard deviation in pixels.
-      kernel_size: gaussian_blur, motion_blur: side of the kernel in pixels.
-      intensity: motion_blur: shakiness, 0 to 1.
-      kernel: blur: kernel file, .npy as it is or a grey image, scaled to sum 1.
-      mask: inpainting_mask: image or .npy, white or 1 where a pixel is known.
-      quality: jpeg: 1 to 100.
-      bits: quantization: bits per channel.
-      gain: hdr: factor.
-      oversample: phase_retrieval: padding factor.
-      pattern: demosaicing: rggb, bggr, grbg or gbrg.
-      ensemble: compressed_sensing: signs or gaussian.
-      weights: nonlinear_blur: folder written by `python -m convert.kernel_wizard`.
     """
 
     image: Annotated[Path | None, tyro.conf.Positional, _optional("[IMAGE]")] = None
@@ -106,30 +127,6 @@ class Restore:
     overwrite: _Flag = False
     paste_known: _Flag = False
     save_steps: _Flag = False
-    scale: Annotated[int | None, _optional("N")] = None
-    fraction: Annotated[float | None, _optional("SHARE")] = None
-    box_size: Annotated[int | None, _optional("PX")] = None
-    margin: Annotated[int | None, _optional("PX")] = None
-    std: Annotated[float | None, _optional("PX")] = None
-    kernel_size: Annotated[int | None, _optional("PX")] = None
-    intensity: Annotated[float | None, _optional("X")] = None
-    kernel: Annotated[Path | None, _optional("FILE")] = None
-    mask: Annotated[Path | None, _optional("FILE")] = None
-    quality: Annotated[int | None, _optional("N")] = None
-    bits: Annotated[int | None, _optional("N")] = None
-    gain: Annotated[float | None, _optional("X")] = None
-    oversample: Annotated[float | None, _optional("X")] = None
-    pattern: Annotated[str | None, _optional("NAME")] = None
-    ensemble: Annotated[str | None, _optional("NAME")] = None
-    weights: Annotated[Path | None, _optional("DIR")] = None
-
-
-#: Fields of `Restore` that are options of a task.
-TASK_OPTIONS = (
-    "scale", "fraction", "box_size", "margin", "std", "kernel_size", "intensity", "kernel", "mask",
-    "quality", "bits", "gain", "oversample", "pattern", "ensemble",
-    "weights",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,16 @@
 """Measurement operators: factories of `Operator`, combinations of them, and `measure`.
 
-Every factory takes keyword arguments, checks them at once and returns an `aps_jax.types.Operator`.
-Operators with random state (mask, kernel, matrix) are drawn by `operator.init(key, image_shape)`.
-All spatial operators act on each channel alone, never mix images and work in float32.
+Every factory takes keyword arguments, declared in `aps_jax.tasks`, checks them at once and returns
+an `aps_jax.types.Operator` for images of any size. Operators with random state (mask, kernel,
+matrix) are drawn by `operator.init(key, images)`. All spatial operators act on each channel alone,
+never mix images and work in float32.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
+from aps_jax.io.names import choose
 from aps_jax.operators.blur import blur, gaussian_blur, motion_blur
 from aps_jax.operators.color import colorization, demosaicing
 from aps_jax.operators.combine import compose, stack
@@ -15,6 +21,7 @@ from aps_jax.operators.kernel_wizard import nonlinear_blur
 from aps_jax.operators.measure import measure
 from aps_jax.operators.nonlinear import denoising, hdr, phase_retrieval, quantization
 from aps_jax.operators.resample import super_resolution
+from aps_jax.tasks import TASKS
 from aps_jax.types import Operator
 
 __all__ = [
@@ -31,6 +38,7 @@ __all__ = [
     "inpainting_mask",
     "inpainting_random",
     "jpeg",
+    "make_operator",
     "measure",
     "motion_blur",
     "nonlinear_blur",
@@ -39,3 +47,17 @@ __all__ = [
     "stack",
     "super_resolution",
 ]
+
+
+def make_operator(name: str, **options: Any) -> Operator:
+    """Builds the operator of a named task; draw its random state with `operator.init`.
+
+    Args:
+      name: key of `aps_jax.tasks.TASKS`.
+      **options: options of that task; the others keep their defaults.
+
+    Raises:
+      ValueError: for a task or an option that is unknown, missing or out of range.
+    """
+    values = choose("task", name, TASKS).checked(options)
+    return globals()[name](**values)

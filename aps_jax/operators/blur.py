@@ -6,36 +6,46 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aps_jax.operators._checks import real, whole
 from aps_jax.operators._correlation import correlate_axis, correlate_reflected, pad_axis
 from aps_jax.operators.motion import motion_kernel
+from aps_jax.tasks import declared
 from aps_jax.types import Array, ImageShape, Key, Operator, bind
 
+#: Image side for which the published blurs are meant.
+_PAPER_SIDE = 256
 
-def gaussian_blur(*, kernel_size: int = 61, std: float = 3.0) -> Operator:
+
+def blur_sizes(image_shape: ImageShape) -> tuple[int, float]:
+    """Kernel size and Gaussian std that blurs have by default, by the shorter image side.
+
+    From 256 pixels on they are the published 61 and 3.0. Below they shrink with the side, to no
+    less than 5 and 1.0: 15 and 1.0 at 64 pixels.
+    """
+    ratio = min(1.0, min(image_shape) / _PAPER_SIDE)
+    return max(5, 2 * int(30 * ratio) + 1), max(1.0, 3.0 * ratio)
+
+
+@declared
+def gaussian_blur(*, kernel_size: int | None, std: float | None) -> Operator:
     """Gaussian blur with reflected borders (the edge pixel is not repeated).
 
     Weights beyond int(4 std + 0.5) pixels are zero, as in `scipy.ndimage.gaussian_filter`, and
-    so are those beyond the kernel. A constant image stays constant.
-
-    Args:
-      kernel_size: side of the kernel in pixels, odd.
-      std: standard deviation in pixels, > 0.
+    so are those beyond the kernel. A constant image stays constant. What is left out depends on the
+    images (`blur_sizes`), but the kernel is never smaller than the Gaussian's own support.
 
     Returns:
       Linear operator [B, H, W, C] -> [B, H, W, C].
-
-    Raises:
-      ValueError: if an argument is out of range.
     """
-    kernel_size = whole("kernel_size", kernel_size, low=1, odd=True)
-    std = real("std", std, open_low=True)
     apply = bind(_gaussian_blur, kernel_size=kernel_size, std=std)
     return Operator(apply=apply, name="gaussian_blur", is_linear=True)
 
 
-def _gaussian_blur(params: None, x: Array, *, kernel_size: int, std: float) -> Array:
+def _gaussian_blur(params: None, x: Array, *, kernel_size: int | None, std: float | None) -> Array:
     del params
+    default_size, default_std = blur_sizes(x.shape[1:3])
+    std = default_std if std is None else std
+    if kernel_size is None:
+        kernel_size = max(default_size, 2 * int(4 * std + 0.5) + 1)
     radius = min(int(4 * std + 0.5), kernel_size // 2)
     taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / std) ** 2)
     taps /= taps.sum()
@@ -46,14 +56,13 @@ def _gaussian_blur(params: None, x: Array, *, kernel_size: int, std: float) -> A
     return x
 
 
+@declared
 def blur(kernel: Array | np.ndarray) -> Operator:
     """Correlation of every channel with your own kernel, with reflected borders.
 
     A true convolution needs `kernel[::-1, ::-1]`. The kernel is used as given, not normalised, and
-    it is an array leaf: another kernel of the same shape compiles nothing.
-
-    Args:
-      kernel: weights [kh, kw]; the centre is at (kh // 2, kw // 2).
+    it is an array leaf: another kernel of the same shape compiles nothing. The centre of [kh, kw]
+    is at (kh // 2, kw // 2).
 
     Returns:
       Linear operator [B, H, W, C] -> [B, H, W, C].
@@ -73,24 +82,16 @@ def blur(kernel: Array | np.ndarray) -> Operator:
     )
 
 
-def motion_blur(*, kernel_size: int = 61, intensity: float = 0.5) -> Operator:
-    """Motion blur along a random path, reflected borders.
+@declared
+def motion_blur(*, kernel_size: int | None, intensity: float) -> Operator:
+    """Motion blur along a random path, straight to very shaky, reflected borders.
 
     `init` draws the kernel [kernel_size, kernel_size] with NumPy and Pillow on the host: call it
     outside of `jit` and `vmap`. The same key gives the same kernel.
 
-    Args:
-      kernel_size: side of the kernel in pixels, odd, >= 3.
-      intensity: 0 for straight paths to 1 for very shaky ones.
-
     Returns:
       Linear operator [B, H, W, C] -> [B, H, W, C], its kernel not drawn yet.
-
-    Raises:
-      ValueError: if an argument is out of range.
     """
-    kernel_size = whole("kernel_size", kernel_size, low=3, odd=True)
-    intensity = real("intensity", intensity, high=1.0)
     return Operator(
         apply=bind(_kernel_blur),
         name="motion_blur",
@@ -100,15 +101,15 @@ def motion_blur(*, kernel_size: int = 61, intensity: float = 0.5) -> Operator:
 
 
 def _sample_motion(
-    key: Key, image_shape: ImageShape, *, kernel_size: int, intensity: float
+    key: Key, image_shape: ImageShape, *, kernel_size: int | None, intensity: float
 ) -> Array:
-    del image_shape
     if isinstance(key, jax.core.Tracer):
         raise ValueError(
             "motion_blur draws its kernel on the host; call init outside of jit and vmap"
         )
     seed = np.asarray(jax.random.key_data(key)).ravel().tolist()
-    kernel = motion_kernel(np.random.default_rng(seed), size=kernel_size, intensity=intensity)
+    size = blur_sizes(image_shape)[0] if kernel_size is None else kernel_size
+    kernel = motion_kernel(np.random.default_rng(seed), size=size, intensity=intensity)
     return jnp.asarray(kernel, "float32")
 
 

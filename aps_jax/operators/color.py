@@ -5,13 +5,14 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from aps_jax.operators._checks import channels
+from aps_jax.tasks import declared
 from aps_jax.types import Array, Operator, bind
 
 #: Rec. 601 luma weights of red, green and blue.
 LUMA = (0.299, 0.587, 0.114)
-_PATTERNS = ("rggb", "bggr", "grbg", "gbrg")
 
 
+@declared
 def colorization() -> Operator:
     """Only the Rec. 601 luma of each pixel is measured.
 
@@ -27,22 +28,15 @@ def _luma(params: None, x: Array) -> Array:
     return sum(weight * x[..., i : i + 1] for i, weight in enumerate(LUMA))
 
 
-def demosaicing(*, pattern: str = "rggb") -> Operator:
+@declared
+def demosaicing(*, pattern: str) -> Operator:
     """One colour per pixel is measured, in a Bayer pattern; any image size.
 
     The mosaic is not marked as an image: perceptual distances mean nothing on it.
 
-    Args:
-      pattern: colours of the 2x2 tile at the top left, row by row.
-
     Returns:
       Linear operator [B, H, W, 3] -> [B, H, W, 1].
-
-    Raises:
-      ValueError: if `pattern` is not a Bayer pattern.
     """
-    if pattern not in _PATTERNS:
-        raise ValueError(f"pattern must be one of {', '.join(_PATTERNS)}, got {pattern!r}")
     return Operator(
         apply=bind(_mosaic, pattern=pattern), name="demosaicing", is_linear=True, is_image=False
     )

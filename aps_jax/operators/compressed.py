@@ -7,46 +7,37 @@ import math
 import jax
 import jax.numpy as jnp
 
-from aps_jax.operators._checks import real, whole
+from aps_jax.tasks import declared
 from aps_jax.types import Array, ImageShape, Key, Operator, bind
 
-_ENSEMBLES = ("signs", "gaussian")
+#: Measurements per pixel if nothing is said of their number.
+_FRACTION = 0.25
 
 
+@declared
 def compressed_sensing(
-    *,
-    num_measurements: int | None = None,
-    fraction: float | None = None,
-    ensemble: str = "signs",
+    *, num_measurements: int | None, fraction: float | None, ensemble: str
 ) -> Operator:
     """Random projections of each channel: y = M x, with one matrix M [m, H W] for all channels.
 
     `init` draws M and remembers the image size, which `y` does not show. The matrix has m H W
     entries (64 MB for a quarter of the pixels of a 64x64 image is the practical end): use it for
-    small images.
-
-    Args:
-      num_measurements: rows m of the matrix, >= 1; give this or `fraction`.
-      fraction: m as a share of the pixels, in (0, 1]; m = max(1, int(H W fraction)).
-      ensemble: "signs" for entries +-1/sqrt(m), "gaussian" for normal entries of variance 1/m.
+    small images. As a share, m = max(1, int(H W fraction)). Entries are +-1/sqrt(m) ("signs") or
+    normal, of variance 1/m ("gaussian").
 
     Returns:
       Linear operator [B, H, W, C] -> [B, m, C], its matrix not drawn yet.
 
     Raises:
-      ValueError: if an argument is out of range, or not exactly one of the two sizes is given.
+      ValueError: if both sizes are given.
     """
-    if (num_measurements is None) == (fraction is None):
+    if num_measurements is not None and fraction is not None:
         raise ValueError(
-            "compressed_sensing needs either num_measurements or fraction, got "
+            "compressed_sensing takes either num_measurements or fraction, got "
             f"num_measurements={num_measurements!r}, fraction={fraction!r}"
         )
-    if num_measurements is not None:
-        num_measurements = whole("num_measurements", num_measurements, low=1)
-    if fraction is not None:
-        fraction = real("fraction", fraction, high=1.0, open_low=True)
-    if ensemble not in _ENSEMBLES:
-        raise ValueError(f"ensemble must be one of {', '.join(_ENSEMBLES)}, got {ensemble!r}")
+    if fraction is None:
+        fraction = _FRACTION
     return Operator(
         apply=bind(_project),
         name="compressed_sensing",
@@ -64,9 +55,9 @@ def compressed_sensing(
 
 
 def _draw(operator: Operator, key: Key, image_shape: ImageShape) -> Operator:
-    shape = (int(image_shape[0]), int(image_shape[1]))
     return operator.replace(
-        params=operator.sample_params(key, shape), image_shape=bind(_stored_shape, shape=shape)
+        params=operator.sample_params(key, image_shape),
+        image_shape=bind(_stored_shape, shape=image_shape),
     )
 
 
@@ -85,7 +76,7 @@ def _sample_matrix(
     image_shape: ImageShape,
     *,
     num_measurements: int | None,
-    fraction: float | None,
+    fraction: float,
     ensemble: str,
 ) -> Array:
     num_pixels = math.prod(image_shape)

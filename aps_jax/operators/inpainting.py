@@ -6,60 +6,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aps_jax.operators._checks import real, whole
+from aps_jax.tasks import declared
 from aps_jax.types import Array, ImageShape, Key, Operator, bind
 
 
-def inpainting_random(*, fraction: float = 0.7) -> Operator:
+@declared
+def inpainting_random(*, fraction: float) -> Operator:
     """Random pixels are missing: exactly int(H W fraction) of them, 0 in the measurement.
-
-    Args:
-      fraction: share of missing pixels, in [0, 1).
 
     Returns:
       Linear operator [B, H, W, C] -> [B, H, W, C], its mask [H, W, 1] not drawn yet.
-
-    Raises:
-      ValueError: if `fraction` is out of range.
     """
-    fraction = real("fraction", fraction, high=1.0, open_high=True)
     return _inpainting("inpainting_random", sample=bind(_random_mask, fraction=fraction))
 
 
-def inpainting_box(
-    *, size: int | tuple[int, int] | None = None, margin: int | None = None
-) -> Operator:
-    """A box at a random place is missing.
+@declared
+def inpainting_box(*, box_size: tuple[int, int] | None, margin: int | None) -> Operator:
+    """A box at a random place is missing, `margin` pixels or more away from every border.
 
-    The box keeps `margin` pixels away from every border. The defaults give 128-pixel boxes with
-    margin 32 at 256 pixels, as in DAPS.
-
-    Args:
-      size: height and width of the box in pixels, or one number for both; None for half the sides.
-      margin: smallest distance to the border in pixels; None for an eighth of the shorter side.
+    A box need not be square: (height, width). The defaults are half the sides and an eighth of the
+    shorter one: 128-pixel boxes with margin 32 at 256 pixels, as in DAPS.
 
     Returns:
-      Linear operator [B, H, W, C] -> [B, H, W, C], its mask [H, W, 1] not drawn yet.
-
-    Raises:
-      ValueError: if an argument is out of range, or in `init` if the box does not fit the image.
+      Linear operator [B, H, W, C] -> [B, H, W, C], its mask [H, W, 1] not drawn yet; drawing it is
+      a ValueError if the box does not fit the image.
     """
-    if size is not None:
-        sides = size if isinstance(size, (tuple, list)) else (size, size)
-        if len(sides) != 2:
-            raise ValueError(f"size must be one number or (height, width), got {size!r}")
-        size = tuple(whole("size", side, low=1) for side in sides)
-    if margin is not None:
-        margin = whole("margin", margin, low=0)
-    return _inpainting("inpainting_box", sample=bind(_box_mask, size=size, margin=margin))
+    return _inpainting("inpainting_box", sample=bind(_box_mask, size=box_size, margin=margin))
 
 
+@declared
 def inpainting_mask(mask: Array | np.ndarray) -> Operator:
     """Your own mask of measured pixels; an array leaf, so a new mask compiles nothing.
-
-    Args:
-      mask: 1 or True where a pixel is measured, 0 where it is missing; [H, W] or [H, W, 1] for all
-        images, or [B, H, W, 1] with one mask per image.
 
     Returns:
       Linear operator [B, H, W, C] -> [B, H, W, C].

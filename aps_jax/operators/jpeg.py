@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from aps_jax.codec.expectation import straight_through
-from aps_jax.operators._checks import channels, whole
+from aps_jax.operators._checks import channels
 from aps_jax.operators.color import LUMA
+from aps_jax.tasks import declared
 from aps_jax.types import Array, Operator, bind
 
 # Quantisation tables of Annex K of the JPEG standard (ITU-T T.81).
@@ -29,22 +30,16 @@ _CHROMA_TABLE[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [
 _TO_YCBCR = np.array([LUMA, (-0.168735892, -0.331264108, 0.5), (0.5, -0.418687589, -0.081312411)])
 
 
-def jpeg(*, quality: int = 20) -> Operator:
+@declared
+def jpeg(*, quality: int) -> Operator:
     """Baseline JPEG quantisation of 8x8 DCT blocks, without chroma subsampling and entropy coding.
 
     Quality scales the standard tables as libjpeg does. Pixel values stay real numbers, clipped to
     [-1, 1]. The gradient passes straight through: it is that of the identity.
 
-    Args:
-      quality: 1 (strongest compression) to 100.
-
     Returns:
       Operator [B, H, W, C] -> [B, H, W, C] for C = 3 (RGB) or C = 1 (grey).
-
-    Raises:
-      ValueError: if `quality` is out of range.
     """
-    quality = whole("quality", quality, low=1, high=100)
     return Operator(apply=bind(_jpeg, quality=quality), name="jpeg")
 
 

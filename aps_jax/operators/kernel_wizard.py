@@ -22,6 +22,7 @@ import numpy as np
 from aps_jax.codec.convolution import conv_general_dilated
 from aps_jax.operators._checks import channels
 from aps_jax.operators._correlation import pad_axis
+from aps_jax.tasks import declared
 from aps_jax.types import Array, Key, Operator, PyTree, bind
 
 #: Image sides are padded to a multiple of this: 4 for the features, 32 for the five U-Net levels.
@@ -48,31 +49,22 @@ class KernelWizardConfig:
     kernel_dim: int = 512
 
 
-def nonlinear_blur(
-    params: PyTree | None = None, *, config: KernelWizardConfig | None = None
-) -> Operator:
+@declared
+def nonlinear_blur(params: PyTree, *, config: KernelWizardConfig | None = None) -> Operator:
     """Nonlinear blur by a network with one fixed blur code, as in DAPS.
 
     A(x) = clip(2 W((x + 1) / 2, k) - 1, -1, 1) with k from NumPy's RandomState(0). Images whose
     sides are no multiples of 128 are reflected to the next multiple and the result is cropped.
 
-    Args:
-      params: weights of `KernelWizard`, converted from `GOPRO_wVAE.pth`.
-      config: sizes of the network; None for those of the released weights.
+    The sizes of the network are those that `params` have, unless a `config` says so.
 
     Returns:
       Operator [B, H, W, 3] -> [B, H, W, 3].
 
     Raises:
-      ValueError: if `params` is missing or does not belong to `config`.
+      ValueError: if `params` does not belong to `config`.
     """
-    config = config or KernelWizardConfig()
-    if params is None:
-        raise ValueError(
-            "nonlinear_blur needs the KernelWizard weights: convert GOPRO_wVAE.pth, linked in the "
-            "README of github.com/VinAIResearch/blur-kernel-space-exploring, and pass them as "
-            "params. kernel_wizard.init_params(key) gives random weights for testing"
-        )
+    config = config or config_of(params)
     _require_same_shapes(params, param_shapes(config))
     return Operator(apply=bind(_blur, config=config), name="nonlinear_blur", params=params)
 

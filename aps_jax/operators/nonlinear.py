@@ -5,10 +5,11 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from aps_jax.codec.expectation import straight_through
-from aps_jax.operators._checks import real, whole
+from aps_jax.tasks import declared
 from aps_jax.types import Array, ImageShape, Operator, bind
 
 
+@declared
 def denoising() -> Operator:
     """The identity: only the noise is to be removed."""
     return Operator(apply=bind(_identity), name="denoising", is_linear=True)
@@ -19,19 +20,14 @@ def _identity(params: None, x: Array) -> Array:
     return x
 
 
-def hdr(*, gain: float = 2.0) -> Operator:
+@declared
+def hdr(*, gain: float) -> Operator:
     """Overexposure: clip(gain x, -1, 1). Saturated pixels have zero gradient.
-
-    Args:
-      gain: factor before clipping, > 0.
 
     Returns:
       Operator [B, H, W, C] -> [B, H, W, C].
-
-    Raises:
-      ValueError: if `gain` is out of range.
     """
-    return Operator(apply=bind(_hdr, gain=real("gain", gain, open_low=True)), name="hdr")
+    return Operator(apply=bind(_hdr, gain=gain), name="hdr")
 
 
 def _hdr(params: None, x: Array, *, gain: float) -> Array:
@@ -39,21 +35,15 @@ def _hdr(params: None, x: Array, *, gain: float) -> Array:
     return jnp.clip(gain * x, -1.0, 1.0)
 
 
-def quantization(*, bits: int = 2) -> Operator:
+@declared
+def quantization(*, bits: int) -> Operator:
     """Rounding to 2**bits equally spaced levels from -1 to 1.
 
     The gradient passes straight through: it is that of the identity.
 
-    Args:
-      bits: bits per channel, 1 to 16.
-
     Returns:
       Operator [B, H, W, C] -> [B, H, W, C].
-
-    Raises:
-      ValueError: if `bits` is out of range.
     """
-    bits = whole("bits", bits, low=1, high=16)
     return Operator(apply=bind(_quantize, num_levels=2**bits), name="quantization")
 
 
@@ -64,23 +54,17 @@ def _quantize(params: None, x: Array, *, num_levels: int) -> Array:
     return straight_through(x, rounded)
 
 
-def phase_retrieval(*, oversample: float = 2.0) -> Operator:
+@declared
+def phase_retrieval(*, oversample: float) -> Operator:
     """Fourier amplitudes of the zero-padded image; the phase is lost.
 
     The image, mapped to [0, 1], gets int(oversample / 8 * side) zeros on every side; `y` is the
     amplitude of its orthonormal 2-D transform per channel, zero frequency in the centre. The
     measurement does not change when the image is rotated by 180 degrees.
 
-    Args:
-      oversample: padding factor, >= 0.
-
     Returns:
       Operator [B, H, W, C] -> [B, H + 2 pad, W + 2 pad', C]; `y` is not an image.
-
-    Raises:
-      ValueError: if `oversample` is out of range.
     """
-    oversample = real("oversample", oversample)
     return Operator(
         apply=bind(_amplitude, oversample=oversample),
         name="phase_retrieval",

@@ -6,12 +6,13 @@ import math
 
 import numpy as np
 
-from aps_jax.operators._checks import whole
 from aps_jax.operators._correlation import correlate_axis, pad_axis
+from aps_jax.tasks import declared
 from aps_jax.types import Array, ImageShape, Operator, bind
 
 
-def super_resolution(*, scale: int = 4) -> Operator:
+@declared
+def super_resolution(*, scale: int) -> Operator:
     """Downsampling by a whole factor with the antialiased bicubic filter of MATLAB's `imresize`.
 
     The cubic (a = -0.5) is stretched by `scale`; borders mirror with the edge pixel repeated, which
@@ -19,16 +20,9 @@ def super_resolution(*, scale: int = 4) -> Operator:
     pixels, centred on the image; `image_shape` then answers `scale` times the measurement, so crop
     or pad such images first to get the same size back. A constant image stays constant.
 
-    Args:
-      scale: factor, >= 1; 1 is the identity.
-
     Returns:
       Linear operator [B, H, W, C] -> [B, ceil(H / scale), ceil(W / scale), C].
-
-    Raises:
-      ValueError: if `scale` is not a whole number >= 1.
     """
-    scale = whole("scale", scale, low=1)
     return Operator(
         apply=bind(_downsample, scale=scale),
         name="super_resolution",

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from aps_jax.io.names import choose, suggestion
-from aps_jax.operators.tasks import TASKS
 from aps_jax.presets import config_class
+from aps_jax.tasks import TASKS
 from experiments.bench.study import (
     KINDS,
     METRICS,

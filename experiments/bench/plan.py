@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from aps_jax.io.files import write_atomically
-from aps_jax.operators.tasks import make_operator
+from aps_jax.operators import make_operator
 from aps_jax.pretrained import load_kernel_wizard, model_folder
 from aps_jax.types import Operator
 from experiments.bench import restoring
@@ -30,12 +30,12 @@ from experiments.bench.study import (
 from experiments.rows import alone
 
 
-def operator_of(task: Task, image_shape: tuple[int, int], weights: Path | None) -> Operator:
+def operator_of(task: Task, weights: Path | None) -> Operator:
     """The operator of a task, random state not drawn yet; `weights` are those of nonlinear blur."""
     options = dict(task.options)
     if task.name == "nonlinear_blur":
         options["params"] = load_kernel_wizard(weights)
-    return make_operator(task.name, image_shape, **options)
+    return make_operator(task.name, **options)
 
 
 class Plan:
@@ -53,10 +53,7 @@ class Plan:
         self.study, self.log, self.calibration = study, log, calibration
         size = study.images["size"]
         self.image_shape = (size, size)
-        self.operators = {
-            label: operator_of(task, self.image_shape, weights)
-            for label, task in study.tasks.items()
-        }
+        self.operators = {label: operator_of(task, weights) for label, task in study.tasks.items()}
         self.model = model_facts(model_folder(study.model))
         key = jax.random.key(0)
         # Some random state or other, for the shapes of the measurements.

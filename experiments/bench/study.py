@@ -32,7 +32,7 @@ class Task:
 
     Attributes:
       label: its name in rows and tables.
-      name: key of `aps_jax.operators.tasks.TASKS`.
+      name: key of `aps_jax.tasks.TASKS`.
       options: options of that task.
       sigma: noise standard deviation.
       best_of: samples per photo, of which the one of least residual counts.

@@ -57,7 +57,7 @@ def test_the_perceptual_term_needs_an_image():
     for name, size, weight in (
         ("super_resolution", 64, 0.1), ("super_resolution", 60, 0.0), ("phase_retrieval", 64, 0.0)
     ):  # fmt: skip
-        operator = plan.make_operator(name, (size, size)).init(key, (size, size))
+        operator = plan.make_operator(name).init(key, (size, size))
         config = study.config_of(method, task, None, operator, (size, size))
         assert config.perceptual_weight == weight
 
