@@ -41,9 +41,9 @@ def posterior(
 ) -> SampleResult:
     """Samples images from the posterior of a measurement.
 
-    Compiled on the first call; later ones of the same shapes, with other images, keys, masks, kernels,
-    weights, noise levels or rates, run at once. `aps_sample` is the same without `jit`, as one pure
-    function.
+    Compiled on the first call; later ones of the same shapes, with other images, keys, masks,
+    kernels, weights, noise levels or rates, run at once. `aps_sample` is the same without `jit`, as
+    one pure function.
 
     Args:
       model: prior and codec, from `load_pretrained`.
