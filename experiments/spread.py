@@ -196,7 +196,7 @@ def identity(arguments: Arguments) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names} | {
         "version": aps_jax.__version__,
         "weights": study.model_facts(model_folder(arguments.model)),
-        "methods": {name: study.deciding(config_of(name, arguments)) for name in METHODS},
+        "methods": {name: study.described("aps", config_of(name, arguments)) for name in METHODS},
     }
 
 

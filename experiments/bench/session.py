@@ -94,7 +94,7 @@ class Session:
             for task in self.plan.study.tasks.values()
             for budget in self.plan.study.budgets_of(task.label)
             for method in self.plan.methods(task)
-            if self._is_wanted(task, method)
+            if method.kind != "record" and self._is_wanted(task, method)
         ]
         if self.only and not jobs:
             raise ValueError(f"--only {' '.join(self.only)}: none of the methods runs on the tasks")
