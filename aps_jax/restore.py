@@ -22,6 +22,7 @@ from safetensors.numpy import save as save_tensors
 
 from aps_jax.config import APSConfig
 from aps_jax.io.files import write_atomically
+from aps_jax.io.rows import first_difference
 from aps_jax.presets import config_class
 from aps_jax.sampler import (
     SampleResult,
@@ -143,15 +144,6 @@ class Snapshot:
                 f"snapshot {self.path} is of another run: {difference}; use the same settings or "
                 "start again"
             )
-
-
-def first_difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Says which entry of two nested mappings of JSON values differs first, or None if none."""
-    then, now = _flat(then), _flat(now)
-    for name in sorted(now.keys() | then.keys()):
-        if now.get(name) != then.get(name):
-            return f"{name} was {then.get(name)!r}, now {now.get(name)!r}"
-    return None
 
 
 def restore(
@@ -349,13 +341,3 @@ def _unpack(
     return state, [
         jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(len(stacked.loss))
     ]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from aps_jax.text.tokenizer import TOKENIZER_NAME
-from convert.sources import ConversionError, Source, read_json
+
+from .sources import ConversionError, Source, read_json
 
 
 def tokenizer_files(source: Source, num_ids: int | None = None) -> tuple[Path, ...]:

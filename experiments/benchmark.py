@@ -26,9 +26,10 @@ import tyro
 
 import aps_jax
 from aps_jax.cli.errors import guarded
+from aps_jax.io import rows
 from aps_jax.io.files import write_atomically, write_json
 from aps_jax.io.names import choose
-from experiments import photos, rows
+from experiments import photos
 from experiments.bench import parsing, plots, summary, tuning
 from experiments.bench.calibration import Calibration
 from experiments.bench.plan import Plan

@@ -24,12 +24,12 @@ from rich.progress import track
 
 import aps_jax
 from aps_jax.cli.errors import guarded
+from aps_jax.io import rows as rows_of
 from aps_jax.io.files import write_atomically
 from aps_jax.io.names import choose
 from aps_jax.presets import config_class
 from aps_jax.samplers import SAMPLERS
 from aps_jax.samplers.budget import KNOBS, with_budget
-from experiments import rows as rows_of
 from experiments import toy_priors
 from experiments.bench.plots import figure, save_figure
 from experiments.bench.study import described, digest

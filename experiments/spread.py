@@ -36,12 +36,13 @@ import aps_jax
 from aps_jax import metrics
 from aps_jax.cli.errors import guarded
 from aps_jax.config import APSConfig
+from aps_jax.io import rows
 from aps_jax.io.files import write_atomically, write_json
 from aps_jax.operators.tasks import make_operator
 from aps_jax.presets import make_config
 from aps_jax.pretrained import Model, model_folder
 from aps_jax.sampler import SampleResult
-from experiments import photos, rows
+from experiments import photos
 from experiments.bench import plots, restoring, study, summary
 
 PRESET = "draft"

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import exactness, rows, toy_priors
+from aps_jax.io import rows
+from experiments import exactness, toy_priors
 
 
 @pytest.fixture(scope="module")

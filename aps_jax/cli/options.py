@@ -79,7 +79,7 @@ class Restore:
       oversample: phase_retrieval: padding factor.
       pattern: demosaicing: rggb, bggr, grbg or gbrg.
       ensemble: compressed_sensing: signs or gaussian.
-      weights: nonlinear_blur: folder written by `python -m convert.kernel_wizard`.
+      weights: nonlinear_blur: folder written by `aps-jax convert kernel_wizard`.
     """
 
     image: Annotated[Path | None, tyro.conf.Positional, _optional("[IMAGE]")] = None
@@ -163,6 +163,16 @@ class Doctor:
     """
 
     model: Annotated[str, _named("photo64|DIR")] = "photo64"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Converts published weights; without a NAME it lists the converters."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Restores a folder of images on as many devices and hosts as there are."""
 
 
 def check(options: Restore) -> None:

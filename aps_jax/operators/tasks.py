@@ -239,7 +239,7 @@ _ALL_TASKS = (
             "params": Option(
                 kind=dict,
                 is_required=True,
-                summary="KernelWizard weights of GOPRO_wVAE.pth, by convert.kernel_wizard",
+                summary="KernelWizard weights of GOPRO_wVAE.pth, by aps-jax convert",
             )
         },
     ),
