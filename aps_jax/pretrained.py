@@ -191,7 +191,7 @@ def load_prior(
 
 
 def load_kernel_wizard(folder: Path) -> PyTree:
-    """Weights for `aps_jax.operators.nonlinear_blur`, from a folder by `convert.kernel_wizard`.
+    """Weights for `aps_jax.operators.nonlinear_blur`, from a folder by `aps-jax convert`.
 
     Raises:
       aps_jax.io.checkpoint.CheckpointError: the folder is damaged or holds no such weights.

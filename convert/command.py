@@ -16,10 +16,11 @@ from rich.console import Console
 
 from aps_jax.cli.errors import message_of
 from aps_jax.io import checkpoint
-from convert.engine import Dtype, Family, convert
-from convert.sources import ConversionError
-from convert.staging import staging_folder
-from convert.stores import Format
+
+from .engine import Dtype, Family, convert
+from .sources import ConversionError
+from .staging import staging_folder
+from .stores import Format
 
 
 @contextlib.contextmanager
@@ -54,16 +55,21 @@ class _Options:
     verify: bool = False
 
 
-def main(family: Family, description: str, argv: Sequence[str] | None = None) -> int:
+def main(
+    family: Family,
+    description: str,
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str | None = None,
+) -> int:
     """Command line of one converter; returns 0, 2 after one line on stderr, or 130 on Ctrl-C."""
-    prog = f"python -m convert.{family.name}"
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
             options = tyro.cli(
                 _Options,
                 args=argv,
-                prog=prog,
+                prog=prog or f"python -m convert.{family.name}",
                 description=description,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from convert.rules import Place
-from convert.sources import ConversionError, is_float
-from convert.stores import Slot, squares
+from .rules import Place
+from .sources import ConversionError, is_float
+from .stores import Slot, squares
 
 #: Side of the square pieces that are copied; a transposed copy in large strides is five times
 #: slower.

@@ -26,12 +26,13 @@ import aps_jax
 from aps_jax.io import checkpoint
 from aps_jax.io.files import disk_size
 from aps_jax.sharding import split_axis
-from convert import copying
-from convert.hub import locate
-from convert.rules import Place, Rule, place_tensors
-from convert.sources import ConversionError, Source, open_source
-from convert.staging import Staging, open_staging, staging_folder
-from convert.stores import Format, Slot, Store, create_store, open_store, remove_store
+
+from . import copying
+from .hub import locate
+from .rules import Place, Rule, place_tensors
+from .sources import ConversionError, Source, open_source
+from .staging import Staging, open_staging, staging_folder
+from .stores import Format, Slot, Store, create_store, open_store, remove_store
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 #: Weights of so many bytes become an Orbax checkpoint, smaller ones one safetensors file.

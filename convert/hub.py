@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from convert.sources import ConversionError
+from .sources import ConversionError
 
 _NAME = r"[A-Za-z0-9][\w.-]*"
 _JSON = ("config.json", "tokenizer.json", "tokenizer_config.json")

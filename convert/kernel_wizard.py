@@ -18,10 +18,11 @@ from aps_jax.operators.kernel_wizard import (
     KernelWizardConfig,
     init_network_params,
 )
-from convert.command import main
-from convert.engine import Built, Family
-from convert.rules import Rule, hwio, keep
-from convert.sources import ConversionError, Source
+
+from .command import main
+from .engine import Built, Family
+from .rules import Rule, hwio, keep
+from .sources import ConversionError, Source
 
 
 def _hwio_flipped(array: np.ndarray) -> np.ndarray:

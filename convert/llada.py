@@ -12,11 +12,12 @@ import sys
 
 from aps_jax.prior.prompts import PromptConfig
 from aps_jax.prior.transformer import TransformerConfig, init_transformer_params
-from convert.command import main
-from convert.engine import Built, Family
-from convert.rules import Rule, transpose
-from convert.sources import ConversionError, Source
-from convert.tokenizers import tokenizer_files
+
+from .command import main
+from .engine import Built, Family
+from .rules import Rule, transpose
+from .sources import ConversionError, Source
+from .tokenizers import tokenizer_files
 
 _ROOT = "model.transformer"
 _BLOCK = _ROOT + ".blocks.{layer}"

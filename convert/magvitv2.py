@@ -13,10 +13,11 @@ import numpy as np
 
 from aps_jax.codec import lfq
 from aps_jax.codec.magvit2 import CodecConfig, init_codec_params
-from convert.command import main
-from convert.engine import Built, Family
-from convert.rules import Rule, hwio
-from convert.sources import ConversionError, Source
+
+from .command import main
+from .engine import Built, Family
+from .rules import Rule, hwio
+from .sources import ConversionError, Source
 
 
 def _conv(source: str, target: str) -> tuple[Rule, ...]:

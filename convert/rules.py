@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from convert.sources import ConversionError, Source
+from .sources import ConversionError, Source
 
 Transform = Callable[[np.ndarray], np.ndarray]
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from aps_jax.io.files import write_atomically
-from convert.sources import ConversionError
+
+from .sources import ConversionError
 
 try:
     import fcntl

@@ -21,7 +21,8 @@ import numpy as np
 
 from aps_jax.io.orbax_arrays import ArrayError, open_array, read
 from aps_jax.io.tensors import TensorFileError, create_tensors, open_tensors
-from convert.sources import ConversionError
+
+from .sources import ConversionError
 
 Format = Literal["safetensors", "orbax"]
 Specs = Mapping[str, jax.ShapeDtypeStruct]

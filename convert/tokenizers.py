@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from aps_jax.text.tokenizer import TOKENIZER_NAME
-from convert.sources import ConversionError, Source, read_json
+
+from .sources import ConversionError, Source, read_json
 
 
 def tokenizer_files(

@@ -26,12 +26,13 @@ import tyro
 
 import aps_jax
 from aps_jax.cli.errors import guarded
+from aps_jax.io import rows
 from aps_jax.io.files import write_atomically, write_json
 from aps_jax.io.names import choose
-from experiments import photos, rows
+from experiments import photos
 from experiments.bench import parsing, plots, summary, tuning
 from experiments.bench.calibration import Calibration
-from experiments.bench.plan import Plan, add_configs
+from experiments.bench.plan import Plan
 from experiments.bench.session import OutOfTime, Session, without_weights
 from experiments.bench.study import Study, digest
 
@@ -47,8 +48,7 @@ class Arguments:
       tune: search the options of every method on photos of their own; writes OUT/tuned.json, with
         the methods that are finished.
       untuned: run without tuning, although the configuration asks for it.
-      table: only rewrite tables and plots from existing rows; rows that older versions wrote
-        without their `config` get it.
+      table: only rewrite tables and plots from existing rows.
       compare_to: with `--table`, a method: gains over this one are printed, and no file changes.
       minutes: stop after so many minutes; the same command goes on. 0 for no limit.
       only: labels of tasks and methods; nothing else is computed (all tasks if none is named, all
@@ -206,17 +206,6 @@ def tuning_identity(study: Study, arguments: Arguments) -> str:
     return digest([plan.digest(), study.tuning.metric])
 
 
-def complete(plan: Plan) -> None:
-    """Adds their `config` to rows that lack it, unless another process is writing them."""
-    try:
-        count = add_configs(plan)
-    except rows.ForeignResults as error:
-        print(f"note: rows stay without config: {error}", file=sys.stderr)
-        return
-    if count:
-        print(f"note: {count} rows of {plan.log} have got their config", file=sys.stderr)
-
-
 def benchmark(arguments: Arguments) -> int:
     """Does what the command line says; returns the exit code."""
     study = parsing.load(arguments.config)
@@ -233,7 +222,6 @@ def benchmark(arguments: Arguments) -> int:
         choose("task or method (--only)", label, study.methods | study.tasks)
     if arguments.tune and study.tuning is None:
         raise ValueError(f"configuration {arguments.config} has no tuning section")
-    trials = None if study.tuning is None else study
     try:
         if study.tuning is not None and not arguments.untuned:
             identity = tuning_identity(study, arguments)
@@ -259,10 +247,6 @@ def benchmark(arguments: Arguments) -> int:
     if arguments.compare_to is not None:
         print(gains_over(arguments.compare_to, study, found))
         return 0
-    if arguments.table:
-        complete(plan)
-        if trials is not None:
-            complete(plan_of(tuning.tuning_study(trials), "tuning.jsonl", arguments))
     text = summary.table(study, found)
     write_atomically(arguments.out / "table.md", (text + "\n").encode())
     short = summary.overview(study, found)

@@ -24,15 +24,15 @@ from rich.progress import track
 
 import aps_jax
 from aps_jax.cli.errors import guarded
+from aps_jax.io import rows as rows_of
 from aps_jax.io.files import write_atomically
 from aps_jax.io.names import choose
 from aps_jax.presets import config_class
 from aps_jax.samplers import sample
 from aps_jax.samplers.budget import KNOBS, with_budget
-from experiments import rows as rows_of
 from experiments import toy_priors
 from experiments.bench.plots import figure, save_figure
-from experiments.bench.study import digest
+from experiments.bench.study import described, digest
 from experiments.toy_priors import Toy
 
 #: Toy and whether absolute values are measured, by name.
@@ -46,8 +46,8 @@ CASES = {
 BUDGETS = (4, 16, 64)
 #: What a row must have.
 NEEDED = (
-    "case", "method", "budget", "fingerprint", "version", "total_variation", "kl", "floor",
-    "kl_floor",
+    "case", "method", "budget", "config", "fingerprint", "version", "total_variation", "kl",
+    "floor", "kl_floor",
 )  # fmt: skip
 #: One token at a time in random order, which is exact for a perfect prior.
 _IN_ORDER = {"reveal": "random", "schedule": "linear", "num_steps": "L"}
@@ -55,15 +55,18 @@ _IN_ORDER = {"reveal": "random", "schedule": "linear", "num_steps": "L"}
 _APS = {
     "num_steps": "L", "measurement_term": "gaussian", "prior_weight": 1.0, "draw": "categorical",
 }  # fmt: skip
-#: Sampler and options by name; "L" stands for the number of tokens.
-METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+#: Sampler and options by name; "L" stands for the number of tokens. None is a record: this version
+#: no longer has its options, and its rows are only shown.
+METHODS: dict[str, tuple[str, dict[str, Any]] | None] = {
     "prior": ("maskgit", _IN_ORDER),
     "aps, published objective": ("aps", {"num_steps": "L"}),
     "aps": ("aps", _APS),
+    "aps, KL prior term": None,
     "aps, ELBO weights": ("aps", _APS | {"prior_weighting": "elbo"}),
     "aps, standard remasking": ("aps", _APS | {"remasking": "standard"}),
     "aps, random remasking": ("aps", _APS | {"remasking": "random"}),
     "aps, warm start": ("aps", _APS | {"warm_start": True}),
+    "aps, ReMDM rescale 0.5": None,
     "best_of_n": ("best_of_n", _IN_ORDER),
     "straight_through": ("straight_through", {}),
     "svdd_pm": ("svdd_pm", _IN_ORDER | {"selection": "sample", "selection_temperature": 1.0}),
@@ -123,10 +126,29 @@ def config_of(method: str, length: int, budget: int | None, sigma: float) -> Any
         return None
 
 
-def fingerprint(method: str, arguments: Arguments) -> str | None:
-    """Names what decides the rows of a method, or None if there is no such method."""
+def fingerprint(config: dict[str, Any], arguments: Arguments) -> str:
+    """Names what decides a row: a configuration as `described`, and the run."""
     facts = [arguments.num_measurements, arguments.num_draws, arguments.sigma, arguments.seed]
-    return digest([METHODS[method], facts]) if method in METHODS else None
+    return digest([config, facts])
+
+
+def mark(method: str, length: int, budget: int | None, arguments: Arguments) -> dict[str, Any]:
+    """What a row says of how it was made: `config` and `fingerprint`."""
+    config = config_of(method, length, budget, arguments.sigma)
+    said = described(METHODS[method][0], config)
+    return {"config": said, "fingerprint": fingerprint(said, arguments)}
+
+
+def is_own(row: dict[str, Any], arguments: Arguments) -> bool:
+    """Whether a row is one that this run would write, or a record that it would once have been."""
+    if row["method"] not in METHODS:
+        return False
+    said = row["config"]
+    if METHODS[row["method"]] is not None:
+        length = toy_priors.length_of(CASES[row["case"]][0])
+        said = mark(row["method"], length, row["budget"], arguments)["config"]
+    expected = (fingerprint(said, arguments), aps_jax.__version__)
+    return (row["fingerprint"], row["version"]) == expected
 
 
 def measurements(toy: Toy, arguments: Arguments) -> np.ndarray:
@@ -167,8 +189,10 @@ def jobs(arguments: Arguments) -> list[tuple[str, str, int | None]]:
     budgets = BUDGETS[:1] if arguments.smoke else BUDGETS
     found = []
     for kind in arguments.toys:
-        for method, (sampler, _) in METHODS.items():
-            for budget in budgets if config_class(sampler) in KNOBS else (None,):
+        for method, options in METHODS.items():
+            if options is None:
+                continue
+            for budget in budgets if config_class(options[0]) in KNOBS else (None,):
                 if config_of(method, toy_priors.length_of(kind), budget, arguments.sigma) is None:
                     continue
                 found += [(case, method, budget) for case in cases if cases[case][0] == kind]
@@ -184,12 +208,10 @@ def run(arguments: Arguments) -> None:
 def _run(arguments: Arguments) -> None:
     log = arguments.out / "rows.jsonl"
     rows = rows_of.read(log, NEEDED)
-    for row in rows:
-        expected = (fingerprint(row["method"], arguments), aps_jax.__version__)
-        if (row["fingerprint"], row["version"]) != expected:
-            raise ValueError(
-                f"{log} holds rows of other settings or another version; choose another --out"
-            )
+    if not all(is_own(row, arguments) for row in rows):
+        raise ValueError(
+            f"{log} holds rows of other settings or another version; choose another --out"
+        )
     done = {(row["case"], row["method"], row["budget"]) for row in rows}
     missing = [job for job in jobs(arguments) if job not in done]
     toys: dict[str, Toy] = {}
@@ -208,7 +230,7 @@ def _run(arguments: Arguments) -> None:
         seconds = time.perf_counter() - began
         row: dict[str, Any] = {"case": case, "method": method, "budget": budget}
         row["version"] = aps_jax.__version__
-        row["fingerprint"] = fingerprint(method, arguments)
+        row |= mark(method, toy.length, budget, arguments)
         row |= {f"{name}_evaluations": n for name, n in config.evaluations()._asdict().items()}
         row |= distances(toy, y, tokens, arguments.sigma)
         rows_of.append(log, [row | {"seconds": round(seconds, 2)}])

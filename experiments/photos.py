@@ -11,21 +11,7 @@ import numpy as np
 from PIL import Image
 
 from aps_jax.images import load_image, to_uint8
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-
-
-def list_images(folders: Sequence[Path]) -> list[Path]:
-    """All image files below `folders`, sorted; ValueError if a folder is missing or has none."""
-    paths: list[Path] = []
-    for folder in folders:
-        found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not found:
-            raise ValueError(
-                f"no images below {folder}; expected files ending in {sorted(SUFFIXES)}"
-            )
-        paths += found
-    return paths
+from aps_jax.io.files import list_images
 
 
 def spread(paths: Sequence[Path], count: int, offset: int = 0) -> list[Path]:

@@ -36,12 +36,13 @@ import aps_jax
 from aps_jax import metrics
 from aps_jax.cli.errors import guarded
 from aps_jax.config import APSConfig
+from aps_jax.io import rows
 from aps_jax.io.files import write_atomically, write_json
 from aps_jax.operators import make_operator
 from aps_jax.presets import make_config
 from aps_jax.pretrained import Model, model_folder
 from aps_jax.sampler import SampleResult
-from experiments import photos, rows
+from experiments import photos
 from experiments.bench import plots, restoring, study, summary
 
 PRESET = "draft"
@@ -193,7 +194,7 @@ def identity(arguments: Arguments) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names} | {
         "version": aps_jax.__version__,
         "weights": study.model_facts(model_folder(arguments.model)),
-        "methods": {name: study.deciding(config_of(name, arguments)) for name in METHODS},
+        "methods": {name: study.described("aps", config_of(name, arguments)) for name in METHODS},
     }
 
 

@@ -20,9 +20,8 @@ from PIL import Image
 
 from aps_jax import sharding
 from aps_jax.cli.errors import guarded
-from aps_jax.io import checkpoint
+from aps_jax.io import checkpoint, rows
 from aps_jax.pretrained import model_folder
-from experiments import rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -121,7 +121,7 @@ def test_files_that_do_not_fit(tmp_path, capsys, change, message):
 def test_wrong_folders_are_one_line(tmp_path, capsys):
     argv = ["restore", "--task", "nonlinear_blur", "--out", str(tmp_path / "out")]
     for words, message in (
-        ([], "needs --weights DIR, written by python -m convert.kernel_wizard"),
+        ([], "needs --weights DIR, written by aps-jax convert kernel_wizard"),
         (["--weights", str(tmp_path)], "is not a model folder"),
         (["--weights", str(pretrained.model_folder("photo64"))], "lacks the configuration of a"),
     ):

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import exactness, rows, toy_priors
+from aps_jax.io import rows
+from experiments import exactness, toy_priors
 
 
 @pytest.fixture(scope="module")
@@ -142,10 +143,31 @@ def test_rows_are_those_of_all_settings():
     plain = exactness.Arguments()
     others = [{"num_measurements": 2}, {"num_draws": 9}, {"sigma": 0.4}, {"seed": 1}]
     found = [
-        exactness.fingerprint("aps", dataclasses.replace(plain, **other)) for other in ({}, *others)
+        exactness.mark("aps", 3, 4, dataclasses.replace(plain, **other))["fingerprint"]
+        for other in ({}, *others)
     ]
-    found.append(exactness.fingerprint("aps, KL prior term", plain))
-    assert len(set(found)) == 6 and exactness.fingerprint("dps", plain) is None
+    found += [exactness.mark("aps", *where, plain)["fingerprint"] for where in ((2, 4), (3, 16))]
+    found.append(exactness.mark("aps, warm start", 3, 4, plain)["fingerprint"])
+    assert len(set(found)) == 8
+
+
+def test_every_committed_row_is_of_this_bench_and_no_other():
+    """Those of methods whose options are gone, too: their configuration stands in them."""
+    committed = Path(exactness.__file__).parent / "results/exactness/rows.jsonl"
+    found = rows.read(committed, exactness.NEEDED)
+    arguments = exactness.Arguments()
+
+    def is_own(row):
+        return exactness.is_own(row | {"version": exactness.aps_jax.__version__}, arguments)
+
+    records = [name for name, options in exactness.METHODS.items() if options is None]
+    assert {row["method"] for row in found} == set(exactness.METHODS) > set(records) != set()
+    assert all(map(is_own, found))
+    for row in (found[0], next(row for row in found if row["method"] in records)):
+        assert not is_own(row | {"fingerprint": "other"})
+    record = next(row for row in found if row["method"] in records)
+    assert not is_own(record | {"config": record["config"] | {"num_steps": 99}})
+    assert not is_own(record | {"method": "dps"})
 
 
 def test_the_script_resumes_and_refuses(tmp_path, monkeypatch, capsys):
@@ -206,9 +228,10 @@ def test_every_sampler_is_measured_within_its_budget():
     from aps_jax.samplers import SAMPLERS
     from aps_jax.samplers.budget import decoder_evaluations
 
+    methods = {name: options for name, options in exactness.METHODS.items() if options}
     # MMaDA's decoding is one more draw of the prior, which `maskgit` stands for.
-    assert {sampler for sampler, _ in exactness.METHODS.values()} == set(SAMPLERS) - {"mmada"}
-    for method in exactness.METHODS:
+    assert {sampler for sampler, _ in methods.values()} == set(SAMPLERS) - {"mmada"}
+    for method in methods:
         for budget in exactness.BUDGETS:
             config = exactness.config_of(method, 3, budget, 0.5)
             if config is None:  # Too small for its steps.

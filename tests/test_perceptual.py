@@ -208,7 +208,7 @@ def test_loading_leaves_the_environment_alone(cache, monkeypatch):
 @needs_weights
 def test_nothing_cached_is_one_clear_line(tmp_path):
     assert not perceptual.lpips_available(tmp_path)
-    with pytest.raises(perceptual.PerceptualUnavailable, match="python -m convert.lpips") as caught:
+    with pytest.raises(perceptual.PerceptualUnavailable, match="aps-jax convert lpips") as caught:
         perceptual.load_lpips(tmp_path)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 

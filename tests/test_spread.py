@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import rows, spread
+from aps_jax.io import rows
+from experiments import spread
 
 MASK = 9
 

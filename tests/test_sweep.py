@@ -23,11 +23,12 @@ from PIL import Image
 
 from aps_jax import operators, pretrained, sharding
 from aps_jax.cli.restore import load_distance
-from aps_jax.io import checkpoint
+from aps_jax.cli.sweep import batches, hosts, memory, share, sources
+from aps_jax.cli.sweep import command as sweep
+from aps_jax.io import checkpoint, rows
 from aps_jax.samplers import sample as library_sample
 from aps_jax.tasks import TASKS
 from aps_jax.types import Perceptual
-from experiments import batches, hosts, memory, rows, sweep
 
 ROOT = Path(__file__).parents[1]
 NAMES = [f"{letter}/{index}.png" for letter in "ab" for index in range(4)]
@@ -50,7 +51,7 @@ def toy(tiny_model, monkeypatch):
         mixing_prior(window=4), patch_codec(), checkpoint.read_card(tiny_model)
     )
     monkeypatch.setattr(pretrained, "load_pretrained", lambda name, **options: loaded)
-    monkeypatch.setattr(sweep.command, "load_distance", lambda *_: None)
+    monkeypatch.setattr(share.command, "load_distance", lambda *_: None)
     return tiny_model
 
 
@@ -116,7 +117,7 @@ def test_images_with_masks_of_their_own_share_a_batch(toy, tmp_path):
         image = rng.integers(0, 256, (16, 16, 4), dtype=np.uint8)
         image[..., 3] = 255 * (np.arange(16) % 4 != index)[:, None]
         Image.fromarray(image).save(folder / f"{index}.png")
-    found = sweep.sources.named_images(folder)
+    found = sources.named_images(folder)
     for size, names in (
         (1, [["0.png"], ["1.png"], ["2.png"]]),
         (2, [["0.png", "1.png"], ["2.png"]]),
@@ -126,7 +127,7 @@ def test_images_with_masks_of_their_own_share_a_batch(toy, tmp_path):
         )
         words[words.index("--task") + 1] = "inpainting_mask"
         options = sweep.read_options([*words, "--size", "None"])
-        host = sweep.Host(options, hosts.Place(0, 1))
+        host = share.Host(options, hosts.Place(0, 1))
         groups = batches.group(options, found, size)
         assert [[job.name for job in batch] for batch in groups] == names
         assert host.run(found) == 0
@@ -236,8 +237,8 @@ def test_a_small_image_takes_lpips_from_itself_alone(toy, tmp_path, monkeypatch)
     for name, height in {"0": 12, "1": 16, "2": 12}.items():
         save_noise(folder / f"{name}.png", height, 20)
     distance = Perceptual(params=None, apply=lambda _, a, b: jnp.mean(abs(a - b), axis=(1, 2, 3)))
-    monkeypatch.setattr(sweep.command, "load_distance", load_distance)
-    monkeypatch.setattr(sweep.command, "load_lpips", lambda: distance)
+    monkeypatch.setattr(share.command, "load_distance", load_distance)
+    monkeypatch.setattr(share.command, "load_lpips", lambda: distance)
     for more in ((), ("--option", "perceptual_weight=0.1")):
         out = tmp_path / f"out{len(more)}"
         words = arguments(folder, toy, out, "--size", "None", "--batch-size", "1", *more)
@@ -252,10 +253,10 @@ def test_a_perceptual_term_without_lpips_is_refused(
     photo_folder, toy, tmp_path, monkeypatch, capsys
 ):
     def missing():
-        raise sweep.command.PerceptualUnavailable("no weights; fetch them")
+        raise share.command.PerceptualUnavailable("no weights; fetch them")
 
-    monkeypatch.setattr(sweep.command, "load_distance", load_distance)
-    monkeypatch.setattr(sweep.command, "load_lpips", missing)
+    monkeypatch.setattr(share.command, "load_distance", load_distance)
+    monkeypatch.setattr(share.command, "load_lpips", missing)
     words = arguments(photo_folder, toy, tmp_path / "out", "--option", "perceptual_weight=0.1")
     assert sweep.main(words) == 2
     printed = capsys.readouterr().err
@@ -272,8 +273,8 @@ def test_seconds_are_per_image_and_divergence_is_told(
         return result._replace(info=result.info._replace(is_finite=is_finite))
 
     now = iter(range(0, 1000, 10))
-    monkeypatch.setattr(sweep.time, "perf_counter", lambda: next(now))
-    monkeypatch.setattr(sweep, "sample", diverged)
+    monkeypatch.setattr(share.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(share, "sample", diverged)
     out = tmp_path / "out"
     assert sweep.main(arguments(photo_folder, toy, out)) == 1
     found = table(out)
@@ -291,8 +292,8 @@ def test_seconds_do_not_hold_the_compilation(photo_folder, toy, tmp_path, monkey
         clock[0] += 100  # This runs once, when the first batch compiles.
         return library_sample(params, y, keys, config=config)
 
-    monkeypatch.setattr(sweep.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(sweep, "sample", traced)
+    monkeypatch.setattr(share.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(share, "sample", traced)
     assert sweep.main(arguments(photo_folder, toy, tmp_path / "out")) == 0
     assert clock[0] >= 100
     assert [row["seconds"] for row in table(tmp_path / "out")] == [0] * len(NAMES)
@@ -464,7 +465,7 @@ def test_the_prior_is_loaded_to_the_devices_that_share_it(toy, photo_folder, tmp
 
     monkeypatch.setattr(pretrained, "load_pretrained", watched)
     options = sweep.read_options(arguments(photo_folder, toy, tmp_path))
-    host = sweep.Host(options, hosts.Place(0, 1))
+    host = share.Host(options, hosts.Place(0, 1))
     assert meshes == [host.mesh] and host.mesh.axis_names == ("data", "model")
 
 
@@ -543,7 +544,7 @@ def test_records_are_restored_as_the_files_they_would_be(record_module, toy, tmp
     for name, pixels in enumerate(sys.modules[record_module].pixels[:4]):
         Image.fromarray(pixels).save(folder / f"{name}.png")
         job = batches.measure_image(options, str(name), folder / f"{name}.png")
-        record = sweep.sources.Record(sys.modules[record_module].photos(), name)
+        record = sources.Record(sys.modules[record_module].photos(), name)
         same = batches.measure_image(options, str(name), record)
         np.testing.assert_allclose(same.problem.photo, job.problem.photo, atol=1e-6)
         np.testing.assert_allclose(same.problem.y, job.problem.y, atol=1e-6)
@@ -623,7 +624,7 @@ def test_out_of_memory_names_the_batch_that_fits(photo_folder, toy, tmp_path, ca
     def exhausted(*_, config):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes")
 
-    monkeypatch.setattr(sweep, "sample", exhausted)
+    monkeypatch.setattr(share, "sample", exhausted)
     assert sweep.main(arguments(photo_folder, toy, tmp_path / "out")) == 2
     assert "out of memory with a batch of 2; set --batch-size 1" in capsys.readouterr().err
 
@@ -681,7 +682,7 @@ def test_out_of_memory_while_loading_is_one_line(photo_folder, toy, tmp_path, mo
     printed = capsys.readouterr().err
     assert f"while the weights of {toy} were loaded" in printed and printed.count("\n") == 1
     monkeypatch.setattr(pretrained, "load_pretrained", lambda name, **options: model)
-    monkeypatch.setattr(sweep.report, "scores", lambda *_: exhausted(""))
+    monkeypatch.setattr(share.report, "scores", lambda *_: exhausted(""))
     assert sweep.main(arguments(photo_folder, toy, tmp_path / "out")) == 2
     assert "out of memory; set a smaller --batch-size" in capsys.readouterr().err
 

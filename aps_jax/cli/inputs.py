@@ -135,7 +135,7 @@ def task_options(options: Restore) -> dict[str, Any]:
 def _load_weights(folder: Path | None) -> PyTree:
     if folder is None:
         raise ValueError(
-            "--task nonlinear_blur needs --weights DIR, written by python -m convert.kernel_wizard "
+            "--task nonlinear_blur needs --weights DIR, written by aps-jax convert kernel_wizard "
             "from GOPRO_wVAE.pth, which the README of "
             "github.com/VinAIResearch/blur-kernel-space-exploring links"
         )

@@ -161,6 +161,16 @@ class Doctor:
     model: Annotated[str, _named("photo64|DIR")] = "photo64"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Converts published weights; without a NAME it lists the converters."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Restores a folder of images on as many devices and hosts as there are."""
+
+
 def check(options: Restore) -> None:
     """Finds what is wrong with the options alone, before anything is loaded."""
     if not 0 <= options.sigma < math.inf:

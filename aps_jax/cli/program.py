@@ -6,6 +6,7 @@ Whatever a user can get wrong ends as one line on stderr and exit code 2; Ctrl-C
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 import tyro
 
 from aps_jax.cli.errors import UsageError, guarded, message_of
-from aps_jax.cli.options import Doctor, Models, Restore, Samplers, Tasks, check
+from aps_jax.cli.options import Convert, Doctor, Models, Restore, Samplers, Sweep, Tasks, check
 from aps_jax.io import names
 
 _COMMANDS = {
@@ -22,7 +23,11 @@ _COMMANDS = {
     "samplers": Samplers,
     "models": Models,
     "doctor": Doctor,
+    "convert": Convert,
+    "sweep": Sweep,
 }
+#: Commands that parse their own words, by the modules that have them.
+_OWN = {"convert": "aps_jax.cli.convert", "sweep": "aps_jax.cli.sweep.command"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,6 +42,8 @@ def _run(argv: list[str]) -> int:
 
         print(f"aps-jax {__version__}")
         return 0
+    if argv and argv[0] in _OWN:
+        return importlib.import_module(_OWN[argv[0]]).main(argv[1:])
     options = _parse(argv or ["--help"])
     if options is None:
         return 0

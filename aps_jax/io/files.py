@@ -11,11 +11,13 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 PathLike = str | os.PathLike[str]
+#: Endings of the files that are taken for images.
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def write_atomically(path: PathLike, data: bytes) -> None:
@@ -80,3 +82,16 @@ def disk_size(path: PathLike) -> int:
         with contextlib.suppress(FileNotFoundError):
             total += file.lstat().st_size if not file.is_dir() else 0
     return total
+
+
+def list_images(folders: Sequence[Path]) -> list[Path]:
+    """All image files below `folders`, sorted; ValueError if a folder is missing or has none."""
+    paths: list[Path] = []
+    for folder in folders:
+        found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not found:
+            raise ValueError(
+                f"no images below {folder}; expected files ending in {sorted(IMAGE_SUFFIXES)}"
+            )
+        paths += found
+    return paths

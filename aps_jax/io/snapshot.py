@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_tensors
 
 from aps_jax.io.files import write_atomically
+from aps_jax.io.rows import first_difference
 from aps_jax.types import Array, PyTree
 
 
@@ -97,15 +98,6 @@ class Snapshot:
             )
 
 
-def first_difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Says which entry of two nested mappings of JSON values differs first, or None if none."""
-    then, now = _flat(then), _flat(now)
-    for name in sorted(now.keys() | then.keys()):
-        if now.get(name) != then.get(name):
-            return f"{name} was {then.get(name)!r}, now {now.get(name)!r}"
-    return None
-
-
 def _named(prefix: str, tree: PyTree) -> dict[str, np.ndarray]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {prefix + jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
@@ -124,13 +116,3 @@ def _fill(
         return value
 
     return jax.tree_util.tree_map_with_path(fill, tree)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

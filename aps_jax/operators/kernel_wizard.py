@@ -1,7 +1,7 @@
 """Nonlinear blur: the KernelWizard network of BKSE as a measurement operator.
 
 Reference: "Exploring Image Deblurring via Encoded Blur Kernel Space", arXiv:2104.00317. Weights
-are not part of this package: `python -m convert.kernel_wizard` converts `GOPRO_wVAE.pth`, see the
+are not part of this package: `aps-jax convert kernel_wizard` converts `GOPRO_wVAE.pth`, see the
 README of github.com/VinAIResearch/blur-kernel-space-exploring. Parameter names follow that file:
 `feature_extractor.6.conv1` is `feature_extractor_6/conv1` here, and level i of the nested
 `adapter.model.submodule...` is `down_i` and `up_i`. Kernels go from OIHW to HWIO, those of `up_i`

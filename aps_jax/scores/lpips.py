@@ -3,7 +3,7 @@
 `lpips_j.lpips.LPIPS` asks the Hugging Face hub for its two weight files in every `setup`, that is
 on every trace. The subclasses below take the weights as ordinary parameters instead: the files are
 found in the local Hugging Face cache by path, read once by `load_lpips`, and neither environment
-variables nor settings of `huggingface_hub` are touched. `python -m convert.lpips` fills the cache.
+variables nor settings of `huggingface_hub` are touched. `aps-jax convert lpips` fills the cache.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ VGG_BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 #: Smallest image side: four halvings must leave one pixel.
 MIN_SIDE = 16
 
-_CURE = "run: pip install 'aps_jax[lpips]' && python -m convert.lpips"
+_CURE = "run: pip install 'aps_jax[lpips]' && aps-jax convert lpips"
 #: Modules that `load_lpips` imports.
 PACKAGES = ("lpips_j", "h5py", "huggingface_hub")
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from aps_jax.io.files import write_atomically
 from aps_jax.operators import make_operator
 from aps_jax.pretrained import load_kernel_wizard, model_folder
 from aps_jax.types import Operator
@@ -27,7 +25,6 @@ from experiments.bench.study import (
     fingerprint,
     model_facts,
 )
-from experiments.rows import alone
 
 
 def operator_of(task: Task, weights: Path | None) -> Operator:
@@ -92,38 +89,36 @@ class Plan:
     def source(self, task: Task, method: Method, budget: Budget) -> str:
         """Fingerprints of the rows that a budget in seconds is found from."""
         methods = (method, self.study.methods[budget.like])
-        return digest([self.fingerprint(task, m, self.in_evaluations) for m in methods])
+        return digest([self.mark(task, m, self.in_evaluations)["fingerprint"] for m in methods])
 
-    def fingerprint(self, task: Task, method: Method, budget: Budget | None) -> str | None:
-        """Fingerprint of the rows of a cell, or None where it is not known before the run."""
-        config = None
+    def mark(self, task: Task, method: Method, budget: Budget | None) -> dict[str, Any]:
+        """What the rows of a cell say of how they were made; None where a run must tell first."""
         if method.kind == "sampler":
             config = self.config(task, method, budget)
             if config is None:
-                return None
-        return fingerprint(self.study, self.model, task, method, config)
+                return {"fingerprint": None}
+            said = described(method.sampler, config, method.prior)
+            found = fingerprint(self.study, self.model, task, method, said)
+            return {"fingerprint": found, "config": said}
+        return {"fingerprint": fingerprint(self.study, self.model, task, method, None)}
 
-    def mark(self, task: Task, method: Method, budget: Budget | None) -> dict[str, Any]:
-        """What the rows of a cell say of how they were made; their fingerprint may be None."""
-        mark: dict[str, Any] = {"fingerprint": self.fingerprint(task, method, budget)}
-        if method.kind == "sampler" and mark["fingerprint"] is not None:
-            mark["config"] = described(method, self.config(task, method, budget))
-        return mark
-
-    def marks(self) -> dict[Cell, dict[str, Any]]:
-        """`mark` of every cell."""
-        return {
-            Cell(task.label, method.label, budget and budget.label, seed): found
+    def expected(self, rows: Sequence[Row] = ()) -> dict[Cell, str | None]:
+        """Fingerprint of every cell; of records, what the configurations in their rows come to."""
+        found = {
+            Cell(task.label, method.label, budget and budget.label, seed): name
             for task in self.study.tasks.values()
             for method in self.methods(task)
             for budget in self.study.budgets_of(task.label)
-            for found in [self.mark(task, method, budget)]
+            for name in [self.mark(task, method, budget)["fingerprint"]]
             for seed in self.study.seeds
         }
-
-    def expected(self) -> dict[Cell, str | None]:
-        """Fingerprint of every cell."""
-        return {cell: mark["fingerprint"] for cell, mark in self.marks().items()}
+        for row in rows:
+            cell = cell_of(row)
+            method = self.study.methods.get(cell.method)
+            if cell in found and method.kind == "record":
+                task = self.study.tasks[cell.task]
+                found[cell] = fingerprint(self.study, self.model, task, method, row.get("config"))
+        return found
 
     def rows(self, *, version: str | None, ignored: Sequence[str] = ()) -> list[Row]:
         """The rows there are; ValueError if some are not this study's.
@@ -134,39 +129,10 @@ class Plan:
         """
         rows = [row for row in read_rows(self.log) if row.get("task") not in ignored]
         require_version(self.log, rows, only=version)
-        require_own(self.log, rows, self.expected())
+        require_own(self.log, rows, self.expected(rows))
         return rows
 
     def digest(self) -> str:
         """Stands for all cells together."""
         cells = [[*cell, found] for cell, found in self.expected().items()]
         return digest(cells)
-
-
-def add_configs(plan: Plan) -> int:
-    """Adds `config` to the rows that older versions wrote without; says to how many.
-
-    Only rows with the plan's own fingerprints are touched: a fingerprint stands for the whole
-    configuration, so these were made with what the plan says.
-
-    Raises:
-      ForeignResults: if another process is writing the log.
-    """
-    if not plan.log.exists():
-        return 0
-    marks = plan.marks()
-    with alone(plan.log):
-        rows, count = [], 0
-        for row in read_rows(plan.log):
-            mark = marks.get(cell_of(row), {})
-            is_own = row["fingerprint"] == mark.get("fingerprint")
-            if is_own and "config" in mark and "config" not in row:
-                # Where new rows have it.
-                at = list(row).index("fingerprint") + 1
-                entries = list(row.items())
-                row = dict([*entries[:at], ("config", mark["config"]), *entries[at:]])
-                count += 1
-            rows.append(json.dumps(row, allow_nan=False) + "\n")
-        if count:
-            write_atomically(plan.log, "".join(rows).encode())
-    return count

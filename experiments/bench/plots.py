@@ -205,7 +205,7 @@ def _plot_tasks(study: Study, rows: Sequence[Row], budget: str | None, path: Pat
                 points = [point for point in found if point is not None]
                 if points:
                     # Yardsticks, and methods beyond the number of colours, look different.
-                    dashes = "--" if method.kind != "sampler" else "-" if index < 10 else "-."
+                    dashes = "--" if not method.has_sampler else "-" if index < 10 else "-."
                     _draw(
                         axis, points, most, method.label, color=f"C{index % 10}", linestyle=dashes
                     )
@@ -251,7 +251,7 @@ def _plot_quality(study: Study, rows: Sequence[Row], budget: str | None, path: P
     machine that was doing something else.
     """
     tasks = _begun(study, rows, budget)
-    samplers = [label for label, method in study.methods.items() if method.kind == "sampler"]
+    samplers = [label for label, method in study.methods.items() if method.has_sampler]
     scores = {
         (task, label): scores_of(rows, task, label, budget) for task in tasks for label in samplers
     }

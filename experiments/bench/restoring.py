@@ -98,7 +98,7 @@ def compile_method(
         jax.block_until_ready(run(params, x, y, keys))
         return run
     needed = _needed(params, method, config)
-    lowered = _run.lower(needed, y, keys, config=config)
+    lowered = _run.lower(needed, y, keys, draw=sample, config=config)
     return functools.partial(_sampled, lowered.compile(), method, config)
 
 
@@ -113,9 +113,11 @@ def _yardstick(method: Method, sigma: float, image_shape: tuple[int, int]) -> Re
     )
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _run(params: Params, y: PyTree, keys: Key, *, config: Any) -> tuple[Array, Array]:
-    result = sample(params, y, keys, config=config)
+@functools.partial(jax.jit, static_argnames=("draw", "config"))
+def _run(
+    params: Params, y: PyTree, keys: Key, *, draw: Callable[..., Any], config: Any
+) -> tuple[Array, Array]:
+    result = draw(params, y, keys, config=config)
     images, is_finite = _best(
         params.operator, result.samples, y, jnp.all(result.info.is_finite, axis=0)
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import aps_jax
-from experiments.rows import Row, read
+from aps_jax.io.rows import Row, read
 
 
 class Cell(NamedTuple):

@@ -16,6 +16,7 @@ import numpy as np
 
 import aps_jax
 from aps_jax import images, sharding
+from aps_jax.io.rows import append as append_rows
 from aps_jax.pretrained import Model
 from aps_jax.types import Array, Params
 from experiments.bench import restoring
@@ -23,7 +24,6 @@ from experiments.bench.plan import Plan
 from experiments.bench.rows import Cell, Row, cell_of, require_devices
 from experiments.bench.study import Budget, Method, Study, Task, config_of
 from experiments.photos import Crops
-from experiments.rows import append as append_rows
 
 
 class OutOfTime(Exception):
@@ -94,7 +94,7 @@ class Session:
             for task in self.plan.study.tasks.values()
             for budget in self.plan.study.budgets_of(task.label)
             for method in self.plan.methods(task)
-            if self._is_wanted(task, method)
+            if method.kind != "record" and self._is_wanted(task, method)
         ]
         if self.only and not jobs:
             raise ValueError(f"--only {' '.join(self.only)}: none of the methods runs on the tasks")

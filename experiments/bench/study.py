@@ -21,8 +21,9 @@ from aps_jax.samplers.budget import KNOBS, with_budget
 from aps_jax.scores.lpips import MIN_SIDE as LPIPS_SIDE
 from aps_jax.types import Operator
 
-#: What a method may be: a sampler, or a yardstick that needs none.
-KINDS = ("sampler", "codec", "measurement", "estimate")
+#: What a method may be: a sampler, a yardstick that needs none, or the record of a sampler whose
+#: options this version no longer has: its rows are shown, and nothing of it is run.
+KINDS = ("sampler", "codec", "measurement", "estimate", "record")
 METRICS = {"psnr": 1, "ssim": 1, "lpips": -1, "residual": -1}
 
 
@@ -82,6 +83,11 @@ class Method:
     space: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
     series: str | None = None
     x: float | None = None
+
+    @property
+    def has_sampler(self) -> bool:
+        """Whether its rows are of a sampler, not of a yardstick."""
+        return self.kind in ("sampler", "record")
 
     def changed(self, options: Mapping[str, Any]) -> Method:
         """The method with some of its options replaced."""
@@ -213,46 +219,32 @@ def digest(facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def deciding(config: Any) -> dict[str, Any]:
-    """The options that a fingerprint is of.
-
-    An option of remasking that has no effect is as it was when the first rows were made, before the
-    option or its default was there: they are rows of the same computation.
-    """
-    options = dataclasses.asdict(config)
-    if options.get("remdm") == "none":
-        return {k: v for k, v in options.items() if k not in ("remdm", "remask_strength")}
-    if not options.get("reveal", "remdm").startswith("remdm"):
-        options["remask_strength"] = 0.02
-    return options
-
-
 def fingerprint(
-    study: Study, model: dict[str, str], task: Task, method: Method, config: Any
+    study: Study, model: dict[str, str], task: Task, method: Method, config: dict[str, Any] | None
 ) -> str:
     """Names everything that decides a row, but the seed and the version of this package.
+
+    Options that have their defaults are no part of it, so that options can come and go. A changed
+    default is another computation under the old name: it needs another version of this package.
 
     Args:
       study: gives the images.
       model: from `model_facts`.
       task: as parsed.
       method: as parsed.
-      config: configuration of its sampler, None for yardsticks.
+      config: from `described`, None for yardsticks.
     """
-    options = None if config is None else deciding(config)
-    facts = [
-        study.images, model, [task.name, task.options, task.sigma, task.best_of],
-        [method.kind, method.prior, None if config is None else method.sampler, options],
-    ]  # fmt: skip
-    return digest(facts)
+    facts = [study.images, model, [task.name, task.options, task.sigma, task.best_of]]
+    return digest([*facts, method.kind if config is None else config])
 
 
-def described(method: Method, config: Any) -> dict[str, Any]:
+def described(sampler: str, config: Any, prior: str = "model") -> dict[str, Any]:
     """What a row says of its sampler: its name, and all options that are not its defaults."""
-    prior = {"prior": method.prior} if method.prior != "model" else {}
-    options = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if getattr(config, field.name) != field.default
-    }
-    return {"sampler": method.sampler} | prior | options
+    defaults = type(config)()
+    names = [field.name for field in dataclasses.fields(config)]
+    options = {name: getattr(config, name) for name in names}
+    return (
+        {"sampler": sampler}
+        | ({"prior": prior} if prior != "model" else {})
+        | {name: value for name, value in options.items() if value != getattr(defaults, name)}
+    )

@@ -61,7 +61,7 @@ def model(tmp_path_factory, monkeypatch):
         (folder / name).write_bytes(name.encode())
     toy = Model(mixing_prior(window=4), patch_codec(), {})
     monkeypatch.setattr(aps_jax, "load_pretrained", lambda name: toy)
-    monkeypatch.setattr(session.restoring, "sample_function", lambda name: fake_sample)
+    monkeypatch.setattr(session.restoring, "sample", fake_sample)
     monkeypatch.setattr(plots, "plot", lambda *args: [])
     return folder
 
@@ -75,7 +75,7 @@ def fake_sample(params, y, keys, *, config):
     noise = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
     # Not by `hash`, which differs from one process to the next.
     noise = noise * (zlib.crc32(repr(config).encode()) % 97 / 97)
-    rows = (1, config.num_samples, len(keys))
+    rows = (1, len(keys), config.num_samples)
     ones = jax.numpy.ones(rows)
     info = StepInfo(ones, ones > 0, ones, jax.numpy.full(rows, 4), None)
     return SampleResult(noise[:, 0], keys, info, noise, noise[:, 0], noise[:, 0])

@@ -31,21 +31,16 @@ STUDIES = [path for path in CONFIGS if (path.parents[1] / "results" / path.stem)
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=[path.stem for path in STUDIES])
-def test_committed_rows_get_their_config(path, tmp_path, monkeypatch):
+def test_committed_rows_give_the_committed_tables(path, tmp_path):
     results = path.parents[1] / "results" / path.stem
     for name in ("rows.jsonl", "tuning.jsonl", "tuned.json", "calibration.json"):
         if (results / name).exists():
             shutil.copy(results / name, tmp_path)
-    before = read(tmp_path, "rows.jsonl")
     arguments = benchmark.Arguments(config=path, out=tmp_path, table=True)
     assert benchmark.main(arguments) == 0
-    after = read(tmp_path, "rows.jsonl")
-    assert [{k: v for k, v in row.items() if k != "config"} for row in after] == [
-        {k: v for k, v in row.items() if k != "config"} for row in before
-    ]
     for name in ("table.md", "overview.md"):
         assert (tmp_path / name).read_text() == (results / name).read_text()
-    for row in after:
+    for row in read(tmp_path, "rows.jsonl"):
         assert ("config" in row) == ("decoder_evaluations" in row), row
     if (tmp_path / "tuning.jsonl").exists():
         trials = read(tmp_path, "tuning.jsonl")

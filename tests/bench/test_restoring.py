@@ -20,11 +20,11 @@ def test_methods_get_their_prior_and_say_the_steps_they_made(monkeypatch):
         opinion = jax.numpy.std(params.prior.apply(params.prior.params, tokens))
         images = jax.numpy.broadcast_to(opinion, (len(y), 1, 8, 8, 3))
         # Early stop: three of the planned steps.
-        rows = jax.numpy.ones((1, 1, len(y)))
+        rows = jax.numpy.ones((1, len(y), 1))
         info = StepInfo(rows, rows > 0, rows, 3 * rows.astype(int), None)
         return SampleResult(images[:, 0], keys, info, images, images[:, 0], images[:, 0])
 
-    monkeypatch.setattr(session.restoring, "sample_function", lambda name: sample)
+    monkeypatch.setattr(session.restoring, "sample", sample)
     operator = aps_jax.operators.denoising()
     params = aps_jax.Params(mixing_prior(window=4), patch_codec(), operator)
     x = jax.numpy.zeros((2, 8, 8, 3))
@@ -91,11 +91,11 @@ def test_one_broken_sample_of_several_does_not_fail_the_photo(bench, tmp_path, m
         result = fake_sample(params, y, keys, config=config)
         if config.num_samples == 1:
             return result
-        is_finite = jax.numpy.ones((3, 2, len(keys)), bool)
-        is_finite = is_finite.at[0, 1, 0].set(False).at[2, :, 1].set(False)
+        is_finite = jax.numpy.ones((3, len(keys), 2), bool)
+        is_finite = is_finite.at[0, 0, 1].set(False).at[2, 1, :].set(False)
         return result._replace(info=result.info._replace(is_finite=is_finite))
 
-    monkeypatch.setattr(session.restoring, "sample_function", lambda name: sample)
+    monkeypatch.setattr(session.restoring, "sample", sample)
     raw = STUDY | {"seeds": [0], "images": {"size": 16, "count": 2}}
     raw |= {"methods": {"no prior": STUDY["methods"]["no prior"]}}
     assert bench(raw)[0] == 1

@@ -8,13 +8,13 @@ import sys
 import pytest
 
 import aps_jax
-from aps_jax.samplers import sample_function
+from aps_jax.samplers import sample
 from bench.conftest import STUDY, interrupt_after, plot, read, timeless
 from experiments.bench import plots, session, summary
 
 
 def test_real_samplers_restore_and_are_plotted(bench, tmp_path, monkeypatch):
-    monkeypatch.setattr(session.restoring, "sample_function", sample_function)
+    monkeypatch.setattr(session.restoring, "sample", sample)
     monkeypatch.setattr(plots, "plot", plot)
     methods = {name: STUDY["methods"][name] for name in ("bicubic", "no prior")}
     tasks = {"super_resolution": {"scale": 2}}

@@ -1,12 +1,12 @@
 """Tables, and what rows say of their configuration."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 import aps_jax
-import experiments.rows
 from bench.conftest import STUDY, read
 from experiments import benchmark
 from experiments.bench import parsing, plan, study, summary
@@ -93,71 +93,58 @@ def test_rows_carry_what_a_budget_and_the_defaults_made_of_a_configuration(bench
             names = [name for name in row["config"] if name not in ("sampler", "prior")]
             kind = study.config_class(row["config"]["sampler"])
             config = kind(**{name: row["config"][name] for name in names})
-            method = parsing.parse(STUDY).methods[row["method"]]
-            assert study.described(method, config) == row["config"]
+            prior = row["config"].get("prior", "model")
+            assert study.described(row["config"]["sampler"], config, prior) == row["config"]
 
 
-def test_rows_without_their_config_get_it_from_the_table(bench, tmp_path):
-    methods = {"twin": STUDY["methods"]["no prior"]}
-    raw = STUDY | {"methods": STUDY["methods"]}
-    assert bench(raw)[0] == 0
-    log = tmp_path / "out" / "rows.jsonl"
-    new = log.read_text()
-    rows = [{k: v for k, v in row.items() if k != "config"} for row in read(tmp_path)]
-    old = "".join(json.dumps(row) + "\n" for row in rows)
-    log.write_text(old)
-    # They are read, compared and gone on with as they are, by other methods, too.
-    code, err = bench(raw | {"methods": STUDY["methods"] | methods})
-    assert code == 0 and "config" not in err, err
-    assert log.read_text().startswith(old)
-    twins = [row for row in read(tmp_path) if row["method"] == "twin"]
-    assert len(twins) == 12 and all(row["config"]["num_inner_steps"] == 2 for row in twins)
-    log.write_text(old)
-    # While they are written nothing is changed.
-    with experiments.rows.alone(log):
-        code, err = bench(raw, table=True)
-    assert code == 0 and "rows stay without config: another process" in err
-    assert log.read_text() == old
-    code, err = bench(raw, table=True)
-    assert code == 0 and f"note: {new.count('config')} rows of {log} have got" in err
-    assert log.read_text() == new
-    code, err = bench(raw, table=True)
-    assert code == 0 and err == "" and log.read_text() == new
-
-
-def test_only_rows_of_the_same_fingerprint_get_a_config(tmp_path, model):
-    parsed = parsing.parse(STUDY | {"model": str(model)})
-    log = tmp_path / "rows.jsonl"
-    made = plan.Plan(parsed, log, Calibration(tmp_path / "c.json"), None)
-    cells = list(made.expected().items())
-    rows = [
-        cell._asdict() | {"image": "a.png", "fingerprint": found, "version": "0.0.1", "psnr": 1.25}
-        for cell, found in cells
-    ]
-    rows[-1]["fingerprint"] = "other"
-    log.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"cut off')
-    assert plan.add_configs(made) == sum(cell.method != "bicubic" for cell, _ in cells) - 1
-    after = read(tmp_path, "rows.jsonl")
-    assert [{k: v for k, v in row.items() if k != "config"} for row in after] == rows
-    assert "config" not in after[-1]
-    assert plan.add_configs(made) == 0
-
-
-def test_options_without_effect_are_no_part_of_a_fingerprint():
-    """Rows from before there was such an option, or its default, are still of the computation."""
+def identity_of(config, **others):
+    """What decides the rows of a configuration of "no prior" on "twice"."""
     parsed = parsing.parse(STUDY)
     task, method = parsed.tasks["twice"], parsed.methods["no prior"]
+    return study.fingerprint(parsed, {}, task, method, study.described("aps", config, **others))
 
-    def name(config):
-        return study.fingerprint(parsed, {}, task, method, config)
 
-    kind = aps_jax.samplers.SAMPLERS["maskgit"].config
-    changed = {"remask_strength": 0.5}
-    assert name(kind()) == name(kind(**changed)) != name(kind(num_steps=3))
-    assert name(kind(reveal="remdm-cap")) != name(kind(reveal="remdm-cap", **changed))
-    kinds = {aps_jax.APSConfig, *(entry.config for entry in aps_jax.samplers.SAMPLERS.values())}
-    for kind in kinds:
-        if hasattr(kind, "remdm"):
-            assert name(kind()) == name(kind(**changed))
-            assert len({name(kind(remdm=r)) for r in ("none", "cap", "rescale")}) == 3
-            assert name(kind(remdm="cap")) != name(kind(remdm="cap", **changed))
+def test_options_may_come_and_go_and_rows_stay_those_of_their_computation():
+    plain = aps_jax.APSConfig(num_steps=3)
+    grown = dataclasses.make_dataclass(
+        "Grown", [("new", float, 0.5)], bases=(aps_jax.APSConfig,), frozen=True, kw_only=True
+    )
+    assert identity_of(plain) == identity_of(grown(num_steps=3))
+    assert identity_of(plain) == identity_of(dataclasses.replace(plain, learning_rate=1.0))
+    found = {
+        identity_of(plain),
+        identity_of(plain, prior="none"),
+        identity_of(grown(num_steps=3, new=0.6)),
+        *(identity_of(dataclasses.replace(plain, **other)) for other in
+          ({"num_steps": 4}, {"learning_rate": 0.5}, {"keep_best": True}, {"sigma": 0.1})),
+    }  # fmt: skip
+    assert len(found) == 7
+
+
+def test_rows_of_an_option_that_is_gone_are_shown_and_not_run(bench, tmp_path):
+    code, err = bench()
+    assert code == 0, err
+    log = tmp_path / "out" / "rows.jsonl"
+    table = (tmp_path / "out" / "table.md").read_text()
+    # As if "best" had been run with an option that has been removed since.
+    made = plan.Plan(parsing.load(tmp_path / "study.json"), log, Calibration(tmp_path / "c"), None)
+    task, method = made.study.tasks["super_resolution"], made.study.methods["best"]
+    rows = read(tmp_path)
+    for row in rows:
+        if row["method"] == "best":
+            row["config"]["gone"] = 2.0
+            row["fingerprint"] = study.fingerprint(
+                made.study, made.model, task, method, row["config"]
+            )
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    log.write_text(text)
+    assert bench(table=True)[0] == 2
+    methods = STUDY["methods"] | {"best": {"kind": "record", "count": 3}}
+    raw = STUDY | {"methods": methods}
+    code, err = bench(raw)
+    assert code == 0, err
+    assert log.read_text() == text and (tmp_path / "out" / "table.md").read_text() == table
+    # What it was made with is part of what a row is.
+    log.write_text(text.replace('"gone": 2.0', '"gone": 3.0'))
+    code, err = bench(raw, table=True)
+    assert code == 2 and "rows of another configuration" in err

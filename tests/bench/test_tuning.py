@@ -175,20 +175,3 @@ def test_failed_trials_cannot_win(model):
     del rows[0]["lpips"]
     with pytest.raises(ValueError, match="every trial of 'no prior' failed"):
         tuning.record(parsed, rows, "")
-
-
-def test_tuning_rows_get_their_config_too(bench, tmp_path):
-    methods = {"no prior": STUDY["methods"]["no prior"] | {"tune": {"learning_rate": [0.1]}}}
-    raw = STUDY | {"methods": methods, "tuning": {"images": {"count": 2}, "trials": 2}}
-    assert bench(raw, tune=True)[0] == 0 and bench(raw)[0] == 0
-    log = tmp_path / "out" / "tuning.jsonl"
-    new = log.read_text()
-    assert {row["config"].get("learning_rate") for row in read(tmp_path, "out/tuning.jsonl")} == {
-        None, 0.1
-    }  # fmt: skip
-    rows = read(tmp_path, "out/tuning.jsonl")
-    log.write_text("".join(json.dumps(row | {"config": 0}) + "\n" for row in rows))
-    log.write_text(log.read_text().replace(', "config": 0', ""))
-    assert "config" not in log.read_text()
-    assert bench(raw, table=True)[0] == 0
-    assert log.read_text() == new

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from aps_jax.io import checkpoint
-from experiments.photos import list_images
+from aps_jax.io.files import list_images
 
 #: MODULE:NAME, as entry points are written.
 _PLACE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from aps_jax.io.files import write_atomically
-from aps_jax.io.snapshot import first_difference
 
 Row = dict[str, Any]
 
@@ -133,3 +132,22 @@ def claim(path: Path, identity: Mapping[str, Any]) -> None:
             f"{path.parent} holds results of another run: {difference}; use the same settings and "
             "versions, or choose another folder"
         )
+
+
+def first_difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Says which entry of two nested mappings of JSON values differs first, or None if none."""
+    then, now = _flat(then), _flat(now)
+    for name in sorted(now.keys() | then.keys()):
+        if now.get(name) != then.get(name):
+            return f"{name} was {then.get(name)!r}, now {now.get(name)!r}"
+    return None
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

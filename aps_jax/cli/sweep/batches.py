@@ -13,8 +13,9 @@ import jax.numpy as jnp
 
 from aps_jax.cli import inputs
 from aps_jax.cli.options import Restore
+from aps_jax.cli.sweep import sources
+from aps_jax.io import rows
 from aps_jax.types import Key, Operator
-from experiments import rows, sources
 
 #: Batches of images that may wait in memory for others of their kind.
 WAITING_BATCHES = 4

@@ -1,0 +1,1 @@
+"""`aps-jax sweep`: a folder of images on as many devices and hosts as there are."""
