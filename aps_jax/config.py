@@ -71,9 +71,9 @@ def check_options(
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
     ranges = (
-        (positive, lambda value: 0 < value < math.inf, "be a positive number"),
-        (not_negative, lambda value: 0 <= value < math.inf, "be a number that is not negative"),
-        (shares, lambda value: 0 <= value <= 1, "be a number in [0, 1]"),
+        (positive, lambda value: 0 < value < math.inf, "be positive"),
+        (not_negative, lambda value: 0 <= value < math.inf, "not be negative"),
+        (shares, lambda value: 0 <= value <= 1, "be in [0, 1]"),
     )
     for names, is_fine, words in ranges:
         for name in names:

@@ -29,7 +29,8 @@ def trials_of(study: Study, method: Method) -> list[dict[str, Any]]:
     Raises:
       ValueError: if the search space has too few points, so that methods would not be tuned alike.
     """
-    count, names = study.tuning.trials, sorted(method.space)
+    # In the order of the configuration, so that an option may get another name.
+    count, names = study.tuning.trials, list(method.space)
     points = [
         dict(zip(names, values, strict=True))
         for values in itertools.product(*(method.space[name] for name in names))

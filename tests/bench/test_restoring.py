@@ -19,9 +19,8 @@ def test_methods_get_their_prior_and_say_the_steps_they_made(monkeypatch):
         tokens = jax.numpy.full((len(y), 16), params.prior.num_codes)
         opinion = jax.numpy.std(params.prior.apply(params.prior.params, tokens))
         images = jax.numpy.broadcast_to(opinion, (len(y), 1, 8, 8, 3))
-        # Early stop: three of the planned steps.
         rows = jax.numpy.ones((1, len(y), 1))
-        info = StepInfo(rows, rows > 0, rows, 3 * rows.astype(int), None)
+        info = StepInfo(rows, rows > 0, rows, 9 * rows.astype(int), None)
         return SampleResult(images[:, 0], keys, info, images, images[:, 0], images[:, 0])
 
     monkeypatch.setattr(session.restoring, "sample", sample)
@@ -37,8 +36,8 @@ def test_methods_get_their_prior_and_say_the_steps_they_made(monkeypatch):
         found[prior] = run(params, x, x, keys)
     assert float(found["model"].images.max()) > 0.01
     assert float(abs(found["none"].images).max()) == 0
-    assert found["model"].cost["gradient_evaluations"].tolist() == [3, 3]
-    assert found["model"].cost["decoder_evaluations"].tolist() == [3, 3]
+    assert found["model"].cost["gradient_evaluations"].tolist() == [9, 9]
+    assert found["model"].cost["decoder_evaluations"].tolist() == [9, 9]
 
 
 def test_seconds_are_per_photo(monkeypatch):
