@@ -36,7 +36,7 @@ class Trace(NamedTuple):
     Attributes:
       losses: objective at every inner step [R, M]; M = 0 for samplers without any.
       tokens: int32 [R, L] after the step, K where masked.
-      images: [R, H, W, 3] in [-1, 1] of the step's clean estimate of all tokens.
+      images: [R, H, W, 3] in [-1, 1] of these tokens, with the step's estimate of masked ones.
     """
 
     losses: Array
@@ -145,7 +145,7 @@ def step_info(
       sampler: says whether to trace.
       target: what is sampled.
       tokens: int32 [R, L] after the step.
-      estimate: clean tokens [R, L] that the step would end with; looked at in traces only.
+      estimate: clean tokens [R, L] that masks would become; looked at in traces only.
       loss: objective [R], None without one.
       losses: of all inner steps [M, R].
       is_finite: bool [R] of anything else that must be.
@@ -160,7 +160,8 @@ def step_info(
     trace = None
     if sampler.trace:
         inner = jnp.zeros((rows, 0), jnp.float32) if losses is None else losses.T
-        trace = Trace(inner, tokens, target.picture(estimate))
+        clean = jnp.where(tokens == target.mask, estimate, tokens)
+        trace = Trace(inner, tokens, target.picture(clean))
     return StepInfo(
         loss=loss,
         is_finite=finite,
@@ -174,7 +175,9 @@ def collect(target: Target, tokens: Array, info: StepInfo) -> SampleResult:
     """The result of clean tokens [R, L] and infos with leading axes [T, R]."""
 
     def by_sample(leaf: Array) -> Array:
-        return jnp.swapaxes(leaf.reshape(target.num_samples, -1, *leaf.shape[1:]), 0, 1)
+        # Sizes in full: a trace of no inner steps has no numbers to infer one from.
+        batch = leaf.shape[0] // target.num_samples
+        return jnp.swapaxes(leaf.reshape(target.num_samples, batch, *leaf.shape[1:]), 0, 1)
 
     samples = by_sample(target.picture(tokens))
     return SampleResult(
