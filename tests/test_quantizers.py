@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 
 from aps_jax.codec import expectation
 from aps_jax.codec.fsq import FSQ
@@ -185,3 +186,11 @@ def test_residual_levels_explain_what_the_others_left(rng):
     np.testing.assert_array_equal(tokens, np.stack(expected, axis=-1))
     total = np.asarray(quantizer.lookup(tokens)).sum(axis=-2)
     np.testing.assert_allclose(features - total, left, atol=1e-5)
+
+
+def test_shapes_in_signatures_are_enforced():
+    """By `typecheck`, in tests alone."""
+    codec = Codec(params=None, quantizer=LFQ(2), decode=None)
+    for tokens in (jnp.zeros(3, jnp.int32), jnp.zeros((1, 3))):
+        with pytest.raises(TypeCheckError, match="lookup"):
+            expectation.lookup(codec, tokens, (3,))
