@@ -27,7 +27,8 @@ class Evaluations(NamedTuple):
 
     Attributes:
       denoiser: forward passes of the prior; guidance takes two per call.
-      decoder: forward passes of decoder and operator, the final picture included.
+      decoder: forward passes of decoder and operator, the final picture included and those of a
+        trace, one per step, left out.
       decoder_gradient: forward and backward passes of decoder and operator.
     """
 
@@ -202,7 +203,7 @@ class APSConfig:
         """Model calls per sample."""
         return Evaluations(
             denoiser=self.num_steps * num_passes(self.guidance_scale),
-            decoder=1 + (self.num_steps if self.trace else 0),
+            decoder=1,
             decoder_gradient=self.num_steps * self.num_inner_steps,
         )
 

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float, Int
 
 from aps_jax.codec.expectation import quantized_expectation
 from aps_jax.config import APSConfig, Evaluations
@@ -46,11 +47,11 @@ class APSState(NamedTuple):
       estimate: tokens [R, L] of a smooth image that fits, if phi starts near them.
     """
 
-    tokens: Array
-    step: Array
-    phi: Array | None
-    sensitivity: Array | None
-    estimate: Array | None
+    tokens: Int[Array, "R L"]
+    step: Int[Array, ""]
+    phi: Float[Array, "R L K"] | None
+    sensitivity: Float[Array, "R L"] | None
+    estimate: Int[Array, "R L"] | None
 
 
 def aps_sample(
@@ -142,7 +143,13 @@ class APS:
         carried = None if state.phi is None else refined.phi
         return state._replace(tokens=tokens, step=state.step + 1, phi=carried), info
 
-    def refine(self, target: Target, state: APSState, phi: Array, log_prior: Array) -> Refined:
+    def refine(
+        self,
+        target: Target,
+        state: APSState,
+        phi: Float[Array, "R L K"],
+        log_prior: Float[Array, "R L K"],
+    ) -> Refined:
         """M steps of Adam on phi, gradients through decoder and operator only."""
         config = self.config
         rates = schedules.learning_rates(
@@ -184,7 +191,7 @@ class APS:
             estimate=None if is_absent(config.encoder_start) else starts.smooth_tokens(target),
         )
 
-    def finish(self, target: Target, state: APSState, keys: Key) -> Array:
+    def finish(self, target: Target, state: APSState, keys: Key) -> Int[Array, "R L"]:
         """Nothing is masked after the last timestep."""
         return state.tokens
 
@@ -256,7 +263,12 @@ _PROPOSALS: dict[str, Callable[[Target, Array, Key], Array]] = {
 }
 
 
-def _random_scores(log_probs: Array, log_prior: Array, proposal: Array, keys: Key) -> Array:
+def _random_scores(
+    log_probs: Float[Array, "R L K"],
+    log_prior: Float[Array, "R L K"],
+    proposal: Int[Array, "R L"],
+    keys: Key,
+) -> Float[Array, "R L"]:
     return remasking.gumbel_scores(keys, jnp.zeros(proposal.shape, jnp.float32), 1.0)
 
 
@@ -268,8 +280,13 @@ _SCORES: dict[str, Callable[[Array, Array, Array, Key], Array]] = {
 
 
 def _keep_count(
-    config: APSConfig, scores: Array, proposal: Array, tokens: Array, step: Array, mask: int
-) -> Array:
+    config: APSConfig,
+    scores: Float[Array, "R L"],
+    proposal: Int[Array, "R L"],
+    tokens: Int[Array, "R L"],
+    step: Int[Array, ""],
+    mask: int,
+) -> Int[Array, "R L"]:
     """The surest proposals, a scheduled number of them."""
     counts = schedules.masked_counts(config.schedule, config.num_steps, tokens.shape[-1])
     anchors = remasking.select_by_count(scores, tokens == mask, jnp.asarray(counts)[step])
@@ -277,8 +294,13 @@ def _keep_count(
 
 
 def _keep_threshold(
-    config: APSConfig, scores: Array, proposal: Array, tokens: Array, step: Array, mask: int
-) -> Array:
+    config: APSConfig,
+    scores: Float[Array, "R L"],
+    proposal: Int[Array, "R L"],
+    tokens: Int[Array, "R L"],
+    step: Int[Array, ""],
+    mask: int,
+) -> Int[Array, "R L"]:
     """All proposals above a scheduled confidence, and everything at the last timestep."""
     limits = schedules.thresholds(config.threshold_schedule, config.num_steps)
     threshold = jnp.asarray(limits)[step] * config.threshold

@@ -1,8 +1,8 @@
 """Models so small that their posterior can be enumerated, with perfect priors.
 
 A prior is a table p(x_1 ... x_L) over K^L token fields; its masked conditionals are exact, so what
-is left to be wrong is the sampler. Fields are 1 x L grids, numbered with the first token most
-significant.
+is left to be wrong is the sampler. Token grids may have any number of axes, of product L; fields
+are numbered with the first token most significant.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from aps_jax.codec import lfq
 from aps_jax.images import sample_photo
-from aps_jax.types import Array, Codec, ImageShape, Operator, Params, Prior, bind
+from aps_jax.types import Array, Codec, ImageShape, Operator, Params, Prior, Quantizer, bind
 
 #: Logit of impossible codes, finite as any network's would be.
 LEAST_LOGIT = -60.0
@@ -41,19 +41,19 @@ def frequencies(tokens: Array, num_codes: int) -> np.ndarray:
 
 
 def table_logits(joint: Array, tokens: Array, *, num_codes: int, length: int) -> Array:
-    """Log p(x_l = k | the clean tokens), exact: [B, 1, L, K] for grids int [B, 1, L]."""
+    """Log p(x_l = k | the clean tokens), exact: [B, *grid, K] for tokens int [B, *grid]."""
     is_code = fields(num_codes, length)[:, :, None] == np.arange(num_codes)
     is_code = jnp.asarray(is_code.reshape(len(is_code), -1), jnp.float32)  # [K^L, L * K]
-    tokens = tokens[:, 0]
-    given = (tokens[..., None] == jnp.arange(num_codes)).astype(jnp.float32)
-    num_given = jnp.sum(tokens < num_codes, axis=1)
-    agrees = given.reshape(len(tokens), -1) @ is_code.T > num_given[:, None] - 0.5
-    mass = (jnp.where(agrees, joint, 0.0) @ is_code).reshape(-1, 1, length, num_codes)
+    flat = tokens.reshape(-1, length)
+    given = (flat[..., None] == jnp.arange(num_codes)).astype(jnp.float32)
+    num_given = jnp.sum(flat < num_codes, axis=1)
+    agrees = given.reshape(len(flat), -1) @ is_code.T > num_given[:, None] - 0.5
+    mass = (jnp.where(agrees, joint, 0.0) @ is_code).reshape(*tokens.shape, num_codes)
     return jnp.maximum(jnp.log(mass), LEAST_LOGIT)
 
 
 def table_prior(joint: np.ndarray, num_codes: int, length: int) -> Prior:
-    """The perfect masked prior of a law `joint` [K^L] over token fields."""
+    """The perfect masked prior of a law `joint` [K^L] over token fields, of any grid of L cells."""
     return Prior(
         params=jnp.asarray(joint, jnp.float32),
         apply=bind(table_logits, num_codes=num_codes, length=length),
@@ -62,22 +62,22 @@ def table_prior(joint: np.ndarray, num_codes: int, length: int) -> Prior:
 
 
 def mixing_decode(weights: Array, codes: Array, *, stride: int) -> Array:
-    """Tanh of a linear map in which every token may touch every pixel: [B, stride, L * stride, 3].
+    """Tanh of a linear map in which every token may touch every pixel: [B, H, W, 3].
 
     Args:
       weights: [L * d, pixels * 3].
-      codes: [B, 1, L, d].
-      stride: pixels per token along each axis.
+      codes: [B, h, w, ..., d].
+      stride: pixels per token along each axis; H = stride * h.
     """
     x = jnp.tanh(codes.reshape(codes.shape[0], -1) @ weights)
-    return x.reshape(-1, stride, codes.shape[2] * stride, 3)
+    return x.reshape(-1, stride * codes.shape[1], stride * codes.shape[2], 3)
 
 
-def mixing_codec(weights: np.ndarray, num_bits: int, stride: int) -> Codec:
-    """A codec of 2^d LFQ codes that only decodes, by `mixing_decode`."""
+def mixing_codec(weights: np.ndarray, quantizer: Quantizer, stride: int) -> Codec:
+    """A codec of any codebook that only decodes, by `mixing_decode`."""
     return Codec(
         params=jnp.asarray(weights, jnp.float32),
-        quantizer=lfq.LFQ(num_bits),
+        quantizer=quantizer,
         decode=bind(mixing_decode, stride=stride),
         stride=stride,
     )
@@ -190,7 +190,7 @@ def make_toy(name: str, *, is_amplitude: bool, num_measured: int = 4) -> Toy:
         weights = rng.normal(size=(length * num_bits, 3 * length * stride**2)) / 3
     num_bits = num_codes.bit_length() - 1
     shape = (stride, stride * length)
-    codec = mixing_codec(weights, num_bits, stride)
+    codec = mixing_codec(weights, lfq.LFQ(num_bits), stride)
     size = 3 * shape[0] * shape[1]
     matrix = rng.normal(size=(size, num_measured)) * 1.5 / np.sqrt(size)
     operator = projection(matrix, shape, is_amplitude=is_amplitude)

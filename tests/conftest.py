@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import typecheck  # noqa: F401 - installs the check of shapes
 
 from aps_jax.codec import lfq
 from aps_jax.codec.magvit2 import CodecConfig, init_codec_params, make_codec, space_to_depth

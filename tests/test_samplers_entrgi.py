@@ -1,15 +1,16 @@
 """EntRGi: its estimator against the two that it lies between, and what guidance does."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
-from aps_jax.samplers.problem import pose
-from toy import BITS, CODES, HEIGHT, LENGTH, WIDTH
+from toy import BITS, CODES, LENGTH
 
+from aps_jax import samplers
 from aps_jax.samplers import entrgi
 from aps_jax.samplers.entrgi import EntRGiConfig
 
@@ -20,13 +21,12 @@ JOINT = toy.skewed_joint()
 Y = toy.decoded_images()[7] + 0.3
 ENERGY = toy.energies(toy.decoded_images(), Y, 1.0)
 
-sample = jax.jit(entrgi.entrgi_sample, static_argnames="config")
+sample = jax.jit(samplers.sample, static_argnames="config")
 
 
 def draw(count=400, **options):
     config = EntRGiConfig(**{"num_steps": LENGTH, "num_trajectories": 1, "sigma": 1.0} | options)
-    y = jnp.broadcast_to(jnp.asarray(Y, jnp.float32), (count, HEIGHT, WIDTH, 3))
-    return sample(toy.make_params(JOINT), y, jax.random.key(0), config=config)
+    return sample(toy.make_params(JOINT), toy.batch_of(count, Y), jax.random.key(0), config=config)
 
 
 def test_codes_and_gradients_of_the_three_mixings():
@@ -50,11 +50,9 @@ def test_codes_and_gradients_of_the_three_mixings():
     expected[:, 1] = 0
     found = {}
     for mixing in ("hard", "soft", "entropy"):
-        problem = pose(
-            toy.make_params(JOINT), jnp.asarray(Y[None], jnp.float32), jax.random.key(0),
-            config=dataclasses.replace(config, mixing=mixing), known_tokens=None,
-        )  # fmt: skip
-        codes = lambda phi: entrgi.mixed_codes(problem, problem.keys, phi, tokens)  # noqa: B023, E731
+        mixed = dataclasses.replace(config, mixing=mixing)
+        target, keys = toy.make_target(JOINT, mixed)
+        codes = functools.partial(mixed.mixed_codes, target, keys, tokens=tokens)
         found[mixing] = np.asarray(codes(phi))
         gradient = jax.grad(lambda phi: jnp.sum(slope * codes(phi)))(phi)  # noqa: B023
         np.testing.assert_allclose(gradient, expected, atol=1e-5)
@@ -73,14 +71,12 @@ def test_without_inner_steps_it_decodes_where_the_prior_is_surest():
 
 
 def test_the_surest_position_comes_first():
-    problem = pose(
-        toy.make_params(JOINT), jnp.asarray(Y[None], jnp.float32), jax.random.key(0),
-        config=EntRGiConfig(num_steps=LENGTH, num_inner_steps=0), known_tokens=None,
-    )  # fmt: skip
-    state = entrgi._step(problem, 0.0, problem.keys, problem.tokens, jnp.asarray(0))
+    config = EntRGiConfig(num_steps=LENGTH, num_inner_steps=0)
+    target, keys = toy.make_target(JOINT, config)
+    state, _ = config.step(target, config.init(target, keys), keys)
     marginals = toy.conditionals(JOINT, np.full(LENGTH, CODES))
     entropy = -(marginals * np.log(marginals)).sum(axis=1)
-    assert np.flatnonzero(np.asarray(state)[0] < CODES).tolist() == [np.argmin(entropy)]
+    assert np.flatnonzero(np.asarray(state.tokens)[0] < CODES).tolist() == [np.argmin(entropy)]
 
 
 def test_guidance_lowers_the_energy():
@@ -92,6 +88,9 @@ def test_guidance_lowers_the_energy():
 
 def test_the_best_trajectory_is_returned():
     result = draw(num_inner_steps=1, num_trajectories=3)
-    assert result.info.loss.shape == (3, 1, 400)
+    loss = np.asarray(result.info.loss)[:, :, 0]  # the least so far, at every timestep
+    assert loss.shape == (3 * LENGTH, 400)
+    assert np.all(np.isinf(loss[: LENGTH - 1])) and np.all(np.diff(loss[LENGTH - 1 :], axis=0) <= 0)
+    assert np.any(loss[-1] < loss[LENGTH - 1])
     found = ENERGY[toy.index_of(result.tokens)]
-    np.testing.assert_allclose(found, np.min(result.info.loss[:, 0], axis=0), rtol=1e-4)
+    np.testing.assert_allclose(found, loss[-1], rtol=1e-4)

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
-from aps_jax.samplers.problem import pose
 from conftest import patch_codec
-from toy import CODES, FIELDS, HEIGHT, LENGTH, WIDTH
+from toy import CODES, FIELDS, LENGTH
 
-from aps_jax import Params, operators
-from aps_jax.samplers import SAMPLERS, decoding, straight_through
+from aps_jax import Params, operators, samplers
+from aps_jax.codec.vq import VQ
+from aps_jax.samplers import decoding
+from aps_jax.samplers.best_of_n import BestOfNConfig
 from aps_jax.samplers.maskgit import MaskGITConfig
 from aps_jax.samplers.straight_through import StraightThroughConfig
 from aps_jax.sampling import schedules as schedule
@@ -21,13 +22,12 @@ COUNT = 4000
 JOINT = toy.skewed_joint()
 
 
-def draw(name, config, y=None, count=COUNT, params=None):
-    """Tokens of `count` samples of one measurement on the toy."""
-    params = toy.make_params(JOINT) if params is None else params
-    y = jnp.zeros((HEIGHT, WIDTH, 3)) if y is None else jnp.asarray(y, jnp.float32)
-    sample = jax.jit(SAMPLERS[name].sample, static_argnames="config")
-    batch = jnp.broadcast_to(y, (count, *y.shape))
-    return sample(params, batch, jax.random.key(0), config=config)
+sample = jax.jit(samplers.sample, static_argnames="config")
+
+
+def draw(config, y=None, count=COUNT):
+    """`count` samples of one measurement on the toy."""
+    return sample(toy.make_params(JOINT), toy.batch_of(count, y), jax.random.key(0), config=config)
 
 
 # MaskGIT.
@@ -35,7 +35,7 @@ def draw(name, config, y=None, count=COUNT, params=None):
 
 def test_one_token_at_a_time_draws_from_the_joint():
     config = MaskGITConfig(num_steps=LENGTH, reveal="random", schedule="linear")
-    assert toy.chi_square_p(draw("maskgit", config).tokens, JOINT) > 1e-3
+    assert toy.chi_square_p(draw(config).tokens, JOINT) > 1e-3
 
 
 def test_confidence_keeps_the_likeliest_of_the_proposal():
@@ -52,7 +52,7 @@ def test_confidence_keeps_the_likeliest_of_the_proposal():
         for k in range(CODES):
             state[redrawn] = k
             law[toy.index_of(state)] += np.prod(probs) * second[k]
-    assert toy.chi_square_p(draw("maskgit", config).tokens, law) > 1e-3
+    assert toy.chi_square_p(draw(config).tokens, law) > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -79,21 +79,20 @@ def test_independent_reveals_follow_their_kernel(reveal, strength):
         return toy.product_law(rows)
 
     law = toy.chain_law(kernel, steps)
-    assert toy.chi_square_p(draw("maskgit", config).tokens, law) > 1e-3
+    assert toy.chi_square_p(draw(config).tokens, law) > 1e-3
     if reveal != "ancestral":  # the kernel matters at this size of sample
         plain = dataclasses.replace(config, reveal="ancestral")
-        assert toy.chi_square_p(draw("maskgit", plain).tokens, law) < 1e-3
+        assert toy.chi_square_p(draw(plain).tokens, law) < 1e-3
 
 
 def test_doubtful_tokens_are_masked_again_more_often():
     """remdm-conf: softmax(-p) over the clean tokens that were not given."""
     config = MaskGITConfig(num_steps=4, reveal="remdm-conf", remask_strength=1.0)
     known = jnp.tile(jnp.array([[1, CODES, CODES]]), (COUNT, 1))
-    y = jnp.zeros((COUNT, HEIGHT, WIDTH, 3))
-    problem = pose(toy.make_params(JOINT), y, jax.random.key(1), config=config, known_tokens=known)
+    target, keys = toy.make_target(JOINT, config, COUNT, known_tokens=known)
     tokens = jnp.tile(jnp.array([[1, 2, 3]]), (COUNT, 1))
-    state = decoding.Decoding(tokens, jnp.log(jnp.array([[0.5, 0.9, 0.1]])) + jnp.zeros((COUNT, 1)))
-    after = decoding.decode_step(problem, problem.keys, state, jnp.asarray(2))
+    confidence = jnp.log(jnp.array([[0.5, 0.9, 0.1]])) + jnp.zeros((COUNT, 1))
+    after, _ = config.step(target, decoding.Decoding(tokens, confidence, jnp.asarray(2)), keys)
     gammas = schedule.masked_share("cosine", 4)
     doubt = np.exp([-0.9, -0.1]) / np.exp([-0.9, -0.1]).sum()
     expected = min(1.0, gammas[3] / (1 - gammas[2])) * doubt
@@ -113,12 +112,12 @@ def test_best_of_n_follows_the_law_of_the_minimum():
     above = np.array([JOINT[energy > e].sum() for e in energy])
     law = (above + JOINT) ** num - above**num
     np.testing.assert_allclose(law.sum(), 1)
-    config = SAMPLERS["best_of_n"].config(
+    config = BestOfNConfig(
         num_steps=LENGTH, reveal="random", schedule="linear", num_candidates=num, sigma=1.0
     )
-    result = draw("best_of_n", config, y)
+    result = draw(config, y)
     assert toy.chi_square_p(result.tokens, law) > 1e-3
-    loss = np.asarray(result.info.loss)[:, 0]
+    loss = np.asarray(result.info.loss)[LENGTH - 1 :: LENGTH, :, 0]  # after each candidate
     assert loss.shape == (num, COUNT) and np.all(np.diff(loss, axis=0) <= 0)
     np.testing.assert_allclose(loss[-1], energy[toy.index_of(result.tokens)], rtol=1e-4)
 
@@ -137,33 +136,31 @@ def test_straight_through_finds_the_codes_behind_a_sharp_measurement(variables, 
     codes = params.codec.codebook[truth].reshape(4, 4, 4, -1)
     y = params.codec.decode(params.codec.params, codes)
     config = StraightThroughConfig(num_inner_steps=300, variables=variables, learning_rate=rate)
-    result = straight_through.straight_through_sample(params, y, jax.random.key(0), config=config)
+    result = sample(params, y, jax.random.key(0), config=config)
     assert np.mean(result.tokens == truth) > 0.9
     # The reported loss is the energy of the returned tokens.
     residual = np.sum((np.asarray(result.images) - y) ** 2, axis=(1, 2, 3))
-    np.testing.assert_allclose(result.info.loss[0, 0], residual / (2 * 0.05**2), rtol=1e-3)
+    np.testing.assert_allclose(result.info.loss[-1, :, 0], residual / (2 * 0.05**2), rtol=1e-3)
 
 
 def test_straight_through_returns_the_best_of_its_iterates():
     """Steps so long that the last iterate is rarely the best."""
     config = StraightThroughConfig(num_inner_steps=6, learning_rate=2.0, sigma=1.0)
     y = toy.decoded_images()[7] + 0.3
-    result = draw("straight_through", config, y, count=200)
+    result = draw(config, y, count=200)
     energy = toy.energies(toy.decoded_images(), y, 1.0)[toy.index_of(result.tokens)]
-    np.testing.assert_allclose(result.info.loss[0, 0], energy, rtol=1e-4)
+    np.testing.assert_allclose(result.info.loss[-1, :, 0], energy, rtol=1e-4)
 
 
 @pytest.mark.parametrize("estimator", ["straight_through", "relaxed"])
 def test_gradients_of_the_bits(estimator):
     """d/ds of a function of the code: its slope there times 1 - tanh(s)^2."""
     config = StraightThroughConfig(estimator=estimator)
-    y = jnp.zeros((1, HEIGHT, WIDTH, 3))
-    known = jnp.array([[CODES, 1, CODES]])
-    problem = pose(toy.make_params(JOINT), y, jax.random.key(1), config=config, known_tokens=known)
+    target, _ = toy.make_target(JOINT, config, known_tokens=jnp.array([[CODES, 1, CODES]]))
     bits = jnp.asarray(np.random.default_rng(1).normal(size=(1, LENGTH, 2)), jnp.float32)
 
     def total(bits):
-        codes, _ = straight_through._codes(problem, bits)
+        codes, _ = config._codes(target, bits)
         return jnp.sum(codes**3 / 3)
 
     gradient = np.asarray(jax.grad(total)(bits))
@@ -176,8 +173,9 @@ def test_gradients_of_the_bits(estimator):
 
 def test_bits_need_a_codebook_of_bits():
     params = toy.make_params(JOINT)
-    wide = params.codec.replace(codebook=jnp.zeros((CODES, 3)))
+    wide = params.codec.replace(quantizer=VQ(jnp.zeros((CODES, 3))))
     with pytest.raises(ValueError, match="4 codes of 3 numbers; use variables='tokens'"):
-        straight_through.straight_through_sample(
-            params.replace(codec=wide), jnp.zeros((1, HEIGHT, WIDTH, 3)), jax.random.key(0)
-        )
+        samplers.sample(
+            params.replace(codec=wide), toy.batch_of(1), jax.random.key(0),
+            config=StraightThroughConfig(),
+        )  # fmt: skip

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
-from aps_jax.samplers.problem import fold, pose
-from toy import CODES, FIELDS, HEIGHT, LENGTH, WIDTH
+from toy import CODES, FIELDS, LENGTH
 
-from aps_jax.samplers import sgdd
+from aps_jax import samplers
+from aps_jax.codec.vq import VQ
 from aps_jax.samplers.sgdd import SGDDConfig
+from aps_jax.sampling.target import fold
 
 # `test_samplers.py` holds the laws of every sampler; these proofs of one compile longer.
 pytestmark = pytest.mark.slow
@@ -21,15 +22,12 @@ ENERGY = toy.energies(toy.decoded_images(), Y, SIGMA)
 POSTERIOR = toy.exact_posterior(JOINT, toy.decoded_images(), Y, SIGMA)
 HAMMING = (FIELDS[:, None] != FIELDS[None]).sum(axis=-1)
 
-sample = jax.jit(sgdd.sgdd_sample, static_argnames="config")
-
-
-def batch_of(count, y=Y):
-    return jnp.broadcast_to(jnp.asarray(y, jnp.float32), (count, HEIGHT, WIDTH, 3))
+sample = jax.jit(samplers.sample, static_argnames="config")
 
 
 def draw(config, count=3000):
-    return sample(toy.make_params(JOINT), batch_of(count), jax.random.key(0), config=config).tokens
+    y = toy.batch_of(count, Y)
+    return sample(toy.make_params(JOINT), y, jax.random.key(0), config=config).tokens
 
 
 def augmented(u):
@@ -48,17 +46,15 @@ def test_gibbs_draws_from_the_augmented_target():
     )  # fmt: skip
 
     @jax.jit
-    def run(params, y, key):
-        problem = pose(params, y, key, config=config, known_tokens=None)
+    def run(target, keys):
+        def step(state, i):
+            # Step 0 again and again: the noise stays, the keys must not.
+            after, _ = config.step(target, state._replace(step=jnp.zeros_like(i)), fold(keys, i))
+            return after, (after.x, after.tokens)
 
-        def step(carry, i):
-            x, z, _ = sgdd.sgdd_step(problem, fold(problem.keys, i), *carry, 0)
-            return (x, z), (x, z)
+        return jax.lax.scan(step, config.init(target, keys), jnp.arange(burn + length))[1]
 
-        start = jnp.zeros((count, LENGTH), jnp.int32)
-        return jax.lax.scan(step, (start, start), jnp.arange(burn + length))[1]
-
-    xs, zs = run(toy.make_params(JOINT), batch_of(count), jax.random.key(1))
+    xs, zs = run(*toy.make_target(JOINT, config, count, Y))
     cells = 64 * toy.index_of(xs[burn:]) + toy.index_of(zs[burn:])
     found = np.bincount(cells.ravel(), minlength=4096) / cells.size
     target = augmented(u)
@@ -104,17 +100,13 @@ def test_renoising_moves_towards_the_posterior():
 
 
 def test_couplings():
-    problem = pose(
-        toy.make_params(JOINT), batch_of(1), jax.random.key(0), config=SGDDConfig(),
-        known_tokens=None,
-    )  # fmt: skip
     u = 0.3
-    exact = sgdd.log_coupling(SGDDConfig(), jnp.float32(u), problem)
+    exact = SGDDConfig().log_coupling(jnp.float32(u), CODES)
     np.testing.assert_allclose(exact, np.log(u / 4) - np.log(1 - u + u / 4), rtol=1e-5)
     # The released code's a = (1 - exp(-alpha sigma)) (N - 1) / N, with u = 1 - exp(-sigma).
     time = -np.log(1 - u)
     a = (1 - np.exp(-10 * time)) * 3 / 4
-    code = sgdd.log_coupling(SGDDConfig(coupling="code"), jnp.float32(u), problem)
+    code = SGDDConfig(coupling="code").log_coupling(jnp.float32(u), CODES)
     np.testing.assert_allclose(code, np.log(a + 1e-5) - np.log(1 - a), rtol=1e-4)
 
 
@@ -128,7 +120,9 @@ def test_noise_levels_and_calls():
 
 def test_bits_need_a_power_of_two():
     params = toy.make_params(JOINT)
-    codec = params.codec.replace(codebook=jnp.zeros((3, 2)))
+    codec = params.codec.replace(quantizer=VQ(jnp.zeros((3, 2))))
     params = params.replace(codec=codec, prior=params.prior.replace(num_codes=3))
     with pytest.raises(ValueError, match=r"needs 2\*\*d codes, got 3"):
-        sgdd.sgdd_sample(params, batch_of(1), jax.random.key(0), config=SGDDConfig(proposal="bit"))
+        samplers.sample(
+            params, toy.batch_of(1), jax.random.key(0), config=SGDDConfig(proposal="bit")
+        )

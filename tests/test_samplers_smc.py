@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
-from toy import HEIGHT, LENGTH, WIDTH
+from toy import LENGTH
 
+from aps_jax import samplers
 from aps_jax.samplers import smc
 from aps_jax.samplers.smc import SMCConfig
 
@@ -20,7 +21,7 @@ ENERGY = toy.energies(toy.decoded_images(), Y, SIGMA)
 POSTERIOR = toy.exact_posterior(JOINT, toy.decoded_images(), Y, SIGMA)
 FROM_PRIOR = toy.total_variation(JOINT, POSTERIOR)
 
-sample = jax.jit(smc.smc_sample, static_argnames="config")
+sample = jax.jit(samplers.sample, static_argnames="config")
 
 
 def draw(count, **options):
@@ -28,7 +29,7 @@ def draw(count, **options):
     config = SMCConfig(
         **{"num_steps": LENGTH, "reveal": "random", "weights": "absolute", "sigma": SIGMA} | options
     )
-    y = jnp.broadcast_to(jnp.asarray(Y, jnp.float32), (count, HEIGHT, WIDTH, 3))
+    y = toy.batch_of(count, Y)
     return sample(toy.make_params(JOINT), y, jax.random.key(0), config=config).tokens
 
 

@@ -100,7 +100,7 @@ def test_arguments_that_do_not_fit(prior):
     config = TextConfig(num_steps=1, block_length=4)
     with pytest.raises(ValueError, match="positive multiple of block_length 4, got 6"):
         sample_text(prior, jax.random.key(0), length=6, config=config)
-    with pytest.raises(ValueError, match=r"shape \(1, 3\), needs \(1, 4\)"):
+    with pytest.raises(ValueError, match=r"shape \(1, 3\); this field needs \(1, 4\)"):
         sample_text(
             prior, jax.random.key(0), length=4, config=config, known_tokens=jnp.zeros((1, 3))
         )

@@ -195,7 +195,7 @@ def instantly(monkeypatch):
     def sample(params, y, keys, *, config):
         return config.num_samples
 
-    def by_photo(count, batch):
+    def by_photo(count):
         rng = np.random.default_rng(0)
         tokens = np.zeros((batch, 1, count, 4), int)
         return np.float32(rng.uniform(-1, 1, (batch, count, 32, 32, 3))), tokens

@@ -3,10 +3,14 @@
 import functools
 import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
 from aps_jax import Params, operators
+from aps_jax.codec.lfq import LFQ
+from aps_jax.sampling.target import measurement_target
 from experiments import toy_priors
 from experiments.toy_priors import (
     energies,
@@ -29,7 +33,7 @@ HEIGHT, WIDTH = STRIDE, STRIDE * LENGTH
 def toy_codec():
     """One object, so that all tests share what is compiled for it."""
     weights = np.random.default_rng(5).normal(size=(LENGTH * BITS, HEIGHT * WIDTH * 3)) / 3
-    return mixing_codec(weights, BITS, STRIDE)
+    return mixing_codec(weights, LFQ(BITS), STRIDE)
 
 
 def make_params(joint):
@@ -37,6 +41,20 @@ def make_params(joint):
     return Params(
         prior=table_prior(joint, CODES, LENGTH), codec=toy_codec(), operator=operators.denoising()
     )
+
+
+def batch_of(count, y=None):
+    """`count` times one measurement, or as many zeros."""
+    y = jnp.zeros((HEIGHT, WIDTH, 3)) if y is None else jnp.asarray(y, jnp.float32)
+    return jnp.broadcast_to(y, (count, *y.shape))
+
+
+def make_target(joint, config, count=1, y=None, known_tokens=None):
+    """The toy's posterior under the options of a sampler, and the keys of its rows."""
+    target = measurement_target(
+        make_params(joint), batch_of(count, y), config=config, known_tokens=known_tokens
+    )
+    return target, target.keys(jax.random.key(0))
 
 
 @functools.cache
@@ -51,13 +69,13 @@ def index_of(tokens):
     return toy_priors.index_of(tokens, CODES)
 
 
-def frequencies(tokens):
-    return toy_priors.frequencies(tokens, CODES)
+def frequencies(tokens, num_codes=CODES):
+    return toy_priors.frequencies(tokens, num_codes)
 
 
-def chi_square_p(tokens, expected):
-    """p-value of the drawn tokens [n, 3] under the law `expected` [64]; rare images are pooled."""
-    counts = len(tokens) * frequencies(tokens)
+def chi_square_p(tokens, expected, num_codes=CODES):
+    """p-value of drawn tokens [n, L] under the law `expected` [K^L]; rare images are pooled."""
+    counts = len(tokens) * frequencies(tokens, num_codes)
     is_rare = expected * len(tokens) < 10
     observed = np.append(counts[~is_rare], counts[is_rare].sum())
     wanted = np.append(expected[~is_rare], expected[is_rare].sum()) * len(tokens)

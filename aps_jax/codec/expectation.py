@@ -7,42 +7,47 @@ grid.
 from __future__ import annotations
 
 import jax
+from jaxtyping import Float, Int
 
 from aps_jax.types import Array, Codec, ImageShape
 
 Grid = tuple[int, ...]
 
 
-def straight_through(features: Array, codes: Array) -> Array:
+def straight_through(
+    features: Float[Array, "*shape"], codes: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
     """Value of `codes`, gradient of `features`."""
     return features + jax.lax.stop_gradient(codes - features)
 
 
-def lookup(codec: Codec, tokens: Array, grid: Grid) -> Array:
+def lookup(codec: Codec, tokens: Int[Array, "R L"], grid: Grid) -> Float[Array, "R L d"]:
     """Codes [R, L, d] of clean tokens [R, L]."""
     codes = codec.quantizer.lookup(tokens.reshape(-1, *grid))
     return codes.reshape(*tokens.shape, -1)
 
 
-def expected_code(codec: Codec, logits: Array, grid: Grid) -> Array:
+def expected_code(codec: Codec, logits: Float[Array, "R L K"], grid: Grid) -> Float[Array, "R L d"]:
     """Mean codes sum_k softmax(phi)_k C_k [R, L, d] of logits phi [R, L, K]."""
     codes = codec.quantizer.expect(logits.reshape(-1, *grid, logits.shape[-1]))
     return codes.reshape(*logits.shape[:2], -1)
 
 
-def nearest(codec: Codec, features: Array, grid: Grid) -> Array:
+def nearest(codec: Codec, features: Float[Array, "R L d"], grid: Grid) -> Int[Array, "R L"]:
     """Tokens int32 [R, L] whose codes are nearest to features [R, L, d]."""
     tokens = codec.quantizer.nearest(features.reshape(-1, *grid, features.shape[-1]))
     return tokens.reshape(features.shape[:2])
 
 
-def similarity(codec: Codec, tokens: Array, grid: Grid) -> Array:
+def similarity(codec: Codec, tokens: Int[Array, "R L"], grid: Grid) -> Float[Array, "R L K"]:
     """Minus half the squared distance of all codes to those of tokens [R, L], [R, L, K]."""
     values = codec.quantizer.similarity(tokens.reshape(-1, *grid))
     return values.reshape(*tokens.shape, -1)
 
 
-def quantized_expectation(codec: Codec, logits: Array, grid: Grid) -> tuple[Array, Array]:
+def quantized_expectation(
+    codec: Codec, logits: Float[Array, "R L K"], grid: Grid
+) -> tuple[Float[Array, "R L d"], Int[Array, "R L"]]:
     """The nearest code to the mean code, with the gradient of the mean code (ours: no noise).
 
     Args:
@@ -59,8 +64,12 @@ def quantized_expectation(codec: Codec, logits: Array, grid: Grid) -> tuple[Arra
 
 
 def decode(
-    codec: Codec, codes: Array, grid: Grid, image_shape: ImageShape | None, decode_scale: int = 1
-) -> Array:
+    codec: Codec,
+    codes: Float[Array, "R L d"],
+    grid: Grid,
+    image_shape: ImageShape | None,
+    decode_scale: int = 1,
+) -> Float[Array, "R ..."]:
     """Decodes a token field and brings it to `image_shape`.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from aps_jax.types import Array, Energy, PyTree, bind
 
@@ -43,12 +44,16 @@ def on_region(energy: Energy, *, rows: tuple[int, int], columns: tuple[int, int]
     )
 
 
-def _scaled(params: tuple[PyTree, Array], data: PyTree, x: Array, *, inner: Any) -> Array:
+def _scaled(
+    params: tuple[PyTree, Array], data: PyTree, x: Array, *, inner: Any
+) -> Float[Array, " B"]:
     inner_params, weight = params
     return weight * inner(inner_params, data, x)
 
 
-def _total(params: tuple[PyTree, ...], data: tuple[PyTree, ...], x: Array, *, inner: Any) -> Array:
+def _total(
+    params: tuple[PyTree, ...], data: tuple[PyTree, ...], x: Array, *, inner: Any
+) -> Float[Array, " B"]:
     values = [fn(p, d, x) for fn, p, d in zip(inner, params, data, strict=True)]
     return jnp.sum(jnp.stack(values), axis=0)
 
@@ -56,10 +61,10 @@ def _total(params: tuple[PyTree, ...], data: tuple[PyTree, ...], x: Array, *, in
 def _on_region(
     params: PyTree,
     data: PyTree,
-    x: Array,
+    x: Float[Array, "B H W C"],
     *,
     inner: Any,
     rows: tuple[int, int],
     columns: tuple[int, int],
-) -> Array:
+) -> Float[Array, " B"]:
     return inner(params, data, x[:, slice(*rows), slice(*columns)])

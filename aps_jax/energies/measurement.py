@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from aps_jax.operators.residuals import absolute_error, squared_error
 from aps_jax.types import Array, Energy, Operator, Perceptual, PyTree
@@ -53,27 +54,31 @@ def _measured(operator: Operator, x: Array) -> PyTree:
         return operator(x)
 
 
-def _gaussian(params: tuple[Operator, Array], y: PyTree, x: Array) -> Array:
+def _gaussian(
+    params: tuple[Operator, Array], y: PyTree, x: Float[Array, "B H W 3"]
+) -> Float[Array, " B"]:
     operator, sigma = params
     with jax.default_matmul_precision("float32"):
         return squared_error(operator, _measured(operator, x), y) / (2 * sigma**2)
 
 
-def _norm(operator: Operator, y: PyTree, x: Array) -> Array:
+def _norm(operator: Operator, y: PyTree, x: Float[Array, "B H W 3"]) -> Float[Array, " B"]:
     with jax.default_matmul_precision("float32"):
         square = squared_error(operator, _measured(operator, x), y)
     # The least normal number keeps the gradient finite where the fit is perfect.
     return jnp.sqrt(square + jnp.finfo(jnp.float32).tiny)
 
 
-def _l1(operator: Operator, y: PyTree, x: Array) -> Array:
+def _l1(operator: Operator, y: PyTree, x: Float[Array, "B H W 3"]) -> Float[Array, " B"]:
     with jax.default_matmul_precision("float32"):
         return absolute_error(operator, _measured(operator, x), y)
 
 
 def _l1_lpips(
-    params: tuple[Operator, Perceptual, Array], data: tuple[PyTree, list[PyTree]], x: Array
-) -> Array:
+    params: tuple[Operator, Perceptual, Array],
+    data: tuple[PyTree, list[PyTree]],
+    x: Float[Array, "B H W 3"],
+) -> Float[Array, " B"]:
     (operator, perceptual, weight), (y, features) = params, data
     with jax.default_matmul_precision("float32"):
         prediction = _measured(operator, x)

@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from aps_jax.types import Array, Key
 
@@ -13,7 +14,7 @@ from aps_jax.types import Array, Key
 _FEW_CODES = 64
 
 
-def draw_tokens(keys: Key, logits: Array) -> Array:
+def draw_tokens(keys: Key, logits: Float[Array, "R L K"]) -> Int[Array, "R L"]:
     """One token per position, with the probabilities softmax(logits).
 
     Noise for every code is what such a draw costs, so a token is drawn in two parts: its block, one
@@ -42,7 +43,7 @@ def draw_tokens(keys: Key, logits: Array) -> Array:
     return jax.vmap(draw)(keys, logits)
 
 
-def top_p(log_probs: Array, mass: float) -> Array:
+def top_p(log_probs: Float[Array, "*R K"], mass: float) -> Float[Array, "*R K"]:
     """Log-probabilities [..., K] without the tail beyond the likeliest tokens that hold `mass`.
 
     The likeliest token always stays, and so do all that are as likely as the last one kept; the

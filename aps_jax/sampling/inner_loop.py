@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float
 
 from aps_jax.types import Array, PyTree
 
@@ -22,9 +23,9 @@ class Refined(NamedTuple):
       losses: objective at every inner step [M, R].
     """
 
-    phi: Array
-    loss: Array
-    losses: Array
+    phi: Float[Array, "R L K"]
+    loss: Float[Array, " R"]
+    losses: Float[Array, "M R"]
 
 
 def _add(phi: Array, updates: Array, j: Array) -> Array:
@@ -33,7 +34,7 @@ def _add(phi: Array, updates: Array, j: Array) -> Array:
 
 def descend(
     losses_of: Callable[[Array, Array], Array],
-    phi: Array,
+    phi: Float[Array, "R L K"],
     optimizer: optax.GradientTransformation,
     num_steps: int,
     *,

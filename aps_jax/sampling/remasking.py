@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from aps_jax.types import Array, Key
 
 
-def confidence(log_probs: Array, proposal: Array) -> Array:
+def confidence(
+    log_probs: Float[Array, "B L K"], proposal: Int[Array, "B L"]
+) -> Float[Array, "B L"]:
     """Log-probability [B, L] of the proposed tokens int [B, L] under `log_probs` [B, L, K]."""
     return jnp.take_along_axis(log_probs, proposal[..., None], axis=-1)[..., 0]
 
 
-def select_by_count(scores: Array, is_masked: Array, num_masked_after: Array) -> Array:
+def select_by_count(
+    scores: Float[Array, "B L"], is_masked: Bool[Array, "B L"], num_masked_after: Array | int
+) -> Bool[Array, "B L"]:
     """Keeps the highest scores of each image so that a given number of tokens stays masked.
 
     Args:
@@ -34,7 +41,9 @@ def select_by_count(scores: Array, is_masked: Array, num_masked_after: Array) ->
     return is_masked & (rank < num_kept[:, None])
 
 
-def select_by_threshold(scores: Array, is_masked: Array, threshold: Array) -> Array:
+def select_by_threshold(
+    scores: Float[Array, "B L"], is_masked: Bool[Array, "B L"], threshold: Array | float
+) -> Bool[Array, "B L"]:
     """Keeps open positions with log-confidence of at least log(threshold), and always the best one.
 
     Args:
@@ -56,7 +65,9 @@ def select_by_threshold(scores: Array, is_masked: Array, threshold: Array) -> Ar
 REMDM_STRENGTHS = {"cap": 0.008, "rescale": 0.015, "conf": 1.0}
 
 
-def remdm_chance(rule: str, strength: float | None, gamma_t: Array, gamma_s: Array) -> Array:
+def remdm_chance(
+    rule: str, strength: Any, gamma_t: Array | float, gamma_s: Array | float
+) -> Float[Array, ""]:
     """Probability s that ReMDM masks a clean token again in a step from gamma_t to gamma_s masked.
 
     At most s_max = min(1, gamma_s / (1 - gamma_t)), the share that would mask as many as may be
@@ -74,13 +85,15 @@ def remdm_chance(rule: str, strength: float | None, gamma_t: Array, gamma_s: Arr
     return jnp.minimum(strength, most) if rule == "cap" else strength * most
 
 
-def pick(keys: Key, chance: Array, is_open: Array) -> Array:
+def pick(keys: Key, chance: Array, is_open: Bool[Array, "B L"]) -> Bool[Array, "B L"]:
     """Bool [B, L]: the open tokens that independent draws with probability `chance` pick."""
     draws = jax.vmap(lambda key: jax.random.uniform(key, is_open.shape[1:]))(keys)
     return is_open & (draws < chance)
 
 
-def gumbel_scores(keys: Key, log_confidence: Array, temperature: Array) -> Array:
+def gumbel_scores(
+    keys: Key, log_confidence: Float[Array, "B L"], temperature: Array | float
+) -> Float[Array, "B L"]:
     """Adds `temperature` times Gumbel noise, drawn per image from `keys` [B], to scores [B, L]."""
     length = log_confidence.shape[-1]
     noise = jax.vmap(lambda key: jax.random.gumbel(key, (length,)))(keys)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from aps_jax.config import Evaluations
 from aps_jax.sampling.target import Target
@@ -23,10 +24,10 @@ class StepInfo(NamedTuple):
       trace: what `config.trace` asks for, else None.
     """
 
-    loss: Array
-    is_finite: Array
-    num_masked: Array
-    num_inner_steps: Array
+    loss: Float[Array, " R"]
+    is_finite: Bool[Array, " R"]
+    num_masked: Int[Array, " R"]
+    num_inner_steps: Int[Array, " R"]
     trace: Trace | None
 
 
@@ -36,12 +37,12 @@ class Trace(NamedTuple):
     Attributes:
       losses: objective at every inner step [R, M]; M = 0 for samplers without any.
       tokens: int32 [R, L] after the step, K where masked.
-      images: [R, H, W, 3] in [-1, 1] of the step's clean estimate of all tokens.
+      images: [R, H, W, 3] in [-1, 1] of these tokens, with the step's estimate of masked ones.
     """
 
-    losses: Array
-    tokens: Array
-    images: Array
+    losses: Float[Array, "R M"]
+    tokens: Int[Array, "R L"]
+    images: Float[Array, "R ..."]
 
 
 class State(Protocol):
@@ -58,6 +59,7 @@ class State(Protocol):
         ...
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """How to draw from a `Target`, one step at a time; a frozen dataclass of options.
 
@@ -101,12 +103,12 @@ class SampleResult(NamedTuple):
       std: pixelwise standard deviation over the samples; 0 for a single one.
     """
 
-    images: Array
-    tokens: Array
+    images: Float[Array, "B ..."]
+    tokens: Int[Array, "B L"]
     info: StepInfo
-    samples: Array
-    mean: Array
-    std: Array
+    samples: Float[Array, "B S ..."]
+    mean: Float[Array, "B ..."]
+    std: Float[Array, "B ..."]
 
 
 def run(sampler: Sampler, target: Target, key: Key) -> SampleResult:
@@ -131,12 +133,12 @@ def run(sampler: Sampler, target: Target, key: Key) -> SampleResult:
 def step_info(
     sampler: Sampler,
     target: Target,
-    tokens: Array,
-    estimate: Array,
+    tokens: Int[Array, "R L"],
+    estimate: Int[Array, "R L"],
     *,
-    loss: Array | None = None,
-    losses: Array | None = None,
-    is_finite: Array | None = None,
+    loss: Float[Array, " R"] | None = None,
+    losses: Float[Array, "M R"] | None = None,
+    is_finite: Bool[Array, " R"] | None = None,
     num_inner_steps: int = 0,
 ) -> StepInfo:
     """What to tell of a step.
@@ -145,7 +147,7 @@ def step_info(
       sampler: says whether to trace.
       target: what is sampled.
       tokens: int32 [R, L] after the step.
-      estimate: clean tokens [R, L] that the step would end with; looked at in traces only.
+      estimate: clean tokens [R, L] that masks would become; looked at in traces only.
       loss: objective [R], None without one.
       losses: of all inner steps [M, R].
       is_finite: bool [R] of anything else that must be.
@@ -160,7 +162,8 @@ def step_info(
     trace = None
     if sampler.trace:
         inner = jnp.zeros((rows, 0), jnp.float32) if losses is None else losses.T
-        trace = Trace(inner, tokens, target.picture(estimate))
+        clean = jnp.where(tokens == target.mask, estimate, tokens)
+        trace = Trace(inner, tokens, target.picture(clean))
     return StepInfo(
         loss=loss,
         is_finite=finite,
@@ -170,11 +173,13 @@ def step_info(
     )
 
 
-def collect(target: Target, tokens: Array, info: StepInfo) -> SampleResult:
+def collect(target: Target, tokens: Int[Array, "R L"], info: StepInfo) -> SampleResult:
     """The result of clean tokens [R, L] and infos with leading axes [T, R]."""
 
     def by_sample(leaf: Array) -> Array:
-        return jnp.swapaxes(leaf.reshape(target.num_samples, -1, *leaf.shape[1:]), 0, 1)
+        # Sizes in full: a trace of no inner steps has no numbers to infer one from.
+        batch = leaf.shape[0] // target.num_samples
+        return jnp.swapaxes(leaf.reshape(target.num_samples, batch, *leaf.shape[1:]), 0, 1)
 
     samples = by_sample(target.picture(tokens))
     return SampleResult(

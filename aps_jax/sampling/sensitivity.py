@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from aps_jax.codec.expectation import Grid
 from aps_jax.codec.magvit2 import space_to_depth
@@ -23,7 +24,9 @@ from aps_jax.types import Array, ImageShape, Operator, PyTree
 NUM_PROBES = 16
 
 
-def pixel_sensitivity(operator: Operator, y: PyTree, *, image_shape: ImageShape) -> Array:
+def pixel_sensitivity(
+    operator: Operator, y: PyTree, *, image_shape: ImageShape
+) -> Float[Array, "B H W"]:
     """Sum of the squared derivatives of the measurement with respect to each pixel [B, H, W].
 
     The sum is over entries of the measurement and channels of the pixel. An estimate: gradients of
@@ -62,14 +65,14 @@ def pixel_sensitivity(operator: Operator, y: PyTree, *, image_shape: ImageShape)
 
 
 def token_sensitivity(
-    sensitivity: Array,
-    is_unknown: Array,
+    sensitivity: Float[Array, "B H W"],
+    is_unknown: Bool[Array, "B L"],
     *,
     grid: Grid,
     stride: int,
     decode_scale: int,
     floor: Any,
-) -> Array:
+) -> Float[Array, "B L"]:
     """How much the measurement says about each token, in [0, 1] [B, L].
 
     s^2 / (s^2 + (floor * mean s)^2), where s^2 is the sensitivity summed over the token's own

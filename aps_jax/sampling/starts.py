@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float, Int
 
 from aps_jax.codec import expectation
 from aps_jax.codec.expectation import Grid
@@ -29,7 +30,9 @@ SMOOTHNESS = 0.15
 NUM_STEPS = 100
 
 
-def smooth_estimate(operator: Operator, y: PyTree, *, image_shape: ImageShape, sigma: Any) -> Array:
+def smooth_estimate(
+    operator: Operator, y: PyTree, *, image_shape: ImageShape, sigma: Any
+) -> Float[Array, "B H W 3"]:
     """Images [B, H, W, 3] in [-1, 1] that explain y and have small differences between neighbours.
 
     Minimises ||A(x) - y||^2 / (2 sigma^2) + sum (difference of neighbours)^2 / (2 SMOOTHNESS^2) by
@@ -62,7 +65,7 @@ def smooth_estimate(operator: Operator, y: PyTree, *, image_shape: ImageShape, s
     return jnp.clip(x, -1, 1)
 
 
-def smooth_tokens(target: Target) -> Array:
+def smooth_tokens(target: Target) -> Int[Array, "R L"]:
     """Tokens int32 [R, L] that the encoder has for the smooth estimate, the same for all samples.
 
     Raises:
@@ -77,7 +80,9 @@ def smooth_tokens(target: Target) -> Array:
     return target.rows(tokens)
 
 
-def encoder_tokens(codec: Codec, x: Array, *, grid: Grid, decode_scale: int) -> Array:
+def encoder_tokens(
+    codec: Codec, x: Float[Array, "B H W 3"], *, grid: Grid, decode_scale: int
+) -> Int[Array, "B L"]:
     """Tokens int32 [B, L] of images [B, H, W, 3], for a field that may reach past their edges.
 
     Args:
@@ -90,7 +95,7 @@ def encoder_tokens(codec: Codec, x: Array, *, grid: Grid, decode_scale: int) -> 
     return encode_tokens(codec, x).reshape(x.shape[0], -1)
 
 
-def encoder_logits(target: Target, tokens: Array, weight: Any) -> Array:
+def encoder_logits(target: Target, tokens: Int[Array, "R L"], weight: Any) -> Float[Array, "R L K"]:
     """Logits [R, L, K] that fall with the squared distance to the codes of tokens [R, L].
 
     `-weight / 2 * ||C_k - C_token||^2`: with the codes of LFQ, `-2 * weight` per differing bit.
@@ -98,7 +103,7 @@ def encoder_logits(target: Target, tokens: Array, weight: Any) -> Array:
     return weight * expectation.similarity(target.codec, tokens, target.grid)
 
 
-def token_sensitivity(target: Target, floor: Any) -> Array:
+def token_sensitivity(target: Target, floor: Any) -> Float[Array, "R L"]:
     """How much the measurement says about each token, in [0, 1] [R, L], for all samples.
 
     Source: ours; `sampling.sensitivity` has the definition.

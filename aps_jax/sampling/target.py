@@ -13,6 +13,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from aps_jax import energies
 from aps_jax.codec import expectation
@@ -72,7 +73,7 @@ class Target:
     codec: Codec
     energy: Energy
     objective: Energy
-    tokens: Array
+    tokens: Int[Array, "R L"]
     measurement: Measurement | None = None
     guidance_scale: Any = None
     prior_temperature: Any = None
@@ -87,11 +88,11 @@ class Target:
         return self.prior.num_codes
 
     @property
-    def is_unknown(self) -> Array:
+    def is_unknown(self) -> Bool[Array, "R L"]:
         """Bool [R, L], False where a token is given and must not change."""
         return self.tokens == self.mask
 
-    def log_prior(self, tokens: Array) -> Array:
+    def log_prior(self, tokens: Int[Array, "R L"]) -> Float[Array, "R L K"]:
         """Log x_theta [R, L, K] at tokens [R, L]: one call of the denoiser, without gradient."""
         return guidance.log_prior(
             self.prior,
@@ -101,15 +102,17 @@ class Target:
             prior_temperature=self.prior_temperature,
         )
 
-    def carried_log_prior(self, tokens: Array) -> Array:
+    def carried_log_prior(self, tokens: Int[Array, "R L"]) -> Float[Array, "R L K"]:
         """`log_prior`, but one-hot where tokens are clean, as methods that redraw them need it."""
         return guidance.carry_over(self.log_prior(tokens), tokens)
 
-    def codes(self, tokens: Array) -> Array:
+    def codes(self, tokens: Int[Array, "R L"]) -> Float[Array, "R L d"]:
         """Codes [R, L, d] of clean tokens [R, L]."""
         return expectation.lookup(self.codec, tokens, self.grid)
 
-    def known_codes(self, codes: Array, tokens: Array | None = None) -> Array:
+    def known_codes(
+        self, codes: Float[Array, "R L d"], tokens: Int[Array, "R L"] | None = None
+    ) -> Float[Array, "R L d"]:
         """Codes [R, L, d] with those of the clean tokens in `tokens` [R, L] put back.
 
         `tokens` are by default those given from the start.
@@ -119,35 +122,35 @@ class Target:
         known = self.codes(jnp.where(is_masked, 0, tokens))
         return jnp.where(is_masked[..., None], codes, known)
 
-    def known(self, tokens: Array) -> Array:
+    def known(self, tokens: Int[Array, "R L"]) -> Int[Array, "R L"]:
         """Tokens [R, L] with those given from the start put back."""
         return jnp.where(self.is_unknown, tokens, self.tokens)
 
-    def expected_code(self, logits: Array) -> Array:
+    def expected_code(self, logits: Float[Array, "R L K"]) -> Float[Array, "R L d"]:
         """Mean codes [R, L, d] of logits [R, L, K]."""
         return expectation.expected_code(self.codec, logits, self.grid)
 
-    def decode(self, codes: Array) -> Array:
+    def decode(self, codes: Float[Array, "R L d"]) -> Float[Array, "R ..."]:
         """What the energies read of codes [R, L, d]: images [R, H, W, 3], not clipped."""
         with jax.named_scope("decoder"):
             return expectation.decode(
                 self.codec, codes, self.grid, self.image_shape, self.decode_scale
             )
 
-    def picture(self, tokens: Array) -> Array:
+    def picture(self, tokens: Int[Array, "R L"]) -> Float[Array, "R ..."]:
         """Images [R, H, W, 3] in [-1, 1] of clean tokens [R, L]; as it is if it is no image."""
         x = self.decode(self.codes(tokens))
         return x if self.image_shape is None else jnp.clip(x, -1, 1)
 
-    def energy_of(self, tokens: Array) -> Array:
+    def energy_of(self, tokens: Int[Array, "R L"]) -> Float[Array, " R"]:
         """The energy of clean tokens [R, L], per row [R]; one run of the decoder."""
         return self._per_row(self.energy, self.decode(self.codes(tokens)))
 
-    def objective_of(self, codes: Array) -> Array:
+    def objective_of(self, codes: Float[Array, "R L d"]) -> Float[Array, " R"]:
         """The objective of codes [R, L, d], per row [R], differentiable in them."""
         return self._per_row(self.objective, self.decode(codes))
 
-    def _per_row(self, energy: Energy, x: Array) -> Array:
+    def _per_row(self, energy: Energy, x: Float[Array, "R ..."]) -> Float[Array, " R"]:
         if self.num_samples == 1:
             return energy(x)
         grouped = x.reshape(self.num_samples, -1, *x.shape[1:])
@@ -181,12 +184,14 @@ def split(keys: Key, num: int) -> Key:
     return jnp.swapaxes(jax.vmap(lambda key: jax.random.split(key, num))(keys), 0, 1)
 
 
-def most_likely(log_probs: Array) -> Array:
+def most_likely(log_probs: Float[Array, "R L K"]) -> Int[Array, "R L"]:
     """Clean tokens int32 [R, L]: the mode of each position of [R, L, K]."""
     return jnp.argmax(log_probs, axis=-1).astype(jnp.int32)
 
 
-def start_tokens(known_tokens: Array | None, shape: tuple[int, int], mask: int) -> Array:
+def start_tokens(
+    known_tokens: Array | None, shape: tuple[int, int], mask: int
+) -> Int[Array, "B L"]:
     """Int32 [B, L]: the known tokens, or the mask everywhere.
 
     Raises:

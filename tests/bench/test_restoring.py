@@ -65,21 +65,21 @@ def test_the_best_sample_is_that_of_least_residual(rng):
     samples = jax.numpy.asarray(rng.uniform(-1, 1, (3, 4, 8, 8, 3)), "float32")
     operator = aps_jax.operators.denoising()
     y = samples[jax.numpy.arange(3), jax.numpy.array([2, 0, 3])] + 0.01
-    is_finite = jax.numpy.ones((4, 3), bool)
+    is_finite = jax.numpy.ones((3, 4), bool)
     chosen, is_sound = session.restoring._best(operator, samples, y, is_finite)
     np.testing.assert_allclose(chosen, y - 0.01, atol=1e-6)
     assert is_sound.all()
     # A sample that is not a number, or whose objective was none, is never the best ...
-    broken, is_partly = samples.at[:, 1].set(np.nan), is_finite.at[1].set(False)
+    broken, is_partly = samples.at[:, 1].set(np.nan), is_finite.at[:, 1].set(False)
     for other, those in ((broken, is_finite), (samples, is_partly), (broken, is_partly)):
         found, is_sound = session.restoring._best(operator, other, y, those)
         np.testing.assert_allclose(found, chosen, atol=1e-6)
         assert is_sound.all()
-    first = session.restoring._best(operator, samples, y, is_finite.at[2, 0].set(False))
+    first = session.restoring._best(operator, samples, y, is_finite.at[0, 2].set(False))
     assert abs(first[0][0] - chosen[0]).max() > 0.1 and first[1].all()
     # ... but where all are so, and then it is said.
     assert not session.restoring._best(operator, samples, y, ~is_finite)[1].any()
-    one = session.restoring._best(operator, samples[:, :1], y, is_partly[1:2])
+    one = session.restoring._best(operator, samples[:, :1], y, is_partly[:, 1:2])
     assert not one[1].any() and (one[0] == samples[:, 0]).all()
 
 
