@@ -116,7 +116,9 @@ def crop_tokens(config: Config, codec: Codec) -> dict[str, np.ndarray]:
     """
     weights = (config.codec / "codec.safetensors").read_bytes()
     settings = (config.data, config.eval_data, config.image_size, config.num_crops, config.seed)
-    key = hashlib.sha256(weights + repr((settings, config.num_eval)).encode()).hexdigest()
+    key = hashlib.sha256(
+        weights + repr((settings, config.num_eval, config.eval_shrink)).encode()
+    ).hexdigest()
     path = config.out / "tokens.npz"
     if path.exists():
         with np.load(path) as cached:
@@ -143,7 +145,9 @@ def crop_tokens(config: Config, codec: Codec) -> dict[str, np.ndarray]:
         train.append(np.asarray(encode(codec, photos.to_float(crops))))
         if first // batch % 50 == 0:
             print(f"tokens of {first + batch} crops, {time.monotonic() - start:.0f} s", flush=True)
-    _, held_out = photos.center_crops(config.eval_data, size=size, shrink=2, count=config.num_eval)
+    _, held_out = photos.center_crops(
+        config.eval_data, size=size, shrink=config.eval_shrink, count=config.num_eval
+    )
     tokens = {
         "train": np.concatenate(train)[: config.num_crops],
         "eval": np.concatenate(

@@ -45,6 +45,8 @@ class RunConfig:
       eval_every: steps between held-out scores.
       save_every: steps between checkpoints.
       num_eval: held-out photos scored.
+      eval_shrink: held-out images are centre squares of so many times `image_size`, reduced to it;
+        1 for pictures that are no larger, such as aligned faces.
       minutes: stop (resumably) after this long; 0 for no limit.
       seed: seed of weights, images and noise.
       dtype: of activations while training, "float32" or "bfloat16" (for accelerators); weights,
@@ -68,6 +70,7 @@ class RunConfig:
     eval_every: int = 250
     save_every: int = 250
     num_eval: int = 64
+    eval_shrink: int = 2
     minutes: float = 0.0
     seed: int = 0
     dtype: str = "float32"
@@ -78,7 +81,7 @@ class RunConfig:
 
 #: Settings that a resumed run may change, beside paths (one, or a tuple of them).
 _FREE = (
-    "description", "eval_every", "minutes", "num_eval", "save_every", "smoke", "steps",
+    "description", "eval_every", "eval_shrink", "minutes", "num_eval", "save_every", "smoke", "steps",
     "tensorboard",
 )  # fmt: skip
 
