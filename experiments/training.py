@@ -81,8 +81,8 @@ class RunConfig:
 
 #: Settings that a resumed run may change, beside paths (one, or a tuple of them).
 _FREE = (
-    "description", "eval_every", "eval_shrink", "minutes", "num_eval", "save_every", "smoke", "steps",
-    "tensorboard",
+    "description", "eval_every", "eval_shrink", "minutes", "num_eval", "save_every", "smoke",
+    "steps", "tensorboard",
 )  # fmt: skip
 
 
@@ -270,7 +270,7 @@ def fit(
     seconds_before = earlier[-1]["seconds"] if earlier else 0.0
     start = time.monotonic()
     for step, batch in batches(range(first, config.steps)):
-        state, terms = update(state, sharding.shard_batch(jnp.asarray(batch), mesh))
+        state, terms = update(state, sharding.shard_batch(jax.tree.map(jnp.asarray, batch), mesh))
         # Steps queue up on the device otherwise, and the clock would not see them.
         terms = jax.device_get(terms)
         done, elapsed = step + 1, time.monotonic() - start

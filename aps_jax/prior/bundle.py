@@ -53,8 +53,8 @@ def _check_grid(config: TransformerConfig, height: int, width: int) -> None:
     side = config.absolute_side
     if side is not None and (height, width) != (side, side):
         raise ValueError(
-            f"this prior knows whole pictures of {side}x{side} tokens only, for it has learned what "
-            f"belongs where in them; got {height}x{width} tokens: resize the picture (at "
+            f"this prior knows whole pictures of {side}x{side} tokens only, for it has learned "
+            f"what belongs where in them; got {height}x{width} tokens: resize the picture (at "
             "decode_scale 1), or choose another model"
         )
 
