@@ -83,7 +83,10 @@ def _describe(folder: Path, card: dict[str, Any]) -> str:
         layers, width = prior.get("num_layers", "?"), prior.get("width", "?")
         parts.append(f"prior of {layers} layers, width {width}")
         parts += _weights(folder, card, "prior")
-        parts.append(f"window of {card.get('prior_window') or 'any number of'} tokens")
+        if side := prior.get("absolute_side"):
+            parts.append(f"whole pictures of {side}x{side} tokens")
+        else:
+            parts.append(f"window of {card.get('prior_window') or 'any number of'} tokens")
     if "prompt" in card:
         parts.append("takes prompts")
     if "kernel_wizard" in card:
