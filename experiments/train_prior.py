@@ -328,13 +328,13 @@ def masked_loss(
     return loss, {"loss": loss, "accuracy": jnp.sum(hits * counted) / jnp.sum(counted)}
 
 
-def complete(key: Key, prior: Prior, tokens: Array, *, num_steps: int) -> Array:
+def complete(key: Key, prior: Prior, tokens: Array, *, num_steps: int, **options: float) -> Array:
     """Fills the masked positions of `tokens` [B, h, w] by ancestral sampling in random order.
 
     The number of masked tokens follows the cosine schedule; within a step tokens are drawn
-    independently.
+    independently. `options` are others of `MaskGITConfig`.
     """
-    config = MaskGITConfig(num_steps=num_steps, reveal="random")
+    config = MaskGITConfig(num_steps=num_steps, reveal="random", **options)
 
     @jax.jit
     def sample(prior, tokens, keys):
