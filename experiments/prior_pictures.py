@@ -69,7 +69,9 @@ def rows_of(arguments: Arguments, model: Model, tokens: Array) -> dict[str, list
     def show(grid: Array) -> np.ndarray:
         return np.asarray(decode(codec, jnp.minimum(grid, prior.num_codes - 1)))
 
-    def complete(prior: aps_jax.Prior, grid: Array, guidance_scale: float = 0.0) -> np.ndarray:
+    def complete(
+        prior: aps_jax.Prior, grid: Array, guidance_scale: float | None = None
+    ) -> np.ndarray:
         options = {"prior_temperature": arguments.temperature, "guidance_scale": guidance_scale}
         steps = arguments.num_steps
         return show(train_prior.complete(next(keys), prior, grid, num_steps=steps, **options))

@@ -328,20 +328,22 @@ def masked_loss(
     return loss, {"loss": loss, "accuracy": jnp.sum(hits * counted) / jnp.sum(counted)}
 
 
-def complete(key: Key, prior: Prior, tokens: Array, *, num_steps: int, **options: float) -> Array:
+def complete(
+    key: Key, prior: Prior, tokens: Array, *, num_steps: int, **guidance: float | None
+) -> Array:
     """Fills the masked positions of `tokens` [B, h, w] by ancestral sampling in random order.
 
     The number of masked tokens follows the cosine schedule; within a step tokens are drawn
-    independently. `options` are others of `MaskGITConfig`.
+    independently. `guidance` are options of `log_prior`.
     """
-    config = MaskGITConfig(num_steps=num_steps, reveal="random", **options)
+    config = MaskGITConfig(num_steps=num_steps, reveal="random")
 
     @jax.jit
     def sample(prior, tokens, keys):
         flat = tokens.reshape(tokens.shape[0], -1)
 
         def step(state, index):
-            seen = log_prior(prior, state.tokens, tokens.shape[1:])
+            seen = log_prior(prior, state.tokens, tokens.shape[1:], **guidance)
             return decoding.reveal(
                 config, fold(keys, index), carry_over(seen, state.tokens), state, index,
                 is_unknown=flat == prior.num_codes,
