@@ -22,6 +22,7 @@ from PIL import Image
 
 import aps_jax
 from aps_jax.codec import lfq
+from aps_jax.codec.expectation import straight_through
 from aps_jax.codec.magvit2 import (
     CodecConfig,
     PatchPath,
@@ -129,7 +130,7 @@ def codec_loss(
     features = encode(x)
     codes, _ = lfq.quantize(features)
     flipped = flip_bits(key, codes, config.bit_flips)
-    restored = decode(lfq.straight_through(features, flipped))
+    restored = decode(straight_through(features, flipped))
     mse = jnp.mean((restored - x) ** 2)
     commitment = jnp.mean((features - jax.lax.stop_gradient(codes)) ** 2)
     missing = missing_entropy(features, lfq.codebook(config.codec.num_bits), config.entropy_tokens)
