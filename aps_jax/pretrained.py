@@ -25,8 +25,8 @@ from aps_jax.text.tokenizer import encode_prompt
 from aps_jax.types import Codec, Key, Prior, PyTree
 
 _EMBEDDED = Path(__file__).parent / "data"
-#: Models inside the package, by name.
-EMBEDDED_MODELS = ("photo64",)
+#: Models inside the package, by name: the folders that have a card.
+EMBEDDED_MODELS = tuple(sorted(card.parent.name for card in _EMBEDDED.glob("*/card.json")))
 #: What activations may be computed in.
 DTYPES = ("float32", "bfloat16")
 
@@ -70,7 +70,8 @@ def load_pretrained(
     """Loads an embedded model by name, or any model folder by path.
 
     Args:
-      name: "photo64", or a model folder: `card.json` and the weights of codec and prior.
+      name: an embedded model ("photo64", "face64"), or a model folder: `card.json` and the weights
+        of codec and prior.
       prompt: as for `load_prior`.
       prompt_ids: as for `load_prior`.
       mask_padding: as for `load_prior`.

@@ -39,9 +39,19 @@ def load_photos(
     folders: Sequence[Path], *, min_side: int, max_short_side: int | None = None
 ) -> list[Image.Image]:
     """Decodes every photo of at least `min_side` pixels on its short side into memory."""
+    photos = load_named_photos(folders, min_side=min_side, max_short_side=max_short_side)
+    return [image for _, image in photos]
+
+
+def load_named_photos(
+    folders: Sequence[Path], *, min_side: int, max_short_side: int | None = None
+) -> list[tuple[Path, Image.Image]]:
+    """`load_photos` with the files that they are from."""
+    paths = list_images(folders)
     with ThreadPoolExecutor() as pool:
-        images = pool.map(lambda p: load_rgb(p, max_short_side), list_images(folders))
-        photos = [image for image in images if min(image.size) >= min_side]
+        images = pool.map(lambda p: load_rgb(p, max_short_side), paths)
+        named = zip(paths, images, strict=True)
+        photos = [(path, image) for path, image in named if min(image.size) >= min_side]
     if not photos:
         raise ValueError(f"no image below {list(folders)} is at least {min_side} pixels on a side")
     return photos
@@ -52,14 +62,23 @@ def to_float(images: Sequence[Image.Image]) -> np.ndarray:
     return np.stack([np.asarray(image, np.float32) for image in images]) / 127.5 - 1
 
 
-def random_crop(rng: np.random.Generator, photo: Image.Image, size: int) -> Image.Image:
-    """A square crop at a random place and scale, resized to `size`, mirrored half of the time."""
+def random_crop(
+    rng: np.random.Generator, photo: Image.Image, size: int, *, is_whole: bool = False
+) -> Image.Image:
+    """A square crop at a random place and scale, resized to `size`, mirrored half of the time.
+
+    With `is_whole` it is always the centre square, for aligned pictures such as faces.
+    """
     short = min(photo.size)
-    side = rng.uniform(size, short) if short > size else short
-    left = rng.uniform(0, photo.width - side)
-    top = rng.uniform(0, photo.height - side)
-    box = (left, top, left + side, top + side)
-    crop = photo.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    side = rng.uniform(size, short) if short > size and not is_whole else short
+    left, top = photo.width - side, photo.height - side
+    left, top = (left / 2, top / 2) if is_whole else (rng.uniform(0, left), rng.uniform(0, top))
+    if photo.size == (size, size):
+        crop = photo
+    else:
+        box = (left, top, left + side, top + side)
+        filter = Image.Resampling.LANCZOS if is_whole else Image.Resampling.BICUBIC
+        crop = photo.resize((size, size), filter, box=box)
     return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
 
 

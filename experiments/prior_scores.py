@@ -30,17 +30,28 @@ def _masked_scores(prior: Prior, tokens: Array, is_masked: Array) -> Array:
     return jnp.sum(losses * is_masked)
 
 
-def evaluate(prior: Prior, tokens: np.ndarray, window: int) -> dict[str, float]:
-    """Cross-entropy in nats at the masked positions of held-out grids, per mask ratio."""
+def evaluate(
+    prior: Prior, tokens: np.ndarray, window: int, prompt_ids: np.ndarray | None = None
+) -> dict[str, float]:
+    """Cross-entropy in nats at the masked positions of held-out grids, per mask ratio.
+
+    With a framed prompt per grid, `prompt_ids` [N, P], of a prior that takes prompts.
+    """
     tokens = tokens[:, :window, :window].astype(np.int32)
     length = window * window
     rank = np.argsort(np.random.default_rng(0).random((len(tokens), length)), axis=-1)
     rank = rank.reshape(tokens.shape)
     scores = {}
+
+    def given(start: int) -> Prior:
+        if prompt_ids is None:
+            return prior
+        return prior.replace(params=prior.params | {"prompt": prompt_ids[start : start + 16]})
+
     for ratio in EVAL_RATIOS:
         is_masked = rank < max(1, round(ratio * length))
         total = sum(
-            float(_masked_scores(prior, tokens[i : i + 16], is_masked[i : i + 16]))
+            float(_masked_scores(given(i), tokens[i : i + 16], is_masked[i : i + 16]))
             for i in range(0, len(tokens), 16)
         )
         scores[f"eval_ce_{ratio:g}"] = total / int(is_masked.sum())

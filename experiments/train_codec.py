@@ -52,6 +52,8 @@ class Config(training.RunConfig):
         that differ in few bits then decode alike, which is what gradients through codes need to
         find their way: samplers gain far more than the codec loses.
       perceptual: weight of LPIPS, which needs the `lpips` extra; 0 for none.
+      perceptual_images: images of a step that LPIPS is taken of, 0 for all. On a CPU it costs as
+        much per image as the codec does.
       freeze_encoder: train the decoder alone (with `init`). Tokens stay what they are, so priors
         that were trained on them stay valid.
       patch_steps: steps that the patch path is trained alone before, from random weights, with the
@@ -77,6 +79,7 @@ class Config(training.RunConfig):
     entropy_tokens: int = 2048
     bit_flips: float = 0.03
     perceptual: float = 0.0
+    perceptual_images: int = 0
     freeze_encoder: bool = False
     patch_steps: int = 1500
     patch_batch: int = 4096
@@ -134,7 +137,8 @@ def codec_loss(
     loss = mse + config.commitment * commitment + config.entropy * missing
     terms = {"mse": mse, "commitment": commitment, "missing_entropy": missing}
     if perceptual is not None:
-        terms["lpips"] = jnp.mean(perceptual(restored, x))
+        seen = slice(config.perceptual_images or None)
+        terms["lpips"] = jnp.mean(perceptual(restored[seen], x[seen]))
         loss += config.perceptual * terms["lpips"]
     return loss, {"loss": loss} | terms
 
@@ -296,7 +300,10 @@ def train(config: Config) -> None:
         raise ValueError("--freeze-encoder needs --init: a random encoder would stay random")
     training.claim(config)
     _, held_out = photos.center_crops(
-        config.eval_data, size=config.image_size, shrink=2, count=config.num_eval
+        config.eval_data,
+        size=config.image_size,
+        shrink=config.eval_shrink,
+        count=config.num_eval,
     )
     pictures = photos.load_photos(config.data, min_side=config.image_size, max_short_side=256)
     num_found = len(photos.list_images(config.data))

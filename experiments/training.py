@@ -44,6 +44,8 @@ class RunConfig:
       eval_every: steps between held-out scores.
       save_every: steps between checkpoints.
       num_eval: held-out photos scored.
+      eval_shrink: held-out images are centre squares of so many times `image_size`, reduced to it;
+        1 for pictures that are no larger, such as aligned faces.
       minutes: stop (resumably) after this long; 0 for no limit.
       seed: seed of weights, images and noise.
       dtype: of activations while training, "float32" or "bfloat16" (for accelerators); weights,
@@ -67,6 +69,7 @@ class RunConfig:
     eval_every: int = 250
     save_every: int = 250
     num_eval: int = 64
+    eval_shrink: int = 2
     minutes: float = 0.0
     seed: int = 0
     dtype: str = "float32"
@@ -77,8 +80,8 @@ class RunConfig:
 
 #: Settings that a resumed run may change, beside paths (one, or a tuple of them).
 _FREE = (
-    "description", "eval_every", "minutes", "num_eval", "save_every", "smoke", "steps",
-    "tensorboard",
+    "description", "eval_every", "eval_shrink", "minutes", "num_eval", "save_every", "smoke",
+    "steps", "tensorboard",
 )  # fmt: skip
 
 
@@ -266,7 +269,7 @@ def fit(
     seconds_before = earlier[-1]["seconds"] if earlier else 0.0
     start = time.monotonic()
     for step, batch in batches(range(first, config.steps)):
-        state, terms = update(state, sharding.shard_batch(jnp.asarray(batch), mesh))
+        state, terms = update(state, sharding.shard_batch(jax.tree.map(jnp.asarray, batch), mesh))
         # Steps queue up on the device otherwise, and the clock would not see them.
         terms = jax.device_get(terms)
         done, elapsed = step + 1, time.monotonic() - start

@@ -19,6 +19,8 @@ from aps_jax.codec.magvit2 import PatchPath, init_codec_params, make_codec, spac
 from aps_jax.io.checkpoint import load_params, read_card
 from experiments import (
     benchmark,
+    captions,
+    celeba_captions,
     codec_yardsticks,
     photos,
     prior_scores,
@@ -167,6 +169,57 @@ def test_smoke_runs_take_the_sizes_of_given_weights(folder, tmp_path):
     assert prior.steps == 6 and prior.width == photo64["prior"]["width"] == 192
     with pytest.raises(ValueError, match="no model 'photo65'.*photo64"):
         train_prior.Config(init="photo65", codec="photo64", **common).resolved()
+
+
+def test_prior_training_reads_captions_and_whole_pictures(folder, prior_run, tmp_path, capsys):
+    """Absolute positions and words are new; the rest starts from a prior without them."""
+    pytest.importorskip("tokenizers")
+    lines = ["file,caption", '0.png,"dark, red left"', "1.png,light", '2.png,"light, red left"']
+    (tmp_path / "captions.csv").write_text("\n".join(lines))
+    config = dataclasses.replace(
+        prior_run,
+        out=tmp_path / "out",
+        init=prior_run.out / "model",
+        captions=tmp_path / "captions.csv",
+        absolute_positions=True,
+        eval_shrink=3,
+    )
+    train_prior.train(config)
+    card = read_card(tmp_path / "out" / "model")
+    assert card["prior"]["absolute_side"] == 8 and card["prior_window"] is None
+    assert card["prior_training"]["eval_ce_1_prompted"] > 0
+    model = aps_jax.load_pretrained(tmp_path / "out" / "model", prompt="light, Red left")
+    masked = jnp.full((1, 8, 8), model.prior.num_codes)
+    logits = model.prior.apply(model.prior.params, masked)
+    assert logits.shape == (1, 8, 8, 64) and np.isfinite(logits).all()
+    assert model.prior.params["uncond_prompt"].shape == (0,)
+    with pytest.raises(ValueError, match="'green' in a prompt; it knows: dark, left, light, red"):
+        aps_jax.load_pretrained(tmp_path / "out" / "model", prompt="green")
+    (tmp_path / "others.csv").write_text("file,caption\nx.png,dark\n")
+    config = dataclasses.replace(config, captions=tmp_path / "others.csv")
+    with pytest.raises(ValueError, match="no training picture is named in"):
+        train_prior.train(config)
+    (tmp_path / "wrong.csv").write_text("name,caption\n")
+    with pytest.raises(ValueError, match=r"lacks the columns \['file'\]"):
+        captions.read_captions(tmp_path / "wrong.csv")
+
+
+def test_random_phrases_are_subsets_and_some_prompts_are_dropped():
+    rng = np.random.default_rng(0)
+    drawn = [captions.random_phrases(rng, ("a", "b c", "d"), drop=0.2) for _ in range(500)]
+    share = np.mean([not phrases for phrases in drawn])
+    assert 0.14 < share < 0.26 and captions.random_phrases(rng, (), drop=0.0) == ()
+    assert {frozenset(phrases) for phrases in drawn} >= {frozenset(("b c",)), frozenset(("a", "d"))}
+    words = captions.vocabulary({"": ("a", "b c", "d")}, num_codes=8, max_words=2)
+    np.testing.assert_array_equal(
+        captions.framed(words, [("a", "b c", "d"), (), ("b c",)]), [[12, 15], [9, 9], [13, 14]]
+    )
+
+
+def test_captions_of_celeba_name_what_is_there_and_not():
+    attributes = dict.fromkeys(celeba_captions.PHRASES, "-1") | {"Smiling": "1", "Bangs": "1"}
+    text = celeba_captions.caption(attributes)
+    assert text == "woman, old, smiling, closed mouth, bangs, beard"
 
 
 def test_damaged_photos_end_a_training_in_one_line(folder, tmp_path, capsys):

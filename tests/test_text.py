@@ -17,6 +17,7 @@ from aps_jax.prior.prompts import PromptConfig
 from aps_jax.prior.transformer import TransformerConfig, init_transformer_params
 from aps_jax.text import chat
 from aps_jax.text.tokenizer import TextError, encode_prompt, load_tokenizer, until
+from experiments import captions
 
 TURNS = [("user", " What is 2+2? "), ("assistant", "4"), ("user", "Sure?")]
 
@@ -151,6 +152,16 @@ def test_a_model_takes_text(model):
     np.testing.assert_array_equal(prior.params["prompt"][1], [259] * 5 + [258, ids[0]])
     prior = pretrained.load_prior(model, prompt="a face", mask_padding=False)
     assert prior.params["prompt"].shape == prior.params["uncond_prompt"].shape == (20,)
+
+
+def test_words_that_a_tokenizer_of_whole_words_lacks_are_named(tmp_path):
+    words = captions.vocabulary({"": ("smiling", "black hair")}, num_codes=8, max_words=4)
+    words.save_tokenizer(tmp_path / "tokenizer.json")
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode(" Smiling,black  hair") == words.ids(["smiling", "black hair"])
+    assert tokenizer.encode("") == []
+    with pytest.raises(TextError, match="'wig', 'clown' in a prompt; it knows: black, hair, smil"):
+        tokenizer.encode("smiling, wig clown")
 
 
 def test_a_model_over_images_and_text_has_two_priors(model):

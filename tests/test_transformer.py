@@ -356,6 +356,46 @@ def test_prompted_prior_takes_one_prompt_per_image_and_visible_pads(sequence):
     assert visible.apply_unconditional is None
 
 
+ALIGNED = TransformerConfig(
+    vocab_size=12, num_outputs=8, width=16, num_layers=2, num_heads=2, mlp_width=16, rope_axes=2,
+    rope_theta=100.0, absolute_side=3, code_bits=3, code_rank=2,
+)  # fmt: skip
+WORDS = PromptConfig(num_codes=8, mask_token_id=8, pad_token_id=9, begin_id=10, length=4)
+
+
+def test_absolute_positions_tell_cells_apart_where_all_is_masked():
+    params = random_params(ALIGNED)
+    relative = dataclasses.replace(ALIGNED, absolute_side=None, vocab_size=9)
+    cells = {"cells": params["cells"]}
+    others = {name: params[name] for name in params.keys() - cells.keys()}
+    others["embed"] = others["embed"] | {"special": others["embed"]["special"][:1]}
+    masked = jnp.full((1, 3, 3), 8)
+    # A softmax over equal values is blind to where they are.
+    blind = run(make_prior(relative, others), masked)[0].reshape(9, 8)
+    np.testing.assert_allclose(blind, np.broadcast_to(blind[:1], (9, 8)), atol=1e-5)
+    logits = run(make_prior(dataclasses.replace(ALIGNED, vocab_size=9), others | cells), masked)
+    spread = np.ptp(logits[0].reshape(9, 8), axis=0)
+    assert spread.max() > 1e-2
+    with pytest.raises(ValueError, match="whole pictures of 3x3 tokens.*got 3x4 tokens: resize"):
+        make_prior(dataclasses.replace(ALIGNED, vocab_size=9), others | cells).apply(
+            others | cells, jnp.full((1, 3, 4), 8)
+        )
+
+
+def test_prompts_of_a_grid_model_lie_above_it_and_pads_change_nothing():
+    """Any number of hidden pads and an empty prompt; rows and columns of the image stay."""
+    params = random_params(ALIGNED)
+    tokens = jnp.array([[[0, 8, 2], [7, 8, 8], [1, 1, 5]]])
+    build = dict(config=ALIGNED, params=params, prompt=WORDS)
+    logits = [
+        run(make_prompted_prior(prompt_ids=jnp.array(ids, jnp.int32), **build), tokens)
+        for ids in ([11], [9, 9, 11], [9], [])
+    ]
+    np.testing.assert_allclose(logits[0], logits[1], atol=1e-5)
+    np.testing.assert_allclose(logits[2], logits[3], atol=1e-5)
+    assert np.abs(logits[0] - logits[3]).max() > 1e-3
+
+
 def test_new_prompts_and_weights_do_not_recompile(sequence):
     params, _, _ = sequence
     tokens = jnp.full((1, 2, 2), 8)
@@ -381,6 +421,7 @@ def test_new_prompts_and_weights_do_not_recompile(sequence):
         ({"num_kv_heads": 3}, "does not divide 4 heads"),
         ({"rope_axes": 3}, "rope_axes"),
         ({"head_dim": 6, "rope_axes": 2}, "multiple of 4"),
+        ({"absolute_side": 4}, "needs rope_axes=2"),
         ({"attention": "flash"}, "attention must be"),
         ({"code_bits": 5}, "exceed vocab_size"),
         ({"tie_embeddings": True, "num_outputs": 4}, "tie_embeddings"),
@@ -398,8 +439,6 @@ def test_bad_priors_are_refused(sequence):
     params, ids, _ = sequence
     with pytest.raises(ValueError, match="head has 9 columns"):
         make_prior(dataclasses.replace(GRID, num_outputs=9), params)
-    with pytest.raises(ValueError, match="rope_axes is 2"):
-        make_prompted_prior(GRID, params, prompt=PROMPTED, prompt_ids=ids[0])
     with pytest.raises(ValueError, match="image ids end at 24"):
         beyond = dataclasses.replace(PROMPTED, image_offset=16)
         make_prompted_prior(SEQUENCE, params, prompt=beyond, prompt_ids=ids[0])

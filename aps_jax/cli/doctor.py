@@ -83,7 +83,10 @@ def _describe(folder: Path, card: dict[str, Any]) -> str:
         layers, width = prior.get("num_layers", "?"), prior.get("width", "?")
         parts.append(f"prior of {layers} layers, width {width}")
         parts += _weights(folder, card, "prior")
-        parts.append(f"window of {card.get('prior_window') or 'any number of'} tokens")
+        if side := prior.get("absolute_side"):
+            parts.append(f"whole pictures of {side}x{side} tokens")
+        else:
+            parts.append(f"window of {card.get('prior_window') or 'any number of'} tokens")
     if "prompt" in card:
         parts.append("takes prompts")
     if "kernel_wizard" in card:
@@ -148,7 +151,8 @@ def num_cpus() -> int:
 
 def _self_test(model: pretrained.Model) -> str:
     """Restores one small image; says how long it took."""
-    side = 4 * model.codec.stride
+    # A prior of aligned pictures takes no others.
+    side = (model.card["prior"].get("absolute_side") or 4) * model.codec.stride
     operator = aps_jax.operators.super_resolution(scale=4)
     x = jnp.zeros((1, side, side, 3), jnp.float32)
     y = aps_jax.measure(jax.random.key(0), x, operator=operator, sigma=0.05)

@@ -75,7 +75,7 @@ class Restore:
       image: photo, or measurement (image file or .npy); the bundled sample photo if left out.
       task: what was done to the photo; `aps-jax tasks` lists them with their options.
       measured: IMAGE is the measurement itself, not a clean photo.
-      model: photo64, or a model folder.
+      model: photo64, face64, or a model folder.
       dtype: of the networks' activations; bfloat16 is faster on GPUs and TPUs, not on a CPU. The
         model's own if left out.
       prompt: what the image shows, for models that read text; see --guidance-scale.
@@ -105,7 +105,7 @@ class Restore:
     image: Annotated[Path | None, tyro.conf.Positional, _optional("[IMAGE]")] = None
     task: Annotated[str, _named("NAME")] = "super_resolution"
     measured: _Flag = False
-    model: Annotated[str, _named("photo64|DIR")] = "photo64"
+    model: Annotated[str, _named("photo64|face64|DIR")] = "photo64"
     dtype: Annotated[str | None, _optional("float32|bfloat16")] = None
     prompt: Annotated[str | None, _optional("TEXT")] = None
     sampler: Annotated[str, _named("NAME")] = "aps"
@@ -155,10 +155,10 @@ class Doctor:
     """Checks the installation; exit code 1 if it cannot restore photos.
 
     Attributes:
-      model: photo64, or a model folder.
+      model: photo64, face64, or a model folder.
     """
 
-    model: Annotated[str, _named("photo64|DIR")] = "photo64"
+    model: Annotated[str, _named("photo64|face64|DIR")] = "photo64"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -137,7 +137,7 @@ def check_prompt(options: Restore) -> None:
     folder = pretrained.model_folder(options.model)
     if "prompt" in read_card(folder):
         if options.prompt is not None:
-            load_tokenizer(folder)
+            load_tokenizer(folder).encode(options.prompt)
     elif options.prompt is not None:
         raise ValueError(f"--model {options.model} reads no text; leave out --prompt")
     elif options.guidance_scale:

@@ -17,6 +17,19 @@ def grid_positions(height: int, width: int) -> Array:
     return jnp.stack([rows.ravel(), columns.ravel()], axis=-1).astype(jnp.int32)
 
 
+def sequence_positions(before: int, height: int, width: int, after: int) -> Array:
+    """Rows and columns of a sequence with a grid in it, int32 [before + height * width + after, 2].
+
+    What comes before the grid lies in row -1, counted back from column -1, so that more ids (pads)
+    further left move nothing; what comes after it lies in the row below.
+    """
+    columns = jnp.arange(-before, 0, dtype=jnp.int32)
+    first = jnp.stack([jnp.full_like(columns, -1), columns], axis=-1)
+    columns = jnp.arange(after, dtype=jnp.int32)
+    last = jnp.stack([jnp.full_like(columns, height), columns], axis=-1)
+    return jnp.concatenate([first, grid_positions(height, width), last])
+
+
 def rotary_angles(positions: Array, config: TransformerConfig) -> Array:
     """Rotation angles, float32 [L, rope_size / 2], of integer `positions` [L, rope_axes]."""
     pairs = config.rope_size // 2 // config.rope_axes

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from aps_jax.prior.attention import grid_positions
+from aps_jax.prior.attention import grid_positions, sequence_positions
 from aps_jax.prior.prompts import PromptConfig, attention_mask, sequence_ids
 from aps_jax.prior.transformer import Transformer, TransformerConfig
 from aps_jax.types import Array, Prior, PyTree, bind
@@ -17,9 +17,46 @@ from aps_jax.types import Array, Prior, PyTree, bind
 def grid_hidden(params: PyTree, tokens: Array, *, config: TransformerConfig) -> Array:
     """Final states [B, h * w, width] of a grid of tokens [B, h, w], for training and probing."""
     batch, height, width = tokens.shape
+    _check_grid(config, height, width)
     positions = grid_positions(height, width) if config.rope_axes == 2 else None
     ids = tokens.reshape(batch, height * width)
     return Transformer(config).apply({"params": params}, ids, positions, method="hidden")
+
+
+def prompted_hidden(
+    params: PyTree,
+    prompt_ids: Array,
+    tokens: Array,
+    *,
+    config: TransformerConfig,
+    prompt: PromptConfig,
+    mask_padding: bool = True,
+) -> Array:
+    """Final states [B, h * w, width] of a grid of tokens [B, h, w] behind framed prompts.
+
+    Arguments as for `make_prompted_prior`; also for training.
+    """
+    height, width = tokens.shape[1:]
+    _check_grid(config, height, width)
+    ids, first = sequence_ids(prompt, prompt_ids, tokens)
+    mask = attention_mask(prompt, ids, jnp.shape(prompt_ids)[-1], mask_padding=mask_padding)
+    end = first + height * width
+    positions = None
+    if config.rope_axes == 2:
+        positions = sequence_positions(first, height, width, ids.shape[1] - end)
+    hidden = Transformer(config).apply({"params": params}, ids, positions, mask, method="hidden")
+    return hidden[:, first:end]
+
+
+def _check_grid(config: TransformerConfig, height: int, width: int) -> None:
+    """ValueError for a grid whose cells the model has no positions of."""
+    side = config.absolute_side
+    if side is not None and (height, width) != (side, side):
+        raise ValueError(
+            f"this prior knows whole pictures of {side}x{side} tokens only, for it has learned "
+            f"what belongs where in them; got {height}x{width} tokens: resize the picture (at "
+            "decode_scale 1), or choose another model"
+        )
 
 
 def _grid_logits(
@@ -63,15 +100,17 @@ def _prompted_logits(
     mask_padding: bool,
     name: str,
 ) -> Array:
-    height, width = tokens.shape[1:]
     num_codes, offset = prompt.num_codes, prompt.image_offset
-    ids, first = sequence_ids(prompt, params[name], tokens)
-    mask = attention_mask(prompt, ids, jnp.shape(params[name])[-1], mask_padding=mask_padding)
-    model = Transformer(config)
-    weights = {"params": params["model"]}
-    hidden = model.apply(weights, ids, None, mask, method="hidden")
-    hidden = hidden[:, first : first + height * width]
-    logits = model.apply(weights, hidden, (offset, offset + num_codes), method="logits")
+    hidden = prompted_hidden(
+        params["model"],
+        params[name],
+        tokens,
+        config=config,
+        prompt=prompt,
+        mask_padding=mask_padding,
+    )
+    columns, weights = (offset, offset + num_codes), {"params": params["model"]}
+    logits = Transformer(config).apply(weights, hidden, columns, method="logits")
     if 0 <= prompt.mask_token_id - offset < num_codes:  # A text model: the mask is no text.
         logits = logits.at[:, :, prompt.mask_token_id - offset].set(-jnp.inf)
     return logits.reshape(*tokens.shape, num_codes)
@@ -95,7 +134,8 @@ def make_prompted_prior(
     has a logit of minus infinity.
 
     Args:
-      config: `rope_axes` must be 1.
+      config: sizes; with `rope_axes` 2 the image's tokens have rows and columns, and what is
+        around them lies above and below.
       params: weights as from `init_transformer_params`.
       prompt: special ids, and what sees what.
       prompt_ids: int [P], or [B, P] for one prompt per image, framed as by
@@ -110,8 +150,6 @@ def make_prompted_prior(
     Raises:
       ValueError: ids that the model does not have.
     """
-    if config.rope_axes != 1:
-        raise ValueError(f"a prompted prior reads a sequence: rope_axes is {config.rope_axes}")
     last = prompt.image_offset + prompt.num_codes
     if last > config.output_size:
         raise ValueError(f"image ids end at {last}; head has {config.output_size} columns")

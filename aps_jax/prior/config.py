@@ -27,6 +27,9 @@ class TransformerConfig:
       rope_theta: base of the rotary frequencies.
       rope_axes: 1 for sequences; 2 for grids, where one half of the rotated pairs turns with the
         row and the other with the column.
+      absolute_side: side of the square grid whose cells have a learned vector each, added to the
+        embedding, so that the model knows where it is even when everything is masked; it then
+        reads whole grids of this side only. None for relative positions alone.
       rope_dim: numbers per head that are rotated, the first ones; None means all.
       rope_in_float32: rotate in float32 (LLaDA) instead of the activation dtype (Dream).
       tie_embeddings: reuse the embedding matrix as the head.
@@ -56,6 +59,7 @@ class TransformerConfig:
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     rope_axes: int = 1
+    absolute_side: int | None = None
     rope_dim: int | None = None
     rope_in_float32: bool = True
     tie_embeddings: bool = False
@@ -75,6 +79,11 @@ class TransformerConfig:
             raise ValueError(f"num_kv_heads={self.kv_heads} does not divide {self.num_heads} heads")
         if self.rope_axes not in (1, 2):
             raise ValueError(f"rope_axes must be 1 or 2, got {self.rope_axes}")
+        if self.absolute_side is not None and (self.rope_axes != 2 or self.absolute_side < 1):
+            raise ValueError(
+                f"absolute_side={self.absolute_side} is the side of a grid, so it must be positive "
+                f"and needs rope_axes=2, got {self.rope_axes}"
+            )
         if self.head_size % (2 * self.rope_axes):
             raise ValueError(
                 f"head dimension {self.head_size} is not a multiple of {2 * self.rope_axes}"

@@ -71,6 +71,23 @@ class CodeEmbedding(nn.Module):
         return jnp.where((ids >= num_codes)[:, :, None], rows, x)
 
 
+class CellEmbedding(nn.Module):
+    """One learned row per cell of a square grid; nothing for what lies outside it, as prompts."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, positions: Array) -> Array:
+        """Maps rows and columns int [L, 2] to [L, width]."""
+        config = self.config
+        side = config.absolute_side
+        shape = (side * side, config.width)
+        table = self.param("table", nn.initializers.normal(0.02), shape, config.param_dtype)
+        is_cell = jnp.all((positions >= 0) & (positions < side), axis=-1)
+        index = jnp.where(is_cell, positions[:, 0] * side + positions[:, 1], 0)
+        return jnp.where(is_cell[:, None], table[index], 0.0).astype(config.dtype)
+
+
 class Head(nn.Module):
     """Linear map to float32 logits."""
 
@@ -110,6 +127,8 @@ class Transformer(nn.Module):
         block = ParallelBlock if is_phi else Block
         block = nn.remat(block, prevent_cse=False) if config.remat else block
         self.embed = embedding(config)
+        if config.absolute_side is not None:
+            self.cells = CellEmbedding(config)
         self.blocks = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -145,7 +164,10 @@ class Transformer(nn.Module):
         if positions is None or positions.shape != (ids.shape[1], config.rope_axes):
             got = None if positions is None else positions.shape
             raise ValueError(f"positions need shape {(ids.shape[1], config.rope_axes)}, got {got}")
-        x, _ = self.blocks(self.embed(ids), rotary_angles(positions, config), mask)
+        x = self.embed(ids)
+        if config.absolute_side is not None:
+            x = x + self.cells(positions)[None]
+        x, _ = self.blocks(x, rotary_angles(positions, config), mask)
         x = self.ln_f(x)
         if config.shift_logits:
             x = jnp.concatenate([x[:, :1], x[:, :-1]], axis=1)

@@ -36,8 +36,22 @@ class TextTokenizer:
         self._tokenizer = tokenizer
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Ids of plain text.
+
+        Raises:
+          TextError: words that a tokenizer of whole words does not have.
+        """
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        stand_in = getattr(self._tokenizer.model, "unk_token", None)
+        if stand_in is not None and stand_in in encoding.tokens:
+            pairs = zip(encoding.tokens, encoding.offsets, strict=True)
+            unknown = [text[slice(*span)] for token, span in pairs if token == stand_in]
+            known = sorted(self._tokenizer.get_vocab(with_added_tokens=False).keys() - {stand_in})
+            listed = f"; it knows: {', '.join(known)}" if len(known) <= 200 else ""
+            raise TextError(
+                f"this model does not know {', '.join(map(repr, unknown))} in a prompt{listed}"
+            )
+        return encoding.ids
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, keeps_special: bool = False) -> str:
         """Text of ids; special tokens are left out unless they are kept."""
