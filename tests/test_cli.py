@@ -389,7 +389,7 @@ def bad_files(folder, model):
     Image.new("RGB", (1, 1)).save(folder / "one.png")
     np.save(folder / "nan.npy", np.full((16, 16, 3), np.nan))
     np.save(folder / "two.npy", np.zeros((16, 16, 2), "float32"))
-    np.save(folder / "mask.npy", np.ones((8, 8)))
+    np.save(folder / "mask.npy", np.eye(8))
     np.save(folder / "half.npy", np.full((16, 16), 0.5))
     (folder / "file").write_text("in the way")
     shutil.copytree(model, folder / "cut")
@@ -455,7 +455,10 @@ ERRORS = {
     "no kernel": ("{photo} --task blur", "needs the option 'kernel'"),
     "missing kernel": ("{photo} --task blur --kernel {bad}/none.npy", "does not exist"),
     "black kernel": ("{photo} --task blur --kernel {bad}/black.png", "is black"),
-    "mask of another size": ("{photo} --task inpainting_mask --mask {bad}/mask.npy", "mask is for"),
+    "mask of another size": (
+        "{photo} --task inpainting_mask --mask {bad}/mask.npy",
+        "has a mask of",
+    ),
     "mask values": ("{photo} --task inpainting_mask --mask {bad}/half.npy", "only 0"),
     "network weights": ("{photo} --task nonlinear_blur", "needs --weights DIR"),
     "dtype": (

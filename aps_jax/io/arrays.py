@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,9 @@ def open_array(path: Path, max_pixels: int) -> np.ndarray:
       ValueError: if the file is not one whole array of real numbers, or too large.
     """
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python warns of odd letters in a damaged header.
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # A wrong magic, header or length, each with its own type.
         # The reason may quote the file, line breaks and all.
         reason = " ".join(str(error).split())[:120]
