@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from aps_jax.sampling.schedules import SCHEDULES
 
@@ -35,6 +35,21 @@ class Evaluations(NamedTuple):
     denoiser: int
     decoder: int
     decoder_gradient: int
+
+
+class Knob(NamedTuple):
+    """What a budget of decoder evaluations changes (`aps_jax.samplers.budget`).
+
+    Attributes:
+      name: option that takes up the budget.
+      least: its least useful value.
+      scales_steps: `num_steps` shrinks and grows with it, each by the square root of the change,
+        unless it is fixed.
+    """
+
+    name: str
+    least: int = 1
+    scales_steps: bool = False
 
 
 def num_passes(guidance_scale: float) -> int:
@@ -144,6 +159,24 @@ class APSConfig:
       trace: also return losses of all inner steps and the tokens and image of every timestep.
       image_shape: (H, W), or None to infer it from the operator and the measurement.
     """
+
+    NAME: ClassVar = "aps"
+    SUMMARY: ClassVar = "Anchored Posterior Sampling; also aps-i, aps-ii, aps-l and the presets"
+    PAPER: ClassVar = "arXiv:2510.02291"
+    SOURCES: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "its paper": (
+            "num_steps", "num_inner_steps", "learning_rate", "measurement_term", "sigma",
+            "prior_weight", "remasking", "draw",
+        ),
+        "code of MMaDA": ("rule", "schedule"),
+        "neutral": (
+            "perceptual_weight", "prior_temperature", "learning_rate_schedule", "keep_best",
+            "warm_start", "sensitivity_floor", "encoder_start", "guidance_scale", "decode_scale",
+            "num_samples", "trace", "image_shape",
+        ),
+        "ours": ("prior_weighting", "threshold", "threshold_schedule"),
+    }  # fmt: skip
+    KNOB: ClassVar = Knob("num_inner_steps")
 
     num_steps: int = 15
     num_inner_steps: int = 100

@@ -29,7 +29,7 @@ from aps_jax.io.files import write_atomically
 from aps_jax.io.names import choose
 from aps_jax.presets import config_class
 from aps_jax.samplers import sample
-from aps_jax.samplers.budget import KNOBS, with_budget
+from aps_jax.samplers.budget import with_budget
 from experiments import toy_priors
 from experiments.bench.plots import figure, save_figure
 from experiments.bench.study import described, digest
@@ -118,7 +118,7 @@ def config_of(method: str, length: int, budget: int | None, sigma: float) -> Any
     sampler, options = METHODS[method]
     options = {name: length if value == "L" else value for name, value in options.items()}
     config = config_class(sampler)(sigma=sigma, **options)
-    if budget is None or type(config) not in KNOBS:
+    if budget is None or config.KNOB is None:
         return config
     try:
         return with_budget(config, budget, fixed=options)
@@ -192,7 +192,7 @@ def jobs(arguments: Arguments) -> list[tuple[str, str, int | None]]:
         for method, options in METHODS.items():
             if options is None:
                 continue
-            for budget in budgets if config_class(options[0]) in KNOBS else (None,):
+            for budget in budgets if config_class(options[0]).KNOB else (None,):
                 if config_of(method, toy_priors.length_of(kind), budget, arguments.sigma) is None:
                     continue
                 found += [(case, method, budget) for case in cases if cases[case][0] == kind]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import ClassVar
 
 import contract
 import jax
@@ -12,6 +13,7 @@ import pytest
 from aps_jax import samplers
 from aps_jax.codec.magvit2 import encode_tokens
 from aps_jax.samplers import SAMPLERS, budget
+from aps_jax.samplers.config import DecodingConfig
 from aps_jax.sampling.starts import smooth_estimate
 
 #: Options that change the course of a sampler's loop; `test_contract` has its least ones.
@@ -42,13 +44,39 @@ def test_every_default_has_a_source():
         assert sorted(options) == sorted(f.name for f in dataclasses.fields(sampler.config))
 
 
+def test_a_sampler_is_declared_by_its_own_class():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Own(DecodingConfig):
+        NAME: ClassVar = "own"
+        SUMMARY: ClassVar = "a sampler"
+        PAPER: ClassVar = "no paper"
+        SOURCES: ClassVar = {"a study": ("strength", "reveal")}
+
+        strength: float = 1.0
+        reveal: str = "random"
+
+    entry = samplers._entry(Own)
+    assert (entry.config, entry.summary, entry.paper) == (Own, "a sampler", "no paper")
+    assert sorted(entry.defaults["a study"]) == ["reveal", "strength"]
+    # The others are as the base classes tell, without the one that has another source now.
+    assert entry.defaults["code of MaskGIT"] == ("schedule", "gumbel_temperature")
+    assert "sigma" in entry.defaults["paper of APS"]
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Silent(Own):
+        weight: float = 1.0
+
+    with pytest.raises(TypeError, match=r"options of Silent differ: \['weight'\]"):
+        samplers._entry(Silent)
+
+
 @pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"maskgit", "mmada"}))
 @pytest.mark.parametrize("evaluations", [16, 40, 120, 1000])
 def test_budgets_are_used_up_and_never_exceeded(name, evaluations):
     start = SAMPLERS[name].config()
     config = budget.with_budget(start, evaluations, fixed=())
     cost = budget.decoder_evaluations(config)
-    knob = budget.KNOBS[type(config)]
+    knob = config.KNOB
     assert evaluations / 2 <= cost <= evaluations
     # One more would be too many.
     more = dataclasses.replace(config, **{knob.name: getattr(config, knob.name) + 1})

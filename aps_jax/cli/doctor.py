@@ -23,7 +23,6 @@ from aps_jax.io.files import disk_size
 from aps_jax.presets import option_types
 from aps_jax.restore import restore
 from aps_jax.samplers import SAMPLERS
-from aps_jax.samplers.budget import KNOBS
 from aps_jax.scores.lpips import PerceptualUnavailable, load_lpips
 from aps_jax.tasks import TASKS
 
@@ -47,7 +46,7 @@ def list_samplers() -> int:
     for name, sampler in SAMPLERS.items():
         config = sampler.config()
         print(f"{name:20}{sampler.summary}; {sampler.paper}")
-        knob = KNOBS.get(sampler.config)
+        knob = sampler.config.KNOB
         if knob is not None:
             print(f"    --budget sets {knob.name}{' and num_steps' * knob.scales_steps}")
         shown = option_types(sampler.config)

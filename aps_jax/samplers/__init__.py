@@ -6,6 +6,7 @@ them as `aps_sample` runs APS, and `config.evaluations()` says what it costs.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from aps_jax.types import Array, Key, Params, PyTree
 
 
 class Entry(NamedTuple):
-    """An entry of `SAMPLERS`.
+    """An entry of `SAMPLERS`, as the class of its options declares it (`config.SamplerConfig`).
 
     Attributes:
       config: class of its options, which say how to sample; `config(...).evaluations()` counts
@@ -43,149 +44,39 @@ class Entry(NamedTuple):
     defaults: Mapping[str, tuple[str, ...]]
 
 
-_SHAPE = ("decode_scale", "num_samples", "image_shape", "trace")
-_COMMON = {"paper of APS": ("sigma",), "neutral": _SHAPE}
-_CALLS = {"paper of APS": ("sigma",), "neutral": (*_SHAPE, "guidance_scale", "prior_temperature")}
-_NO_LPIPS = {**_COMMON, "neutral": (*_SHAPE, "perceptual_weight", "encoder_start")}
-_GUIDED = {**_CALLS, "neutral": (*_CALLS["neutral"], "perceptual_weight", "encoder_start")}
-_MASKGIT_CODE = {
-    "code of MaskGIT": ("schedule", "reveal", "gumbel_temperature"),
-    "paper of ReMDM": ("remask_strength",),
-}
-_UNUSED_REVEALS = {
-    "code of MaskGIT": ("gumbel_temperature",),
-    "paper of ReMDM": ("remask_strength",),
-}
+def _entry(kind: type[Any]) -> Entry:
+    """The entry of a class of options; TypeError if it does not say where a default is from."""
+    origin: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        for source, names in vars(base).get("SOURCES", {}).items():
+            origin |= dict.fromkeys(names, source)
+    names = {field.name for field in dataclasses.fields(kind)}
+    if differing := names ^ origin.keys():
+        raise TypeError(f"SOURCES and options of {kind.__name__} differ: {sorted(differing)}")
+    grouped: dict[str, tuple[str, ...]] = {}
+    for field in dataclasses.fields(kind):
+        source = origin[field.name]
+        grouped[source] = (*grouped.get(source, ()), field.name)
+    return Entry(kind, kind.SUMMARY, kind.PAPER, grouped)
+
 
 #: Samplers by name.
 SAMPLERS: dict[str, Entry] = {
-    "aps": Entry(
+    kind.NAME: _entry(kind)
+    for kind in (
         APSConfig,
-        "Anchored Posterior Sampling; also aps-i, aps-ii, aps-l and the presets",
-        "arXiv:2510.02291",
-        {
-            "its paper": (
-                "num_steps", "num_inner_steps", "learning_rate", "measurement_term", "sigma",
-                "prior_weight", "remasking", "draw",
-            ),
-            "code of MMaDA": ("rule", "schedule"),
-            "neutral": (
-                "perceptual_weight", "prior_temperature", "learning_rate_schedule", "keep_best",
-                "warm_start", "sensitivity_floor", "encoder_start", "guidance_scale", *_SHAPE,
-            ),
-            "ours": ("prior_weighting", "threshold", "threshold_schedule"),
-        },
-    ),
-    "maskgit": Entry(
         MaskGITConfig,
-        "samples of the prior, no measurement",
-        "arXiv:2202.04200",
-        {**_CALLS, **_MASKGIT_CODE, "ours": ("num_steps",)},
-    ),
-    "mmada": Entry(
         MMaDAConfig,
-        "samples of the prior exactly as MMaDA's code draws them, no measurement",
-        "arXiv:2505.15809",
-        {**_CALLS, "code of MMaDA": ("num_steps", "gumbel_temperature")},
-    ),
-    "best_of_n": Entry(
         BestOfNConfig,
-        "n samples of the prior, the one that fits best",
-        "no paper",
-        {**_CALLS, **_MASKGIT_CODE, "ours": ("num_steps", "num_candidates")},
-    ),
-    "straight_through": Entry(
         StraightThroughConfig,
-        "the codec alone: optimise codes by the straight-through estimator, no prior",
-        "arXiv:1308.3432",
-        {
-            **_NO_LPIPS,
-            "ours": (
-                "measurement_term", "learning_rate", "num_inner_steps", "variables", "estimator",
-                "temperature", "init_noise",
-            ),
-        },
-    ),
-    "svdd_pm": Entry(
         SVDDConfig,
-        "SVDD-PM: the best of several next states, at every step",
-        "arXiv:2408.08252",
-        {
-            **_CALLS,
-            **_UNUSED_REVEALS,
-            "its code": ("num_steps", "schedule", "reveal", "num_candidates", "selection"),
-            "its paper": ("selection_temperature",),
-        },
-    ),
-    "g2d2": Entry(
         G2D2Config,
-        "G2D2: variational logits by Gumbel-softmax, star-shaped or Markov",
-        "arXiv:2410.14710",
-        {
-            **_GUIDED,
-            "its code, preset for super-resolution": (
-                "num_steps", "num_inner_steps", "schedule", "measurement_term", "learning_rate",
-                "learning_rate_span", "kl_weight", "kl_span", "kl_exact", "kl_on_unmasked",
-                "forget", "gumbel_temperature", "top_p", "uniform_mass",
-            ),
-            "its paper": ("transition",),
-        },
-    ),
-    "sgdd": Entry(
         SGDDConfig,
-        "SGDD: split Gibbs with Metropolis-Hastings, adapted to masked priors (ours)",
-        "arXiv:2503.01161",
-        {
-            **_CALLS,
-            "its code": ("looseness", "proposal"),
-            "ours": (
-                "num_steps", "num_likelihood_steps", "num_denoise_steps", "method", "coupling",
-                "first_noise", "last_noise",
-            ),
-        },
-    ),
-    "smc": Entry(
         SMCConfig,
-        "weighted, resampled particles: Feynman-Kac steering and SMC-DDM, base proposals",
-        "arXiv:2501.06848, arXiv:2505.22524",
-        {
-            **_CALLS,
-            **_UNUSED_REVEALS,
-            "code of Feynman-Kac steering": ("num_particles", "num_fills", "fill", "reveal"),
-            "code of SMC-DDM": ("num_steps", "ramp", "ess_threshold"),
-            "abstract of GRAS (2026)": ("weights",),
-            "ours": (
-                "schedule", "reward_weight", "temperature", "resample_interval", "output",
-            ),
-        },
-    ),
-    "entrgi": Entry(
         EntRGiConfig,
-        "EntRGi: gradients at an entropy-aware mix of hard and soft codes",
-        "arXiv:2602.05000",
-        {
-            **_GUIDED,
-            "its code": (
-                "num_steps", "num_inner_steps", "learning_rate", "num_trajectories", "mixing",
-                "temperature", "top_p", "order", "schedule",
-            ),
-            "ours": ("measurement_term",),
-        },
-    ),
-    "redge": Entry(
         ReDGEConfig,
-        "ReDGE: gradients through a reparameterised diffusion",
-        "arXiv:2601.00781",
-        {
-            **_GUIDED,
-            "its code, MaskGIT demo": (
-                "num_steps", "num_inner_steps", "learning_rate", "kl_weight", "estimator",
-                "gumbel_temperature", "num_diffusion_steps", "first_noise",
-            ),
-            "ours": ("measurement_term", "measurement_weight", "schedule"),
-        },
-    ),
-}  # fmt: skip
+    )
+}
 
 __all__ = [
     "SAMPLERS",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from aps_jax.config import Evaluations, check_options
+from aps_jax.config import Evaluations, Knob, check_options
 from aps_jax.samplers import decoding
 from aps_jax.samplers.config import DecodingConfig
 from aps_jax.samplers.decoding import Decoding
@@ -44,6 +44,12 @@ class BestOfNConfig(DecodingConfig):
     Attributes:
       num_candidates: n, drawn one after the other, so memory does not grow with it.
     """
+
+    NAME: ClassVar = "best_of_n"
+    SUMMARY: ClassVar = "n samples of the prior, the one that fits best"
+    PAPER: ClassVar = "no paper"
+    SOURCES: ClassVar = {"ours": ("num_candidates",)}
+    KNOB: ClassVar = Knob("num_candidates")
 
     num_candidates: int = 16
 

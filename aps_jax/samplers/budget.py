@@ -5,46 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection
-from typing import Any, NamedTuple
-
-from aps_jax.config import APSConfig
-from aps_jax.samplers.best_of_n import BestOfNConfig
-from aps_jax.samplers.entrgi import EntRGiConfig
-from aps_jax.samplers.g2d2 import G2D2Config
-from aps_jax.samplers.redge import ReDGEConfig
-from aps_jax.samplers.sgdd import SGDDConfig
-from aps_jax.samplers.smc import SMCConfig
-from aps_jax.samplers.straight_through import StraightThroughConfig
-from aps_jax.samplers.svdd import SVDDConfig
-
-
-class Knob(NamedTuple):
-    """What a budget changes.
-
-    Attributes:
-      name: option that takes up the budget.
-      least: its least useful value.
-      scales_steps: `num_steps` shrinks and grows with it, each by the square root of the change,
-        unless it is fixed.
-    """
-
-    name: str
-    least: int
-    scales_steps: bool
-
-
-#: By class of options; a class that is missing calls no decoder on its way.
-KNOBS: dict[type[Any], Knob] = {
-    APSConfig: Knob("num_inner_steps", 1, False),
-    StraightThroughConfig: Knob("num_inner_steps", 1, False),
-    BestOfNConfig: Knob("num_candidates", 1, False),
-    SVDDConfig: Knob("num_candidates", 2, True),
-    SMCConfig: Knob("num_particles", 2, True),
-    SGDDConfig: Knob("num_likelihood_steps", 1, True),
-    G2D2Config: Knob("num_inner_steps", 1, True),
-    EntRGiConfig: Knob("num_inner_steps", 1, True),
-    ReDGEConfig: Knob("num_inner_steps", 1, True),
-}
+from typing import Any
 
 
 def decoder_evaluations(config: Any) -> int:
@@ -57,7 +18,7 @@ def with_budget(config: Any, evaluations: int, *, fixed: Collection[str] = ()) -
     """`config` with as much work as `evaluations` runs of the decoder allow, never more.
 
     Args:
-      config: options of any sampler that has a `Knob`.
+      config: options of any sampler whose class has a `KNOB`.
       evaluations: limit of `decoder_evaluations`; a run with gradient counts as one, too, though it
         takes about three times as long.
       fixed: names of options that must stay.
@@ -65,7 +26,7 @@ def with_budget(config: Any, evaluations: int, *, fixed: Collection[str] = ()) -
     Raises:
       ValueError: the sampler has no such knob, the knob is fixed, or the budget is too small.
     """
-    knob = KNOBS.get(type(config))
+    knob = config.KNOB
     name = type(config).__name__
     if knob is None:
         raise ValueError(f"{name} evaluates no decoder before its last picture; it has no budget")

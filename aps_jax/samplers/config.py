@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from aps_jax.config import Evaluations, check_options, num_passes
+from aps_jax.config import Evaluations, Knob, check_options, num_passes
 from aps_jax.sampling.schedules import SCHEDULES
 from aps_jax.sampling.target import Target
 from aps_jax.types import Array, Key
@@ -19,7 +20,15 @@ class SamplerConfig:
     """Options of every sampler here, which is also the sampler: it has the steps.
 
     Hashable, so a static argument of `jax.jit`; a pytree, so an ordinary one
-    (`aps_jax.sampling.leaves`). Subclasses add `init` and `step` of `sampling.run.Sampler`.
+    (`aps_jax.sampling.leaves`). Subclasses add `init` and `step` of `sampling.run.Sampler`, and
+    declare what `aps_jax.samplers.SAMPLERS`, the command line and budgets say of them:
+
+    - `NAME`: key of `SAMPLERS`.
+    - `SUMMARY`: what it does, one line.
+    - `PAPER`: arXiv number of the method, or why there is none.
+    - `SOURCES`: names of options by where their defaults come from; of those that are not named,
+      the base class has told.
+    - `KNOB`: what a budget changes; None where the decoder is not called on the way.
 
     Attributes:
       sigma: noise std of the measurement energy ||A(x) - y||^2 / (2 sigma^2), one for all samplers.
@@ -28,6 +37,15 @@ class SamplerConfig:
       trace: also return losses of inner steps and the tokens and image of every step.
       image_shape: (H, W), or None to infer it from the operator and the measurement.
     """
+
+    NAME: ClassVar[str]
+    SUMMARY: ClassVar[str]
+    PAPER: ClassVar[str]
+    SOURCES: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "paper of APS": ("sigma",),
+        "neutral": ("decode_scale", "num_samples", "trace", "image_shape"),
+    }
+    KNOB: ClassVar[Knob | None] = None
 
     sigma: float = 0.05
     decode_scale: int = 1
@@ -59,6 +77,8 @@ class PriorConfig(SamplerConfig):
       prior_temperature: divides the prior's logits.
     """
 
+    SOURCES: ClassVar = {"neutral": ("guidance_scale", "prior_temperature")}
+
     guidance_scale: float = 0.0
     prior_temperature: float = 1.0
 
@@ -87,6 +107,12 @@ class DecodingConfig(PriorConfig):
       remask_strength: sigma of "remdm-cap" or factor of "remdm-rescale" and "remdm-conf"; None
         takes 0.008, 0.015 and 1.
     """
+
+    SOURCES: ClassVar = {
+        "code of MaskGIT": ("schedule", "reveal", "gumbel_temperature"),
+        "paper of ReMDM": ("remask_strength",),
+        "ours": ("num_steps",),
+    }
 
     num_steps: int = 15
     schedule: str = "cosine"
@@ -118,6 +144,11 @@ class GradientConfig(SamplerConfig):
         the codes of a smooth estimate.
     """
 
+    SOURCES: ClassVar = {
+        "neutral": ("perceptual_weight", "encoder_start"),
+        "ours": ("measurement_term", "learning_rate"),
+    }
+
     measurement_term: str = "gaussian"
     perceptual_weight: float = 0.0
     learning_rate: float = 1.0
@@ -142,6 +173,8 @@ class StarConfig(GradientConfig, PriorConfig):
       num_inner_steps: optimiser steps per timestep; phi's optimiser starts afresh at each.
       schedule: gamma, the share of masked tokens over progress, by name.
     """
+
+    KNOB: ClassVar = Knob("num_inner_steps", scales_steps=True)
 
     num_steps: int = 100
     num_inner_steps: int = 30

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from aps_jax.config import Evaluations, check_options
+from aps_jax.config import Evaluations, Knob, check_options
 from aps_jax.samplers import decoding
 from aps_jax.samplers.config import GradientConfig, PriorConfig
 from aps_jax.sampling import remasking, schedules
@@ -61,6 +61,16 @@ class EntRGiConfig(GradientConfig, PriorConfig):
       schedule: gamma, the share of masked tokens over progress, by name.
     """
 
+    NAME: ClassVar = "entrgi"
+    SUMMARY: ClassVar = "EntRGi: gradients at an entropy-aware mix of hard and soft codes"
+    PAPER: ClassVar = "arXiv:2602.05000"
+    SOURCES: ClassVar = {
+        "its code": (
+            "num_steps", "num_inner_steps", "learning_rate", "num_trajectories", "mixing",
+            "temperature", "top_p", "order", "schedule",
+        )
+    }  # fmt: skip
+    KNOB: ClassVar = Knob("num_inner_steps", scales_steps=True)
     STATIC_FLOATS: ClassVar = ("top_p",)  # The cut is left out where it is 1.
 
     num_steps: int = 128

@@ -65,6 +65,17 @@ class G2D2Config(StarConfig):
       uniform_mass: share of uniform noise of "markov".
     """
 
+    NAME: ClassVar = "g2d2"
+    SUMMARY: ClassVar = "G2D2: variational logits by Gumbel-softmax, star-shaped or Markov"
+    PAPER: ClassVar = "arXiv:2410.14710"
+    SOURCES: ClassVar = {
+        "its code, preset for super-resolution": (
+            "num_steps", "num_inner_steps", "schedule", "measurement_term", "learning_rate",
+            "learning_rate_span", "kl_weight", "kl_span", "kl_exact", "kl_on_unmasked", "forget",
+            "gumbel_temperature", "top_p", "uniform_mass",
+        ),
+        "its paper": ("transition",),
+    }  # fmt: skip
     STATIC_FLOATS: ClassVar = ("top_p",)  # The cut is left out where it is 1.
 
     measurement_term: str = "norm"

@@ -7,6 +7,7 @@ for i = 1..T: draw every masked token, keep the most confident, mask the rest ag
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from aps_jax.config import Evaluations
 from aps_jax.samplers import decoding
@@ -28,6 +29,10 @@ class MaskGITConfig(DecodingConfig):
     are MaskGIT's, with APS's 15 steps (ours); its code has 12 to 16 steps and a noise temperature
     of 4.5. `sigma` is not used, and `info.loss` is NaN, for there is no objective.
     """
+
+    NAME: ClassVar = "maskgit"
+    SUMMARY: ClassVar = "samples of the prior, no measurement"
+    PAPER: ClassVar = "arXiv:2202.04200"
 
     def init(self, target: Target, keys: Key) -> Decoding:
         """Everything masked but the known tokens."""

@@ -125,6 +125,10 @@ class MMaDAConfig(PriorConfig):
       gumbel_temperature: tau before the first step; step i multiplies it by 1 - i/T.
     """
 
+    NAME: ClassVar = "mmada"
+    SUMMARY: ClassVar = "samples of the prior exactly as MMaDA's code draws them, no measurement"
+    PAPER: ClassVar = "arXiv:2505.15809"
+    SOURCES: ClassVar = {"code of MMaDA": ("num_steps", "gumbel_temperature")}
     STATIC_FLOATS: ClassVar = ("gumbel_temperature",)  # Rounded as Python rounds it.
 
     num_steps: int = 18

@@ -58,6 +58,16 @@ class ReDGEConfig(StarConfig):
       first_noise: t_1 of "redge", the least noise level but 0; 0.3 to 0.9.
     """
 
+    NAME: ClassVar = "redge"
+    SUMMARY: ClassVar = "ReDGE: gradients through a reparameterised diffusion"
+    PAPER: ClassVar = "arXiv:2601.00781"
+    SOURCES: ClassVar = {
+        "its code, MaskGIT demo": (
+            "num_steps", "num_inner_steps", "learning_rate", "kl_weight", "estimator",
+            "gumbel_temperature", "num_diffusion_steps", "first_noise",
+        ),
+        "ours": ("measurement_weight", "schedule"),
+    }  # fmt: skip
     STATIC_FLOATS: ClassVar = ("first_noise",)  # It decides the levels of the reverse diffusion.
 
     num_steps: int = 20

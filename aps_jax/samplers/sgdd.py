@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aps_jax.config import Evaluations, check_options
+from aps_jax.config import Evaluations, Knob, check_options
 from aps_jax.samplers.config import PriorConfig
 from aps_jax.sampling import remasking
 from aps_jax.sampling.draws import draw_tokens
@@ -66,6 +66,19 @@ class SGDDConfig(PriorConfig):
       last_noise: u_K, reached geometrically; about 1 / L is small.
     """
 
+    NAME: ClassVar = "sgdd"
+    SUMMARY: ClassVar = (
+        "SGDD: split Gibbs with Metropolis-Hastings, adapted to masked priors (ours)"
+    )
+    PAPER: ClassVar = "arXiv:2503.01161"
+    SOURCES: ClassVar = {
+        "its code": ("looseness", "proposal"),
+        "ours": (
+            "num_steps", "num_likelihood_steps", "num_denoise_steps", "method", "coupling",
+            "first_noise", "last_noise",
+        ),
+    }  # fmt: skip
+    KNOB: ClassVar = Knob("num_likelihood_steps", scales_steps=True)
     STATIC_FLOATS: ClassVar = ("first_noise", "last_noise")  # They decide the calls of the prior.
 
     num_steps: int = 20

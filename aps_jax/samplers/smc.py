@@ -13,12 +13,12 @@ for i = 1..T:
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from aps_jax.config import Evaluations, check_options
+from aps_jax.config import Evaluations, Knob, check_options
 from aps_jax.samplers import decoding, selection
 from aps_jax.samplers.config import DecodingConfig
 from aps_jax.samplers.decoding import Decoding
@@ -74,6 +74,19 @@ class SMCConfig(DecodingConfig):
       ess_threshold: resample rows whose effective sample size is below this share of K.
       output: "sample" draws one particle by weight, "best" takes the least energy (steering).
     """
+
+    NAME: ClassVar = "smc"
+    SUMMARY: ClassVar = (
+        "weighted, resampled particles: Feynman-Kac steering and SMC-DDM, base proposals"
+    )
+    PAPER: ClassVar = "arXiv:2501.06848, arXiv:2505.22524"
+    SOURCES: ClassVar = {
+        "code of Feynman-Kac steering": ("num_particles", "num_fills", "fill", "reveal"),
+        "code of SMC-DDM": ("num_steps", "ramp", "ess_threshold"),
+        "abstract of GRAS (2026)": ("weights",),
+        "ours": ("schedule", "reward_weight", "temperature", "resample_interval", "output"),
+    }
+    KNOB: ClassVar = Knob("num_particles", least=2, scales_steps=True)
 
     num_particles: int = 4
     schedule: str = "linear"

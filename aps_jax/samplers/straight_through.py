@@ -6,14 +6,14 @@ No published source; the defaults are ours.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from aps_jax.codec.expectation import nearest, straight_through
-from aps_jax.config import Evaluations, check_options
+from aps_jax.config import Evaluations, Knob, check_options
 from aps_jax.samplers.config import GradientConfig
 from aps_jax.sampling import starts
 from aps_jax.sampling.leaves import as_pytree, is_absent
@@ -47,6 +47,16 @@ class StraightThroughConfig(GradientConfig):
       temperature: tau of tanh(s / tau), or of softmax(phi / tau).
       init_noise: std of the normal noise that the variables start from.
     """
+
+    NAME: ClassVar = "straight_through"
+    SUMMARY: ClassVar = (
+        "the codec alone: optimise codes by the straight-through estimator, no prior"
+    )
+    PAPER: ClassVar = "arXiv:1308.3432"
+    SOURCES: ClassVar = {
+        "ours": ("num_inner_steps", "variables", "estimator", "temperature", "init_noise")
+    }
+    KNOB: ClassVar = Knob("num_inner_steps")
 
     num_inner_steps: int = 1000
     learning_rate: float = 0.05

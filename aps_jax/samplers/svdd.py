@@ -9,12 +9,12 @@ for i = 1..T:
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from aps_jax.config import Evaluations, check_options
+from aps_jax.config import Evaluations, Knob, check_options
 from aps_jax.samplers import decoding, selection
 from aps_jax.samplers.config import DecodingConfig
 from aps_jax.samplers.decoding import Decoding
@@ -55,6 +55,15 @@ class SVDDConfig(DecodingConfig):
       selection_temperature: alpha; the paper has 0.01. "standardized" wants about 1: at 0.01 it is
         "argmax".
     """
+
+    NAME: ClassVar = "svdd_pm"
+    SUMMARY: ClassVar = "SVDD-PM: the best of several next states, at every step"
+    PAPER: ClassVar = "arXiv:2408.08252"
+    SOURCES: ClassVar = {
+        "its code": ("num_steps", "schedule", "reveal", "num_candidates", "selection"),
+        "its paper": ("selection_temperature",),
+    }
+    KNOB: ClassVar = Knob("num_candidates", least=2, scales_steps=True)
 
     num_steps: int = 128
     schedule: str = "linear"

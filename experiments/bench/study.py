@@ -17,7 +17,7 @@ from aps_jax.config import VARIANTS, APSConfig
 from aps_jax.io import checkpoint
 from aps_jax.io.names import choose
 from aps_jax.presets import PRESETS, config_class
-from aps_jax.samplers.budget import KNOBS, with_budget
+from aps_jax.samplers.budget import with_budget
 from aps_jax.scores.lpips import MIN_SIDE as LPIPS_SIDE
 from aps_jax.types import Operator
 
@@ -201,7 +201,7 @@ def config_of(
             options["perceptual_weight"] = 0.0
     try:
         config = kind(**options)
-        if evaluations is None or not method.is_budgeted or kind not in KNOBS:
+        if evaluations is None or not method.is_budgeted or kind.KNOB is None:
             return config
         return with_budget(config, evaluations, fixed=method.options)
     except (TypeError, ValueError) as error:
