@@ -41,7 +41,8 @@ from aps_jax.samplers import decoding
 from aps_jax.samplers.maskgit import MaskGITConfig
 from aps_jax.sampling.target import fold
 from aps_jax.types import Array, Codec, Key, Prior, PyTree
-from experiments import photos, prior_scores, training
+from experiments import photos, training
+from experiments.train import prior_scores
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

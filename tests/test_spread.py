@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from aps_jax.io import rows
-from experiments import spread
+from experiments.studies import spread
 
 MASK = 9
 
@@ -193,9 +193,10 @@ def instantly(monkeypatch):
     """Samples of noise in place of the model's, for what is around them."""
 
     def sample(params, y, keys, *, config):
-        return config.num_samples
+        return len(keys), config.num_samples
 
-    def by_photo(count):
+    def by_photo(result):
+        batch, count = result
         rng = np.random.default_rng(0)
         tokens = np.zeros((batch, 1, count, 4), int)
         return np.float32(rng.uniform(-1, 1, (batch, count, 32, 32, 3))), tokens
