@@ -50,7 +50,8 @@ from aps_jax.samplers.maskgit import MaskGITConfig
 from aps_jax.sampling.target import fold
 from aps_jax.text.tokenizer import TOKENIZER_NAME
 from aps_jax.types import Array, Codec, Key, Prior, PyTree
-from experiments import captions, photos, prior_scores, training
+from experiments import captions, photos, training
+from experiments.train import prior_scores
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

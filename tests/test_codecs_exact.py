@@ -24,7 +24,7 @@ from aps_jax.samplers.smc import SMCConfig
 from aps_jax.sampling.run import run
 from aps_jax.sampling.target import make_target
 from aps_jax.types import Codec, Energy, Prior, Quantizer, bind
-from experiments import toy_priors
+from experiments.studies import toy_priors
 
 CODECS = ["lfq", "vq", "fsq", "grouped", "residual", "text"]
 STRIDE = 2

@@ -22,7 +22,7 @@ from aps_jax.io import checkpoint
 from aps_jax.io.checkpoint import CheckpointError
 from convert import command, copying, engine, staging, stores
 from convert.stores import chunk_shape
-from experiments import convert_scale
+from experiments.speed import convert_scale
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from aps_jax.io import rows
-from experiments import exactness, toy_priors
+from experiments.studies import exactness, toy_priors
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_rows_are_those_of_all_settings():
 
 def test_every_committed_row_is_of_this_bench_and_no_other():
     """Those of methods whose options are gone, too: their configuration stands in them."""
-    committed = Path(exactness.__file__).parent / "results/exactness/rows.jsonl"
+    committed = Path(exactness.__file__).parents[1] / "results/exactness/rows.jsonl"
     found = rows.read(committed, exactness.NEEDED)
     arguments = exactness.Arguments()
 
@@ -206,7 +206,7 @@ def test_rows_of_something_else_or_of_another_process_are_one_line(tmp_path, cap
         assert exactness.main(exactness.Arguments(out=tmp_path, smoke=True)) == 2
     assert "another process is writing" in capsys.readouterr().err
     assert not log.exists()
-    committed = Path(exactness.__file__).parent / "results/exactness/rows.jsonl"
+    committed = Path(exactness.__file__).parents[1] / "results/exactness/rows.jsonl"
     first = json.loads(committed.read_text().splitlines()[0])
     log.write_text(json.dumps({k: v for k, v in first.items() if k != "case"}) + "\n")
     for table in (True, False):
@@ -217,7 +217,7 @@ def test_rows_of_something_else_or_of_another_process_are_one_line(tmp_path, cap
 
 def test_the_committed_rows_give_the_committed_table(tmp_path, monkeypatch):
     monkeypatch.setattr(exactness, "plot", lambda *args: None)
-    committed = Path(exactness.__file__).parent / "results/exactness"
+    committed = Path(exactness.__file__).parents[1] / "results/exactness"
     shutil.copy(committed / "rows.jsonl", tmp_path)
     assert exactness.main(exactness.Arguments(out=tmp_path, table=True)) == 0
     assert (tmp_path / "table.md").read_text() == (committed / "table.md").read_text()

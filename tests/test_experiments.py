@@ -17,18 +17,9 @@ import aps_jax
 from aps_jax.codec import lfq
 from aps_jax.codec.magvit2 import PatchPath, init_codec_params, make_codec, space_to_depth
 from aps_jax.io.checkpoint import load_params, read_card
-from experiments import (
-    benchmark,
-    captions,
-    celeba_captions,
-    codec_yardsticks,
-    photos,
-    prior_scores,
-    train_codec,
-    train_prior,
-    training,
-    window_placement,
-)
+from experiments import captions, celeba_captions, photos, train_codec, train_prior, training
+from experiments.bench import command as benchmark
+from experiments.train import codec_yardsticks, prior_scores, window_placement
 
 
 @pytest.fixture(scope="module")

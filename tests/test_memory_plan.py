@@ -13,7 +13,7 @@ from conftest import PRIOR_CONFIG
 from aps_jax.codec.convolution import conv_general_dilated
 from aps_jax.prior.bundle import make_prior
 from aps_jax.prior.transformer import init_transformer_params
-from experiments.flops import count_flops
+from experiments.speed.flops import count_flops
 
 
 def test_flops_of_products_and_loops():

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from experiments import benchmark
+from experiments.bench import command as benchmark
 from experiments.bench import parsing, summary, tuning
 from experiments.bench.calibration import Calibration
 from experiments.bench.session import Plan, without_weights

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from aps_jax.io import rows
-from experiments import spread
+from experiments.studies import spread
 
 MASK = 9
 
@@ -195,8 +195,8 @@ def instantly(monkeypatch):
     def sample(params, y, keys, *, config):
         return len(keys), config.num_samples
 
-    def by_photo(counts):
-        batch, count = counts
+    def by_photo(result):
+        batch, count = result
         rng = np.random.default_rng(0)
         tokens = np.zeros((batch, 1, count, 4), int)
         return np.float32(rng.uniform(-1, 1, (batch, count, 32, 32, 3))), tokens

@@ -11,8 +11,8 @@ from scipy import stats
 from aps_jax import Params, operators
 from aps_jax.codec.lfq import LFQ
 from aps_jax.sampling.target import measurement_target
-from experiments import toy_priors
-from experiments.toy_priors import (
+from experiments.studies import toy_priors
+from experiments.studies.toy_priors import (
     energies,
     exact_posterior,
     mixing_codec,

@@ -1,1 +1,1 @@
-"""Parts of `python -m experiments.benchmark`."""
+"""`python -m experiments.benchmark`: what is compared, how it is run, tuned and shown."""

@@ -12,7 +12,7 @@ from PIL import Image
 import aps_jax
 from aps_jax.pretrained import Model
 from aps_jax.sampler import SampleResult, StepInfo
-from experiments import benchmark
+from experiments.bench import command as benchmark
 from experiments.bench import plots, session
 from experiments.bench import rows as rows_of
 

@@ -6,10 +6,11 @@ import shutil
 import pytest
 
 from bench.conftest import read
-from experiments import benchmark, photos
+from experiments import photos
+from experiments.bench import command as benchmark
 from experiments.bench import parsing, session, study, tuning
 
-CONFIGS = sorted((photos.Path(benchmark.__file__).parent / "configs").glob("*.json"))
+CONFIGS = sorted((photos.Path(photos.__file__).parent / "configs").glob("*.json"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])

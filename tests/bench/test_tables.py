@@ -8,7 +8,7 @@ import pytest
 
 import aps_jax
 from bench.conftest import STUDY, read
-from experiments import benchmark
+from experiments.bench import command as benchmark
 from experiments.bench import parsing, plan, study, summary
 from experiments.bench.calibration import Calibration
 

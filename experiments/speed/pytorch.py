@@ -16,9 +16,10 @@ from aps_jax.cli.doctor import num_cpus
 from aps_jax.codec.magvit2 import CodecConfig, make_codec
 from aps_jax.pretrained import DTYPES, Model
 from aps_jax.types import Array, Params
-from experiments import speed_parts, timing
-from experiments.decoder_at_full_size import random_params
-from experiments.flops import count_flops
+from experiments.speed import parts as speed_parts
+from experiments.speed import timing
+from experiments.speed.decoder_at_full_size import random_params
+from experiments.speed.flops import count_flops
 
 #: A variant whose gradient takes so many times as long as ours is not timed as a whole: bfloat16 on
 #: a CPU without instructions for it takes minutes per run, and no one's best choice is lost.
@@ -36,7 +37,7 @@ def sampler_section(model: Model, arguments: Any) -> dict[str, Any]:
     """The whole sampler against PyTorch with the same weights, or why not."""
     if not is_installed():
         return _ABSENT
-    from experiments.torch_sampler import TorchSampler
+    from experiments.speed.torch_sampler import TorchSampler
 
     device = _device()
     y = speed_parts.images(arguments.batch_size, arguments.image_size)

@@ -25,15 +25,16 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-import tyro
 
 import aps_jax
 from aps_jax.cli.doctor import num_cpus
-from aps_jax.cli.errors import guarded
 from aps_jax.codec.magvit2 import CodecConfig
 from aps_jax.io.files import write_atomically, write_json
 from aps_jax.types import Params
-from experiments import speed_parts, speed_torch, timing
+from experiments.command import command
+from experiments.speed import parts as speed_parts
+from experiments.speed import pytorch as speed_torch
+from experiments.speed import timing
 
 SECTIONS = ("loop", "levers", "parts", "cores", "torch", "decoder", "start", "growth")
 
@@ -319,6 +320,7 @@ def _lines(value: Any, name: str) -> list[str]:
     return own
 
 
+@command("speed", memory_cure="lower --batch-size or --image-size")
 def main(arguments: Arguments) -> None:
     """Measures and prints the table; both files hold every section that is done."""
     # Else JAX takes most of a GPU's memory at once, and PyTorch and new processes find none.
@@ -332,8 +334,3 @@ def main(arguments: Arguments) -> None:
             write_json(file, result)
             write_atomically(arguments.out / "speed.md", (text + "\n").encode())
     print(text)
-
-
-if __name__ == "__main__":
-    cure = "lower --batch-size or --image-size"
-    sys.exit(guarded(lambda: main(tyro.cli(Arguments)), "speed", memory_cure=cure))

@@ -30,8 +30,8 @@ from aps_jax.sampling import objective
 from aps_jax.sampling.target import Target, measurement_target
 from aps_jax.scores.lpips import MIN_SIDE, PerceptualUnavailable, load_lpips
 from aps_jax.types import Array, Params, image_keys
-from experiments import timing
-from experiments.flops import count_flops
+from experiments.speed import timing
+from experiments.speed.flops import count_flops
 
 
 def images(batch: int, side: int) -> Array:

@@ -1,0 +1,308 @@
+"""How far every sampler is from a posterior that can be enumerated, against compute.
+
+    python -m experiments.exactness [--out experiments/results/exactness]
+
+Priors are perfect tables (`experiments.toy_priors`), so all error is the sampler's. For each of a
+few measurements many samples are drawn; their frequencies are compared with the exact posterior by
+total variation and KL(samples || posterior). `floor` is what as many perfect samples would score.
+A run may be killed; the same command goes on. Options are as in `METHODS`, not tuned.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.progress import track
+
+import aps_jax
+from aps_jax.io import rows as rows_of
+from aps_jax.io.files import write_atomically
+from aps_jax.io.names import choose
+from aps_jax.presets import config_class
+from aps_jax.samplers import sample
+from aps_jax.samplers.budget import with_budget
+from experiments.bench.plots import figure, save_figure
+from experiments.bench.study import described, digest
+from experiments.command import command
+from experiments.studies import toy_priors
+from experiments.studies.toy_priors import Toy
+
+#: Toy and whether absolute values are measured, by name.
+CASES = {
+    "4 codes, 3 tokens, linear": ("4x3", False),
+    "4 codes, 3 tokens, amplitudes": ("4x3", True),
+    "8 codes, 2 tokens, linear": ("8x2", False),
+    "2x9 photo patches, linear": ("patches", False),
+    "2x9 photo patches, amplitudes": ("patches", True),
+}
+BUDGETS = (4, 16, 64)
+#: What a row must have.
+NEEDED = (
+    "case", "method", "budget", "config", "fingerprint", "version", "total_variation", "kl",
+    "floor", "kl_floor",
+)  # fmt: skip
+#: One token at a time in random order, which is exact for a perfect prior.
+_IN_ORDER = {"reveal": "random", "schedule": "linear", "num_steps": "L"}
+#: The forms of APS that have a likelihood and a prior term.
+_APS = {
+    "num_steps": "L", "measurement_term": "gaussian", "prior_weight": 1.0, "draw": "categorical",
+}  # fmt: skip
+#: Sampler and options by name; "L" stands for the number of tokens. None is a record: this version
+#: no longer has its options, and its rows are only shown.
+METHODS: dict[str, tuple[str, dict[str, Any]] | None] = {
+    "prior": ("maskgit", _IN_ORDER),
+    "aps, published objective": ("aps", {"num_steps": "L"}),
+    "aps": ("aps", _APS),
+    "aps, KL prior term": None,
+    "aps, ELBO weights": ("aps", _APS | {"prior_weighting": "elbo"}),
+    "aps, standard remasking": ("aps", _APS | {"remasking": "standard"}),
+    "aps, random remasking": ("aps", _APS | {"remasking": "random"}),
+    "aps, warm start": ("aps", _APS | {"warm_start": True}),
+    "aps, ReMDM rescale 0.5": None,
+    "best_of_n": ("best_of_n", _IN_ORDER),
+    "straight_through": ("straight_through", {}),
+    "svdd_pm": ("svdd_pm", _IN_ORDER | {"selection": "sample", "selection_temperature": 1.0}),
+    "g2d2": (
+        "g2d2",
+        {"measurement_term": "gaussian", "kl_exact": True, "kl_weight": 1.0, "kl_span": 0.0,
+         "learning_rate": 0.5, "learning_rate_span": 0.0, "top_p": 1.0, "num_steps": "L"},
+    ),
+    "sgdd": (
+        "sgdd",
+        {"method": "gibbs", "num_denoise_steps": "L", "first_noise": 0.9, "last_noise": 0.1},
+    ),
+    "smc": (
+        "smc",
+        _IN_ORDER | {"weights": "absolute", "num_fills": 1, "ess_threshold": 1.0},
+    ),
+    "entrgi": ("entrgi", {"num_steps": "L", "num_trajectories": 1}),
+    "redge": ("redge", {"num_steps": "L"}),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Command line.
+
+    Attributes:
+      out: folder of the rows, the table and the plot.
+      num_measurements: measurements per case.
+      num_draws: samples per measurement.
+      sigma: noise standard deviation.
+      seed: of the truths, the noise and the samples.
+      toys: only the cases of these toys, to run in pieces.
+      table: only rewrite table and plot from existing rows.
+      smoke: a tiny run of one case that proves that everything works.
+    """
+
+    out: Path = Path("experiments/results/exactness")
+    num_measurements: int = 3
+    num_draws: int = 1000
+    sigma: float = 0.5
+    seed: int = 0
+    toys: tuple[str, ...] = ("4x3", "8x2", "patches")
+    table: bool = False
+    smoke: bool = False
+
+
+def config_of(method: str, length: int, budget: int | None, sigma: float) -> Any:
+    """Configuration of a method, or None if the budget is too small for it."""
+    sampler, options = METHODS[method]
+    options = {name: length if value == "L" else value for name, value in options.items()}
+    config = config_class(sampler)(sigma=sigma, **options)
+    if budget is None or config.KNOB is None:
+        return config
+    try:
+        return with_budget(config, budget, fixed=options)
+    except ValueError:
+        return None
+
+
+def fingerprint(config: dict[str, Any], arguments: Arguments) -> str:
+    """Names what decides a row: a configuration as `described`, and the run."""
+    facts = [arguments.num_measurements, arguments.num_draws, arguments.sigma, arguments.seed]
+    return digest([config, facts])
+
+
+def mark(method: str, length: int, budget: int | None, arguments: Arguments) -> dict[str, Any]:
+    """What a row says of how it was made: `config` and `fingerprint`."""
+    config = config_of(method, length, budget, arguments.sigma)
+    said = described(METHODS[method][0], config)
+    return {"config": said, "fingerprint": fingerprint(said, arguments)}
+
+
+def is_own(row: dict[str, Any], arguments: Arguments) -> bool:
+    """Whether a row is one that this run would write, or a record that it would once have been."""
+    if row["method"] not in METHODS:
+        return False
+    said = row["config"]
+    if METHODS[row["method"]] is not None:
+        length = toy_priors.length_of(CASES[row["case"]][0])
+        said = mark(row["method"], length, row["budget"], arguments)["config"]
+    expected = (fingerprint(said, arguments), aps_jax.__version__)
+    return (row["fingerprint"], row["version"]) == expected
+
+
+def measurements(toy: Toy, arguments: Arguments) -> np.ndarray:
+    """Noisy measurements [n, m] of truths drawn from the prior."""
+    rng = np.random.default_rng(arguments.seed)
+    truths = rng.choice(len(toy.joint), p=toy.joint, size=arguments.num_measurements)
+    clean = toy.predicted[truths]
+    return clean + arguments.sigma * rng.normal(size=clean.shape)
+
+
+def distances(toy: Toy, y: np.ndarray, tokens: np.ndarray, sigma: float) -> dict[str, float]:
+    """Means over measurements of the distances between samples and exact posteriors.
+
+    Args:
+      toy: the problem.
+      y: measurements [n, m].
+      tokens: samples [n * draws, L], in the order of the measurements.
+      sigma: noise standard deviation.
+    """
+    num_codes, rng = toy.params.codec.num_codes, np.random.default_rng(0)
+    found = {"total_variation": [], "kl": [], "floor": [], "kl_floor": []}
+    for row, drawn in zip(y, np.split(tokens, len(y)), strict=True):
+        exact = toy_priors.exact_posterior(toy.joint, toy.predicted, row, sigma)
+        shares = toy_priors.frequencies(drawn, num_codes)
+        perfect = rng.multinomial(len(drawn), exact, size=20) / len(drawn)
+        found["total_variation"].append(toy_priors.total_variation(shares, exact))
+        found["kl"].append(toy_priors.kl_divergence(shares, exact))
+        found["floor"] += [toy_priors.total_variation(shares, exact) for shares in perfect]
+        found["kl_floor"] += [toy_priors.kl_divergence(shares, exact) for shares in perfect]
+    return {name: round(float(np.mean(values)), 5) for name, values in found.items()}
+
+
+def jobs(arguments: Arguments) -> list[tuple[str, str, int | None]]:
+    """Case, method and budget of every row; those of one compilation follow each other."""
+    for kind in arguments.toys:
+        choose("toy", kind, {toy: None for toy, _ in CASES.values()})
+    cases = dict(list(CASES.items())[:1]) if arguments.smoke else CASES
+    budgets = BUDGETS[:1] if arguments.smoke else BUDGETS
+    found = []
+    for kind in arguments.toys:
+        for method, options in METHODS.items():
+            if options is None:
+                continue
+            for budget in budgets if config_class(options[0]).KNOB else (None,):
+                if config_of(method, toy_priors.length_of(kind), budget, arguments.sigma) is None:
+                    continue
+                found += [(case, method, budget) for case in cases if cases[case][0] == kind]
+    return found
+
+
+def run(arguments: Arguments) -> None:
+    """Computes the missing rows."""
+    with rows_of.alone(arguments.out / "rows.jsonl"):
+        _run(arguments)
+
+
+def _run(arguments: Arguments) -> None:
+    log = arguments.out / "rows.jsonl"
+    rows = rows_of.read(log, NEEDED)
+    if not all(is_own(row, arguments) for row in rows):
+        raise ValueError(
+            f"{log} holds rows of other settings or another version; choose another --out"
+        )
+    done = {(row["case"], row["method"], row["budget"]) for row in rows}
+    missing = [job for job in jobs(arguments) if job not in done]
+    toys: dict[str, Toy] = {}
+    draw = jax.jit(sample, static_argnames="config")
+    for case, method, budget in track(missing, "samplers", disable=not sys.stderr.isatty()):
+        if case not in toys:
+            name, is_amplitude = CASES[case]
+            toys[case] = toy_priors.make_toy(name, is_amplitude=is_amplitude)
+        toy = toys[case]
+        config = config_of(method, toy.length, budget, arguments.sigma)
+        y = measurements(toy, arguments)
+        batch = jnp.asarray(np.repeat(y, arguments.num_draws, axis=0), jnp.float32)
+        began = time.perf_counter()
+        result = draw(toy.params, batch, jax.random.key(arguments.seed), config=config)
+        tokens = np.asarray(result.tokens)
+        seconds = time.perf_counter() - began
+        row: dict[str, Any] = {"case": case, "method": method, "budget": budget}
+        row["version"] = aps_jax.__version__
+        row |= mark(method, toy.length, budget, arguments)
+        row |= {f"{name}_evaluations": n for name, n in config.evaluations()._asdict().items()}
+        row |= distances(toy, y, tokens, arguments.sigma)
+        rows_of.append(log, [row | {"seconds": round(seconds, 2)}])
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: total variation (KL in nats) by case, method and budget."""
+    done = {(row["case"], row["method"], row["budget"]) for row in rows}
+    missing = [job for job in jobs(Arguments()) if job not in done]
+    lines = [f"Incomplete: {len(missing)} results are still missing.", ""] if missing else []
+    for case in CASES:
+        chosen = [row for row in rows if row["case"] == case]
+        if not chosen:
+            continue
+        columns = ["sampler", *(f"{budget} decodes" for budget in BUDGETS)]
+        lines += [f"### {case}", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+        for method in METHODS:
+            own = {row["budget"]: row for row in chosen if row["method"] == method}
+            if None in own:
+                own = dict.fromkeys(BUDGETS, own[None])
+            cells = [
+                f"{own[b]['total_variation']:.3f} ({own[b]['kl']:.2f})" if b in own else "–"
+                for b in BUDGETS
+            ]
+            lines.append("| " + " | ".join([method, *cells]) + " |")
+        floor = f"{chosen[0]['floor']:.3f} ({chosen[0]['kl_floor']:.2f})"
+        lines += ["| " + " | ".join(["perfect samples", *[floor] * len(BUDGETS)]) + " |", ""]
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Total variation against decoder evaluations, one panel per case."""
+    cases = [case for case in CASES if any(row["case"] == case for row in rows)]
+    picture, axes = figure(1, len(cases), (3.6, 4.2))
+    for axis, case in zip(axes[0], cases, strict=True):
+        chosen = [row for row in rows if row["case"] == case]
+        for index, method in enumerate(METHODS):
+            own = [row for row in chosen if row["method"] == method]
+            points = sorted((row["budget"], row["total_variation"]) for row in own if row["budget"])
+            style = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "-."}
+            if points:
+                axis.plot(*zip(*points, strict=True), marker="o", label=method, **style)
+            elif own:
+                axis.axhline(own[0]["total_variation"], label=method, **style)
+        axis.axhline(chosen[0]["floor"], color="black", linestyle=":", label="perfect samples")
+        axis.set_xscale("log", base=2)
+        axis.set_ylim(0, 1)
+        axis.set_title(case, fontsize=9)
+        axis.set_xlabel("decoder evaluations")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("total variation to the exact posterior")
+    lines = {line.get_label(): line for axis in axes[0] for line in axis.get_lines()}
+    axes[0][-1].legend(
+        lines.values(), lines.keys(), fontsize=7, loc="upper left", bbox_to_anchor=(1, 1)
+    )
+    save_figure(picture, path)
+
+
+@command(
+    "exactness",
+    after_interrupt="finished rows are kept, run the same command to go on",
+    memory_cure="lower --num-draws",
+)
+def main(arguments: Arguments) -> None:
+    """Computes what is missing, then writes table and plot."""
+    if arguments.smoke:
+        arguments = dataclasses.replace(arguments, num_measurements=1, num_draws=20)
+    if not arguments.table:
+        run(arguments)
+    rows = rows_of.read(arguments.out / "rows.jsonl", NEEDED)
+    if not rows:
+        raise ValueError(f"{arguments.out} has no rows; leave out --table")
+    text = table(rows)
+    write_atomically(arguments.out / "table.md", (text + "\n").encode())
+    plot(rows, arguments.out / "total_variation.png")
+    print(text)

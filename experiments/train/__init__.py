@@ -1,0 +1,1 @@
+"""What trained models are worth: scores of the prior, yardsticks of the codec, windows."""

@@ -1,0 +1,172 @@
+"""Compares a codec with JPEG and with vector-quantised patches of the same rate, on whole photos.
+
+    python -m experiments.codec_yardsticks --data PHOTOS --eval-data HELD_OUT \
+        --out experiments/results/photo64/codec_yardsticks.json
+
+The rate is that of the tokens as they are, without entropy coding: 0.8125 bit per pixel for
+13 bits per 4x4 pixels. JPEG gets the highest quality whose file is no larger (headers counted,
+optimised Huffman tables). The vector quantiser has as many codes as the codec, each a patch of
+stride x stride pixels, and is trained by k-means: what a codebook gains without any network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+from rich.progress import track
+
+import aps_jax
+from aps_jax import metrics
+from aps_jax.codec.magvit2 import decode_tokens, depth_to_space, encode_tokens, space_to_depth
+from aps_jax.images import from_uint8, to_uint8
+from aps_jax.io.checkpoint import read_card
+from aps_jax.io.files import write_json
+from aps_jax.pretrained import load_codec, model_folder
+from aps_jax.types import Array, Key
+from experiments import photos
+from experiments.command import command
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Command line.
+
+    Attributes:
+      data: folders of photos that the vector quantiser is trained on.
+      eval_data: folder of held-out photos.
+      out: JSON file to write.
+      model: name or folder of the model whose codec is measured.
+      short_side: short side that the held-out photos are reduced to, in pixels.
+      count: held-out photos.
+      num_patches: training patches of the vector quantiser.
+      num_iterations: k-means iterations.
+      seed: seed of the patches.
+    """
+
+    data: tuple[Path, ...]
+    eval_data: Path
+    out: Path
+    model: str = "photo64"
+    short_side: int = 256
+    count: int = 200
+    num_patches: int = 400_000
+    num_iterations: int = 12
+    seed: int = 0
+
+
+@jax.jit
+def nearest(patches: Array, centres: Array) -> Array:
+    """Index of the centre nearest to each patch, int32 [n]."""
+
+    def block(rows: Array) -> Array:
+        return jnp.argmax(2 * rows @ centres.T - jnp.sum(centres**2, axis=-1), axis=-1)
+
+    return jax.lax.map(block, patches, batch_size=4096).reshape(-1)
+
+
+def k_means(key: Key, patches: Array, num_codes: int, num_iterations: int) -> Array:
+    """Lloyd's algorithm from random patches; a centre that lost all patches restarts at one."""
+
+    @jax.jit
+    def update(patches, centres, chosen, key):
+        count = jnp.zeros(num_codes).at[chosen].add(1)
+        total = jnp.zeros_like(centres).at[chosen].add(patches)
+        fresh = patches[jax.random.randint(key, (num_codes,), 0, len(patches))]
+        mean = total / jnp.maximum(count, 1)[:, None]
+        return jnp.where(count[:, None] > 0, mean, fresh)
+
+    keys = jax.random.split(key, num_iterations + 1)
+    centres = patches[jax.random.permutation(keys[0], len(patches))[:num_codes]]
+    for index in track(range(num_iterations), "k-means"):
+        centres = update(patches, centres, nearest(patches, centres), keys[index + 1])
+    return centres
+
+
+def jpeg(pixels: np.ndarray, max_bits: float) -> tuple[np.ndarray, float]:
+    """The best JPEG of uint8 [H, W, 3] within `max_bits`, decoded, and its bits per pixel."""
+
+    def encode(quality: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, format="JPEG", quality=quality, optimize=True)
+        return buffer.getvalue()
+
+    low, high = 1, 95  # size grows with quality
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if 8 * len(encode(middle)) <= max_bits else (low, middle - 1)
+    data = encode(low)
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB")), 8 * len(data) / pixels[..., 0].size
+
+
+@command("codec_yardsticks", memory_cure="lower --num-patches")
+def main(arguments: Arguments) -> None:
+    """Measures and writes the yardsticks."""
+    folder = model_folder(arguments.model)
+    codec = load_codec(folder)
+    side, bits = codec.stride, codec.quantizer.num_features
+    perceptual = aps_jax.load_lpips()
+    rng = np.random.default_rng(arguments.seed)
+    pictures = photos.load_photos(arguments.data, min_side=64, max_short_side=256)
+    chosen = rng.permutation(len(pictures))
+    crops = [photos.random_crop(rng, pictures[index], 64) for index in chosen]
+    patches = space_to_depth(jnp.asarray(photos.to_float(crops)), side).reshape(-1, 3 * side**2)
+    patches = patches[rng.permutation(len(patches))[: arguments.num_patches]]
+    centres = k_means(
+        jax.random.key(arguments.seed), patches, codec.num_codes, arguments.num_iterations
+    )
+
+    @jax.jit
+    def restored(codec, centres, x):
+        patches = space_to_depth(x, side)
+        coded = centres[nearest(patches.reshape(-1, 3 * side**2), centres)]
+        vq = depth_to_space(coded.reshape(patches.shape), side)
+        tokens = encode_tokens(codec, x)
+        images = {"codec": decode_tokens(codec, tokens), "patch VQ": vq}
+        return images, jnp.bincount(tokens.reshape(-1), length=codec.num_codes)
+
+    @jax.jit
+    def score(a, b):
+        return metrics.psnr(a, b), metrics.ssim(a, b), perceptual(jnp.clip(a, -1, 1), b)
+
+    rows = {name: [] for name in ("codec", "JPEG", "patch VQ")}
+    rates, used = [], np.zeros(codec.num_codes, int)
+    paths = photos.spread(photos.list_images([arguments.eval_data]), arguments.count)
+    for path in track(paths, "photos"):
+        pixels = np.asarray(photos.load_rgb(path, arguments.short_side))
+        height, width = (8 * (n // 8) for n in pixels.shape[:2])
+        pixels = pixels[:height, :width]
+        x = jnp.asarray(from_uint8(pixels))[None]
+        candidates, counts = restored(codec, centres, x)
+        used += np.asarray(counts)
+        decoded, rate = jpeg(pixels, bits / side**2 * height * width)
+        rates.append(rate)
+        candidates["JPEG"] = jnp.asarray(from_uint8(decoded))[None]
+        for name, image in candidates.items():
+            image = jnp.asarray(from_uint8(to_uint8(np.asarray(image))))
+            rows[name].append([float(value[0]) for value in score(image, x)])
+
+    def summary(values: list[list[float]]) -> dict[str, float]:
+        table = np.asarray(values)
+        names = ("psnr", "ssim", "lpips")
+        facts = {name: round(float(table[:, i].mean()), 4) for i, name in enumerate(names)}
+        return facts | {f"{n}_std": round(float(table[:, i].std()), 4) for i, n in enumerate(names)}
+
+    result = {
+        "photos": len(paths),
+        "short_side": arguments.short_side,
+        "bits_per_pixel": bits / side**2,
+        "jpeg_bits_per_pixel": round(float(np.mean(rates)), 4),
+        "tokens": int(used.sum()),
+        "codes_used": round(float(np.mean(used > 0)), 4),
+        "codec_training": read_card(folder).get("codec_training"),
+    } | {name: summary(values) for name, values in rows.items()}
+    write_json(arguments.out, result)
+    print(json.dumps(result, indent=2))
