@@ -6,6 +6,8 @@ joint vocabulary; vocabulary offsets, prompts (`aps_jax.prior.prompts`) and padd
 
 from __future__ import annotations
 
+from typing import cast
+
 import jax.numpy as jnp
 
 from aps_jax.prior.attention import grid_positions
@@ -19,7 +21,8 @@ def grid_hidden(params: PyTree, tokens: Array, *, config: TransformerConfig) -> 
     batch, height, width = tokens.shape
     positions = grid_positions(height, width) if config.rope_axes == 2 else None
     ids = tokens.reshape(batch, height * width)
-    return Transformer(config).apply({"params": params}, ids, positions, method="hidden")
+    hidden = Transformer(config).apply({"params": params}, ids, positions, method="hidden")
+    return cast(Array, hidden)
 
 
 def _grid_logits(
@@ -28,7 +31,7 @@ def _grid_logits(
     hidden = grid_hidden(params, tokens, config=config)
     columns = (0, num_codes)
     logits = Transformer(config).apply({"params": params}, hidden, columns, method="logits")
-    return logits.reshape(*tokens.shape, num_codes)
+    return cast(Array, logits).reshape(*tokens.shape, num_codes)
 
 
 def make_prior(config: TransformerConfig, params: PyTree, *, window: int | None = None) -> Prior:
@@ -69,9 +72,10 @@ def _prompted_logits(
     mask = attention_mask(prompt, ids, jnp.shape(params[name])[-1], mask_padding=mask_padding)
     model = Transformer(config)
     weights = {"params": params["model"]}
-    hidden = model.apply(weights, ids, None, mask, method="hidden")
+    hidden = cast(Array, model.apply(weights, ids, None, mask, method="hidden"))
     hidden = hidden[:, first : first + height * width]
-    logits = model.apply(weights, hidden, (offset, offset + num_codes), method="logits")
+    columns = (offset, offset + num_codes)
+    logits = cast(Array, model.apply(weights, hidden, columns, method="logits"))
     if 0 <= prompt.mask_token_id - offset < num_codes:  # A text model: the mask is no text.
         logits = logits.at[:, :, prompt.mask_token_id - offset].set(-jnp.inf)
     return logits.reshape(*tokens.shape, num_codes)
