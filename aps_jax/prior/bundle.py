@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import cast
 
 import jax.numpy as jnp
+import numpy as np
 
 from aps_jax.prior.attention import grid_positions
 from aps_jax.prior.prompts import PromptConfig, attention_mask, sequence_ids
@@ -86,8 +87,8 @@ def make_prompted_prior(
     params: PyTree,
     *,
     prompt: PromptConfig,
-    prompt_ids: Array,
-    uncond_prompt_ids: Array | None = None,
+    prompt_ids: Array | np.ndarray,
+    uncond_prompt_ids: Array | np.ndarray | None = None,
     mask_padding: bool = True,
     window: int | None = None,
 ) -> Prior:
