@@ -29,6 +29,8 @@ MIN_SIDE = 8
 _RANGE_TOLERANCE = 1e-3
 _SPELLINGS = str.maketrans({"×": "x", "σ": "sigma", "–": "-", "—": "-", "−": "-", "±": "+-"})
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+#: What Pillow draws text with; the plain kind where it was built without FreeType.
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def from_uint8(pixels: Any) -> np.ndarray:
@@ -235,7 +237,7 @@ def _drawable(text: str) -> str:
     return text.encode("ascii", "replace").decode("ascii")
 
 
-def _fitted_font(lines: Sequence[str], width: int) -> ImageFont.FreeTypeFont:
+def _fitted_font(lines: Sequence[str], width: int) -> _Font:
     """Pillow's built-in font, as large as lets every line fit `width`, between 13 and 20."""
     for size in range(20, 13, -1):
         font = ImageFont.load_default(size)
@@ -244,7 +246,7 @@ def _fitted_font(lines: Sequence[str], width: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(13)
 
 
-def _shortened(line: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def _shortened(line: str, font: _Font, width: int) -> str:
     if font.getlength(line) <= width:
         return line
     while line and font.getlength(line + "...") > width:

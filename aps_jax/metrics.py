@@ -56,8 +56,8 @@ def _window_mean(x: Array) -> Array:
     weights = (weights / weights.sum()).astype(np.float32)
     height, width = x.shape[1] - SSIM_WINDOW + 1, x.shape[2] - SSIM_WINDOW + 1
     # Sums of shifted images, not a convolution: those run at reduced precision on some devices.
-    x = sum(float(w) * x[:, i : i + height] for i, w in enumerate(weights))
-    return sum(float(w) * x[:, :, i : i + width] for i, w in enumerate(weights))
+    x = jnp.asarray(sum(float(w) * x[:, i : i + height] for i, w in enumerate(weights)))
+    return jnp.asarray(sum(float(w) * x[:, :, i : i + width] for i, w in enumerate(weights)))
 
 
 def ssim(a: Array, b: Array, *, clip: bool = True) -> Array:

@@ -53,11 +53,12 @@ def make_config(
       ValueError: for an unknown name or an option out of range.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
+    options: dict[str, Any] = {}
     if sampler in VARIANTS:
         options = choose("preset", preset or "balanced", PRESETS) | VARIANTS[sampler]
         kind: type[Any] = APSConfig
     else:
-        kind, options = config_class(sampler), {}
+        kind = config_class(sampler)
         if preset is not None:
             raise ValueError(
                 f"presets are of aps and its variants, sampler {sampler!r} has none; leave the "
@@ -73,7 +74,8 @@ def make_config(
     options |= given
     if sampler in VARIANTS and "draw" not in given and options.get("num_samples", 1) > 1:
         # The presets' own draw is deterministic: all samples would be equal.
-        if not APSConfig(**options | {"num_samples": 1}).is_random:
+        single: dict[str, Any] = options | {"num_samples": 1}
+        if not APSConfig(**single).is_random:
             options["draw"] = "categorical"
     config = kind(**options)
     if budget is None:

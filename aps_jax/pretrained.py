@@ -187,7 +187,7 @@ def load_prior(
     if mesh is None:
         return prior
     shardings = sharding.prior_shardings(prior.params, mesh)
-    prior = prior.replace(params=jax.device_put(prior.params, shardings))
+    prior = dataclasses.replace(prior, params=jax.device_put(prior.params, shardings))
     return sharding.spread_prior(prior, mesh)
 
 
@@ -223,7 +223,7 @@ def _load(
     folder: Path,
     card: dict[str, Any],
     section: str,
-    kind: Callable[..., Any],
+    kind: type[Any],
     init: Callable[[Key, Any], PyTree],
     mesh: Mesh | None = None,
     dtype: str | None = None,

@@ -235,6 +235,7 @@ def make_aps(config: APSConfig) -> APS:
         return log_prior + starts.encoder_logits(target, state.estimate, config.encoder_start)
 
     def carried(target: Target, state: APSState, log_prior: Array) -> Array:
+        assert state.phi is not None  # It is carried where `warm_start` is on.
         if state.sensitivity is None:
             return state.phi
         share = state.sensitivity[..., None]

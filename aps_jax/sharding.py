@@ -17,6 +17,7 @@ own key and measurement only, so results do not depend on the mesh.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -51,7 +52,8 @@ def make_mesh(
     num_data: int | None = None,
     num_model: int = 1,
     *,
-    devices: Sequence[jax.Device] | None = None,
+    # A class, which JAX re-exports as a variable.
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
 ) -> Mesh:
     """A mesh of `num_data` x `num_model` devices.
 
@@ -157,12 +159,14 @@ def plan_params(params: Params, mesh: Mesh, *, rules: Rules = PRIOR_RULES) -> tu
 
     Takes arrays or their shapes; arguments and errors are those of `shard_params`.
     """
-    params = params.replace(
-        prior=spread_prior(params.prior, mesh), codec=spread_codec(params.codec, mesh)
+    params = dataclasses.replace(
+        params, prior=spread_prior(params.prior, mesh), codec=spread_codec(params.codec, mesh)
     )
-    where = jax.tree.map(lambda _: replicated(mesh), params.replace(prior=None))
+    where = jax.tree.map(lambda _: replicated(mesh), dataclasses.replace(params, prior=None))
     weights = prior_shardings(params.prior.params, mesh, rules=rules)
-    return params, where.replace(prior=params.prior.replace(params=weights))
+    return params, dataclasses.replace(
+        where, prior=dataclasses.replace(params.prior, params=weights)
+    )
 
 
 def spread_prior(prior: Prior, mesh: Mesh) -> Prior:
@@ -178,12 +182,12 @@ def spread_prior(prior: Prior, mesh: Mesh) -> Prior:
         if isinstance(config, TransformerConfig):
             require_whole_heads(config.num_heads, config.num_kv_heads, mesh)
         functions[name] = _on_mesh(_apply_together, apply, mesh)
-    return prior.replace(**functions)
+    return dataclasses.replace(prior, **functions)
 
 
 def spread_codec(codec: Codec, mesh: Mesh) -> Codec:
     """The same codec, whose decoder lays its rows out over the mesh."""
-    return codec.replace(decode=_on_mesh(_decode_apart, _plain(codec.decode), mesh))
+    return dataclasses.replace(codec, decode=_on_mesh(_decode_apart, _plain(codec.decode), mesh))
 
 
 def row_axes(rows: int, mesh: Mesh) -> tuple[str, ...]:
@@ -252,7 +256,7 @@ def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> Partit
             f"{name} of shape {shape} cannot be split over {size} devices; choose a num_model that "
             f"divides {shape[axis]}"
         )
-    spec = [None] * len(shape)
+    spec: list[str | None] = [None] * len(shape)
     spec[axis] = MODEL
     return PartitionSpec(*spec)
 

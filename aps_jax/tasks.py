@@ -50,25 +50,22 @@ def _as_whole(name: str, value: Any, *, low: int, high: int | None, odd: bool) -
     bounds = f">= {low}" if high is None else f"in [{low}, {high}]"
     required = f"{'an odd' if odd else 'a whole'} number {bounds}"
     is_whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if (
-        not is_whole
-        or value < low
-        or (high is not None and value > high)
-        or (odd and not value % 2)
-    ):
+    whole = int(value) if is_whole else low - 1
+    if whole < low or (high is not None and whole > high) or (odd and not whole % 2):
         raise ValueError(f"{name} must be {required}, got {value!r}")
-    return int(value)
+    return whole
 
 
 def _as_real(name: str, value: Any, *, bounds: str) -> float:
     """`value` as a float; ValueError unless it is a finite number within an interval "[a, b)"."""
     low, high = (float(end) for end in bounds[1:-1].split(","))
     is_real = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    above = is_real and (value > low or (value == low and bounds[0] == "["))
-    below = is_real and (value < high or (value == high and bounds[-1] == "]"))
+    real = float(value) if is_real else math.nan
+    above = real > low or (real == low and bounds[0] == "[")
+    below = real < high or (real == high and bounds[-1] == "]")
     if not (above and below):
         raise ValueError(f"{name} must be a number in {bounds}, got {value!r}")
-    return float(value)
+    return real
 
 
 def _as_word(name: str, value: Any, *, words: Sequence[str]) -> str:

@@ -67,7 +67,7 @@ def _image_shape(shape: Any) -> ImageShape:
     """(H, W) as ints, of itself or of images [B, H, W, C]."""
     sides = shape.shape[1:3] if getattr(shape, "ndim", None) == 4 else shape
     is_pair = isinstance(sides, tuple | list) and len(sides) == 2
-    if not is_pair or not all(isinstance(side, Integral) and side > 0 for side in sides):
+    if not is_pair or not all(isinstance(side, Integral) and int(side) > 0 for side in sides):
         raise ValueError(
             "the size of the images must be (height, width) in pixels, or images [B, H, W, C]; "
             f"got {getattr(shape, 'shape', shape)!r}"
@@ -140,7 +140,7 @@ class Operator:
             return self.draw(self, key, image_shape)
         if self.sample_params is None:
             return self
-        return self.replace(params=self.sample_params(key, image_shape))
+        return dataclasses.replace(self, params=self.sample_params(key, image_shape))
 
     def output_shape(self, x_shape: tuple[int, ...]) -> PyTree:
         """Shape of the measurement of images [B, H, W, C]; a tuple of shapes if stacked."""

@@ -57,7 +57,7 @@ class _Options:
 
 def main(
     family: Family,
-    description: str,
+    description: str | None,
     argv: Sequence[str] | None = None,
     *,
     prog: str | None = None,

@@ -18,7 +18,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from flax import traverse_util
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -143,7 +142,7 @@ def convert(
     abstract = jax.eval_shape(lambda key: built.init(key, built.config), jax.random.key(0))
     specs = {
         path: jax.ShapeDtypeStruct(leaf.shape, dtype)
-        for path, leaf in traverse_util.flatten_dict(abstract, sep="/").items()
+        for path, leaf in checkpoint.flat_arrays(abstract).items()
     }
     checked = family.checked(built.config)
     dropped = {name for name in opened.shapes if name.startswith(family.ignored)}

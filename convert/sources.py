@@ -148,9 +148,9 @@ def open_source(path: Path) -> Source:
             if index is not None and index.get(name) != file.name:
                 raise ConversionError(f"{file} has tensor {name!r}, unlike the index says")
             shapes[name] = array.shape
-    for name in index or ():
+    for name, holder in (index or {}).items():
         if name not in shapes:
-            raise ConversionError(f"{index[name]} lacks tensor {name!r}, which the index lists")
+            raise ConversionError(f"{holder} lacks tensor {name!r}, which the index lists")
     config = folder / "config.json"
     return Source(
         folder=folder,
@@ -222,7 +222,7 @@ def read_file(path: Path) -> Mapping[str, np.ndarray]:
 
 def _read_bin(path: Path) -> dict[str, np.ndarray]:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports] - an extra
     except ImportError:
         raise ConversionError(
             f"{path} is a PyTorch pickle and needs torch; pip install 'aps_jax[torch]', "
@@ -287,7 +287,7 @@ def unwrap(path: Path, loaded: Any, tensor_type: type) -> dict[str, Any]:
 
 
 def _to_numpy(path: Path, name: str, value: Any) -> np.ndarray:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports] - an extra
 
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
         raise ConversionError(f"{path}: {name!r} is a {type(value).__name__}, not a dense tensor")
@@ -315,5 +315,5 @@ def _stream(path: Path) -> Iterator[Tensor]:
             digest.update(length + file.read(int.from_bytes(length, "little")))
     for name, array in arrays.items():
         if path.suffix not in _PICKLES:
-            digest.update(array.reshape(-1).view(np.uint8))
+            digest.update(array.reshape(-1).view(np.uint8).data)
         yield Tensor(path.name, name, array, digest.hexdigest())

@@ -14,7 +14,7 @@ import mmap
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
@@ -45,12 +45,15 @@ class Slot(Protocol):
 
     def regions(self) -> Iterator[Region]:
         """Pieces that cover the slot and are written or read at once."""
+        ...
 
     def write(self, region: Region, values: np.ndarray) -> None:
         """Hands `values` over; they are stored after the next `Store.flush`."""
+        ...
 
     def read(self, region: Region) -> np.ndarray:
         """What is stored."""
+        ...
 
 
 class Store(Protocol):
@@ -58,9 +61,11 @@ class Store(Protocol):
 
     def slot(self, name: str, layer: int | None) -> Slot:
         """Array `name`, or its slice `layer`."""
+        ...
 
     def flush(self) -> None:
         """Waits until everything written is on disk."""
+        ...
 
 
 def open_store(kind: Format, path: Path, specs: Specs) -> Store:
@@ -157,9 +162,10 @@ class _SafetensorsStore:
 
 def _file_of(array: np.ndarray) -> mmap.mmap | None:
     """The memory map behind an array; None for one without elements."""
-    while isinstance(array, np.ndarray):
-        array = array.base
-    return array
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base
 
 
 def chunk_shape(

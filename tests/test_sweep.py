@@ -593,7 +593,7 @@ def test_a_cluster_is_asked_for_by_name(monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     nothing = {"seconds": 5, "fail": pytest.fail}
-    assert hosts.join(None, None, None, **nothing) == (0, 1) and not calls
+    assert hosts.join(None, None, None, **nothing) == hosts.Place(0, 1) and not calls
     with pytest.raises(ValueError, match="should be defined.; give --coordinator"):
         hosts.join(None, None, None, is_cluster=True, **nothing)
     assert calls == [(None, None, None)]

@@ -95,12 +95,12 @@ def _measured_mask(path: Path, mask: np.ndarray | None) -> np.ndarray:
     """Mask [H, W] of a measurement: `mask`, or the pixels of the file that are not transparent."""
     is_array = path.suffix.lower() == ".npy"
     opaque = None if is_array else opaque_pixels(path)
-    if mask is None and opaque is None:
-        raise ValueError(
-            f"{path} does not say which pixels are missing; give --mask FILE, or make missing "
-            f"pixels transparent ({SIDES})"
-        )
     if mask is None:
+        if opaque is None:
+            raise ValueError(
+                f"{path} does not say which pixels are missing; give --mask FILE, or make missing "
+                f"pixels transparent ({SIDES})"
+            )
         return opaque
     if opaque is not None and opaque.shape == mask.shape and (mask > opaque).any():
         raise ValueError(

@@ -20,7 +20,7 @@ from aps_jax.io import files
 from aps_jax.pretrained import Model
 from aps_jax.restore import Restored
 from aps_jax.scores import report
-from aps_jax.types import Perceptual
+from aps_jax.types import Array, Perceptual
 
 #: Files of a finished run; the last one says that it is finished.
 SINGLE_FILES = (
@@ -52,13 +52,12 @@ class Outputs:
         self.trivial = report.baseline(problem.y, problem.operator, problem.image_shape)
         self.scores: dict[str, dict[str, float | None]] = {}
         if problem.photo is not None:
-            self.scores = self._scores(model, distance)
+            self.scores = self._scores(problem.photo[0], model, distance)
         self.residual = report.data_residual(problem.operator, self.image, problem.y)
 
     def _scores(
-        self, model: Model, distance: Perceptual | None
+        self, photo: Array, model: Model, distance: Perceptual | None
     ) -> dict[str, dict[str, float | None]]:
-        photo = self.problem.photo[0]
         candidates = {"restored": self.image}
         if self.pasted is not None:
             candidates["restored_pasted"] = self.pasted
@@ -126,7 +125,8 @@ class Outputs:
         elif problem.operator.name in ("blur", "motion_blur"):
             images.save_array(folder / "kernel.npy", params)
 
-        panels = [("measurement", view, self._caption(self.trivial[0] if self.trivial else ""))]
+        trivial = self._caption(self.trivial[0] if self.trivial else "")
+        panels: list[tuple[str, Array | np.ndarray, str]] = [("measurement", view, trivial)]
         if problem.photo is not None:
             panels.insert(0, ("photo", problem.photo[0], ""))
         best = "restored" if self.pasted is None else "restored_pasted"

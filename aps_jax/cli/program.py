@@ -63,7 +63,10 @@ def _run(argv: list[str]) -> int:
     return doctor.diagnose(options.model)
 
 
-def _parse(argv: list[str]) -> Restore | Tasks | Samplers | Models | Doctor | None:
+# `Restore` is Any to the checker: the options of tasks become fields of it at run time.
+def _parse(
+    argv: list[str],
+) -> Restore | Tasks | Samplers | Models | Doctor | None:  # pyright: ignore[reportGeneralTypeIssues]
     """The options, or None if help was asked for and printed."""
     if not argv[0].startswith("-") and argv[0] not in _COMMANDS:
         names.choose("command", argv[0], _COMMANDS)

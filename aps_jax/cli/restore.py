@@ -171,6 +171,7 @@ def check_memory(config: Any, model: pretrained.Model) -> None:
         return
     if isinstance(config, APSConfig) and config.num_inner_steps:
         surely = 0.75 * _LOGIT_COPIES * _logit_bytes(config, model)
+        assert config.image_shape is not None  # Settled when the problem was posed.
         pixels = config.num_samples * math.prod(config.image_shape) * config.decode_scale**2
         # Elsewhere XLA fuses more, and says so itself when memory runs out; the system of a CPU
         # ends the process.

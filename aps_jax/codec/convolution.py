@@ -83,7 +83,10 @@ def _chosen(precision: Any) -> Any:
 
     A written-out gradient is traced after such a context has been left, so it must be told.
     """
-    return jax.config.jax_default_matmul_precision if precision is None else precision
+    if precision is not None:
+        return precision
+    # JAX adds its options to `config` at run time.
+    return jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def conv_general_dilated(
@@ -185,7 +188,7 @@ def upsampled_conv(
             sides = ((1 - row, row), (1 - column, column))
             columns.append(_unit_stride(lhs, kernel, sides, _chosen(precision)))
         rows.append(jnp.stack(columns, axis=3))
-    batch, height, width, _ = lhs.shape
+    batch, height, width = lhs.shape[:3]
     return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, rhs.shape[-1])
 
 

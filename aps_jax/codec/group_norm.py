@@ -78,4 +78,5 @@ class GroupNorm(nn.Module):
         """Maps [B, H, W, C] to the same shape, of `dtype`."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
-        return group_norm(x, scale, bias, self.num_groups, self.epsilon).astype(self.dtype)
+        normed = jnp.asarray(group_norm(x, scale, bias, self.num_groups, self.epsilon))
+        return normed.astype(self.dtype)

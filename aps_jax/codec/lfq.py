@@ -58,7 +58,8 @@ def _halves(logits: Array, largest: Array) -> tuple[Array, Array, Array]:
     num_bits = logits.shape[-1].bit_length() - 1
     high, low = num_bits // 2, num_bits - num_bits // 2
     weights = jnp.exp(logits - largest).reshape(*logits.shape[:-1], 2**high, 2**low)
-    return weights, *(tokens_to_codes(jnp.arange(2**bits), bits) for bits in (high, low))
+    high_codes, low_codes = (tokens_to_codes(jnp.arange(2**bits), bits) for bits in (high, low))
+    return weights, high_codes, low_codes
 
 
 def _mean_code_fwd(logits: Array) -> tuple[Array, tuple[Array, ...]]:

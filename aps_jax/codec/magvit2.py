@@ -8,6 +8,7 @@ parameter names follow that checkpoint with dots turned into slashes.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -68,7 +69,7 @@ class CodecConfig:
         return 2 ** (len(self.encoder_channels) - 1)
 
 
-def _conv(features: int, size: int, dtype: str, name: str, **settings) -> nn.Conv:
+def _conv(features: int, size: int, dtype: str, name: str, **settings: Any) -> nn.Conv:
     settings = {"conv_general_dilated": conv_general_dilated} | settings
     return nn.Conv(features, (size, size), dtype=dtype, name=name, **settings)
 
@@ -276,11 +277,11 @@ class Decoder(nn.Module):
 
 
 def _encode(params: PyTree, x: Array, *, config: CodecConfig) -> Array:
-    return Encoder(config).apply({"params": params["encoder"]}, x)
+    return cast(Array, Encoder(config).apply({"params": params["encoder"]}, x))
 
 
 def _decode(params: PyTree, codes: Array, *, config: CodecConfig) -> Array:
-    return Decoder(config).apply({"params": params["decoder"]}, codes)
+    return cast(Array, Decoder(config).apply({"params": params["decoder"]}, codes))
 
 
 def init_codec_params(key: Key, config: CodecConfig) -> PyTree:

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,14 @@ class FormatError(CheckpointError):
     """A model folder was written by a newer version of this package."""
 
 
+def flat_arrays(tree: PyTree) -> dict[str, Any]:
+    """The leaves of nested dicts by their paths, "a/b/c"."""
+    return dict(traverse_util.flatten_dict(tree, sep="/"))
+
+
 def save_params(path: Path, params: PyTree, dtype: str = "float32") -> None:
     """Saves a nested dict of arrays, floating ones cast to `dtype` ("float16" halves them)."""
-    flat = traverse_util.flatten_dict(jax.device_get(params), sep="/")
+    flat = flat_arrays(jax.device_get(params))
     tensors = {
         name: np.ascontiguousarray(
             value.astype(dtype) if np.issubdtype(value.dtype, np.floating) else value
@@ -102,9 +107,9 @@ def load_params(path: Path, abstract: PyTree, shardings: PyTree | None = None) -
       CheckpointError: if the file is missing or damaged, or its names or shapes differ; the message
         names the first offending tensor.
     """
-    expected = traverse_util.flatten_dict(abstract, sep="/")
+    expected = flat_arrays(abstract)
     if shardings is not None:
-        shardings = traverse_util.flatten_dict(shardings, sep="/")
+        shardings = flat_arrays(shardings)
     load = _load_orbax if path.is_dir() else _load_safetensors
     return traverse_util.unflatten_dict(load(path, expected, shardings), sep="/")
 
@@ -158,7 +163,7 @@ def _load_orbax(path: Path, expected: _Specs, shardings: _Shardings) -> dict[str
         return jax.make_array_from_callback(
             spec.shape,
             shardings[name],
-            lambda index: read(array, index).astype(spec.dtype, copy=False),
+            lambda index: read(array, index or ()).astype(spec.dtype, copy=False),
         )
 
     try:
@@ -221,7 +226,7 @@ def update_card(folder: Path, **sections: Any) -> None:
     write_atomically(path, (json.dumps(card | sections, indent=2) + "\n").encode())
 
 
-def parse_config(kind: Callable[..., Any], values: Any, path: Path) -> Any:
+def parse_config(kind: type[Any], values: Any, path: Path) -> Any:
     """Builds a config dataclass from a card's section; unknown or missing fields are errors."""
     if not isinstance(values, dict):
         raise CheckpointError(f"model card {path} lacks the configuration of {kind.__name__}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -47,9 +47,9 @@ def srgb_image(path: Path, picture: Picture) -> np.ndarray:
             "save it as 8- or 16-bit PNG, or as .npy in [-1, 1]"
         )
     if picture.profile is not None:
-        x = _through_profile(path, picture)
+        x = _through_profile(path, picture, picture.profile, picture.white)
     else:
-        x = _without_profile(path, picture)
+        x = _without_profile(path, picture, picture.white)
     if picture.alpha is not None:
         alpha = picture.alpha[..., None]
         x = x * alpha + (1 - alpha)
@@ -61,17 +61,17 @@ def _signed(values: np.ndarray, white: int) -> np.ndarray:
     return values.astype(np.float32) / np.float32(white / 2) - np.float32(1)
 
 
-def _through_profile(path: Path, picture: Picture) -> np.ndarray:
+def _through_profile(path: Path, picture: Picture, icc: bytes, white: int) -> np.ndarray:
     try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(picture.profile))
-        space = profile.profile.xcolor_space.strip()
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        space = cast(Any, profile.profile).xcolor_space.strip()  # A class of Pillow's C module.
         if space not in _SPACES[picture.stored.shape[-1]]:
             raise ValueError(f"it is for {space} and the file is not")
         if space != "CMYK" and _is_srgb(profile, space):
-            return _signed(picture.stored, picture.white)
+            return _signed(picture.stored, white)
         values = picture.stored
-        if picture.white != 255:  # LittleCMS through Pillow knows 8 bits only.
-            values = np.rint(values * (255 / picture.white)).astype(np.uint8)
+        if white != 255:  # LittleCMS through Pillow knows 8 bits only.
+            values = np.rint(values * (255 / white)).astype(np.uint8)
         if space == "RGB" and values.shape[-1] == 1:
             values = np.repeat(values, 3, axis=-1)
         return _signed(_converted(profile, values, space), 255)
@@ -101,11 +101,11 @@ def _is_srgb(profile: ImageCms.ImageCmsProfile, space: str) -> bool:
     return int(moved.max()) <= 1
 
 
-def _without_profile(path: Path, picture: Picture) -> np.ndarray:
+def _without_profile(path: Path, picture: Picture, white: int) -> np.ndarray:
     if picture.stored.shape[-1] == 4:
-        ink = np.float32(1) - picture.stored.astype(np.float32) / np.float32(picture.white)
+        ink = np.float32(1) - picture.stored.astype(np.float32) / np.float32(white)
         return 2 * ink[..., :3] * ink[..., 3:] - 1
-    x = _signed(picture.stored, picture.white)
+    x = _signed(picture.stored, white)
     if picture.format != "PNG":
         return x
     tag = _cicp(path)

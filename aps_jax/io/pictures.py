@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from aps_jax.io.arrays import check_size
 
@@ -66,8 +68,9 @@ def read_picture(path: Path, max_pixels: int) -> Picture:
       ValueError: if it is not a whole picture, or not one that Pillow reads as the file says.
     """
     with _opened(path, max_pixels) as image:
-        info, name, raw = dict(image.info), image.format, _raw_mode(image)
-        if name == "TIFF":
+        info = {key: value for key, value in image.info.items() if isinstance(key, str)}
+        name, raw = image.format or "", _raw_mode(image)
+        if isinstance(image, TiffImageFile):
             _check_tiff(path, image, raw)
         elif name == "AVIF":
             _check_avif(path, image)
@@ -82,17 +85,18 @@ def read_picture(path: Path, max_pixels: int) -> Picture:
             white = 65535
         else:
             white = _white(name, image.mode, raw)
-            is_negative = name == "TIFF" and image.tag_v2.get(262, 0) == 0 and raw in _SIXTEEN_BIT
+            is_tiff = isinstance(image, TiffImageFile)
+            is_negative = is_tiff and image.tag_v2.get(262, 0) == 0 and raw in _SIXTEEN_BIT
             stored, alpha, indices = _numbers(path, name, _decoded(path, image), white)
             if is_negative:  # Pillow turns those of 1 to 8 bits around itself.
                 stored = white - stored
     transparent = info.get("transparency")
-    if name == "PNG" and transparent is not None and indices is None:
+    if name == "PNG" and transparent is not None and indices is None and white is not None:
         alpha = _all_but(stored, transparent, white)
     return Picture(stored, white, alpha, indices, name, _profile(path, info), info)
 
 
-def _opened(path: Path, max_pixels: int) -> Image.Image:
+def _opened(path: Path, max_pixels: int) -> ImageFile:
     try:
         with warnings.catch_warnings():
             # Pillow warns about large files, which `check_size` refuses, and about odd metadata.
@@ -114,13 +118,15 @@ def _opened(path: Path, max_pixels: int) -> Image.Image:
     return image
 
 
-def _decoded(path: Path, image: Image.Image, raw: str | None = None) -> Image.Image:
+def _decoded(path: Path, image: ImageFile, raw: str | None = None) -> Image.Image:
     """The pixels, their bytes read as Pillow's raw mode `raw` instead of the file's."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if raw is not None:
-                image.tile = [_retagged(tile, raw) for tile in image.tile]
+                # Pillow's own tuples, which older versions have no class for.
+                tiles: Any = [_retagged(tile, raw) for tile in image.tile]
+                image.tile = tiles
             image.load()
             return ImageOps.exif_transpose(image)
     except Exception as error:  # As above: which one depends on the format and the damage.
@@ -133,7 +139,7 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
 
 
-def _raw_mode(image: Image.Image) -> str:
+def _raw_mode(image: ImageFile) -> str:
     """Pillow's name of how the file's bytes become numbers; "" if it says nothing."""
     if not getattr(image, "tile", None):
         return ""
@@ -147,7 +153,7 @@ def _retagged(tile: tuple, raw: str) -> tuple:
     return getattr(type(tile), "_make", tuple)((*tile[:3], arguments))
 
 
-def _check_tiff(path: Path, image: Image.Image, raw: str) -> None:
+def _check_tiff(path: Path, image: TiffImageFile, raw: str) -> None:
     """Refuses what Pillow decodes into other numbers than the file holds."""
     tags = image.tag_v2
     formats, bits = set(tags.get(339, (_UNSIGNED,))), set(tags.get(258, (1,)))
@@ -184,7 +190,7 @@ def _check_avif(path: Path, image: Image.Image) -> None:
 
 
 def _deep_colours(
-    path: Path, image: Image.Image, base: str, order: str, max_pixels: int
+    path: Path, image: ImageFile, base: str, order: str, max_pixels: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Colours of 16 bits, of which Pillow decodes the high bytes: the low ones in a second pass."""
     straight = "RGBA" if base == "RGBa" else base  # Colours times alpha are divided in full depth.
@@ -193,7 +199,7 @@ def _deep_colours(
         low = _decoded(path, again, f"{straight};16{_SWAPPED[order]}")
     values = 256 * np.asarray(high, np.uint16) + np.asarray(low, np.uint16)
     stored, alpha = _split_alpha(values, 65535) if "A" in straight else (values, None)
-    if base == "RGBa":
+    if base == "RGBa" and alpha is not None:
         whole = np.maximum(alpha, 1 / 65535)[..., None]
         stored = np.minimum(np.rint(stored / whole), 65535).astype(np.uint16)
     return stored, alpha

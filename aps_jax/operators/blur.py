@@ -5,11 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from aps_jax.operators._correlation import correlate_axis, correlate_reflected, pad_axis
 from aps_jax.operators.motion import motion_kernel
 from aps_jax.tasks import declared
-from aps_jax.types import Array, ImageShape, Key, Operator, bind
+from aps_jax.types import Array, ImageShape, Key, Operator, bind, same_shape
 
 #: Image side for which the published blurs are meant.
 _PAPER_SIDE = 256
@@ -42,7 +43,7 @@ def gaussian_blur(*, kernel_size: int | None, std: float | None) -> Operator:
 
 def _gaussian_blur(params: None, x: Array, *, kernel_size: int | None, std: float | None) -> Array:
     del params
-    default_size, default_std = blur_sizes(x.shape[1:3])
+    default_size, default_std = blur_sizes(same_shape(x.shape))
     std = default_std if std is None else std
     if kernel_size is None:
         kernel_size = max(default_size, 2 * int(4 * std + 0.5) + 1)
@@ -103,7 +104,7 @@ def motion_blur(*, kernel_size: int | None, intensity: float) -> Operator:
 def _sample_motion(
     key: Key, image_shape: ImageShape, *, kernel_size: int | None, intensity: float
 ) -> Array:
-    if isinstance(key, jax.core.Tracer):
+    if isinstance(key, Tracer):
         raise ValueError(
             "motion_blur draws its kernel on the host; call init outside of jit and vmap"
         )

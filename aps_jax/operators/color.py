@@ -25,7 +25,8 @@ def colorization() -> Operator:
 def _luma(params: None, x: Array) -> Array:
     del params
     channels("colorization", x, 3)
-    return sum(weight * x[..., i : i + 1] for i, weight in enumerate(LUMA))
+    red, green, blue = (weight * x[..., i : i + 1] for i, weight in enumerate(LUMA))
+    return red + green + blue
 
 
 @declared

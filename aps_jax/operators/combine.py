@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ def _require_operators(name: str, members: Sequence[Any]) -> None:
 
 def _skeleton(operator: Operator) -> Operator:
     """The operator without its arrays: hashable, so it can be a static setting."""
-    return operator.replace(params=None)
+    return dataclasses.replace(operator, params=None)
 
 
 def _draw_with(draw: Any, members: Sequence[Operator]) -> Any:
@@ -88,17 +89,17 @@ def _draw_with(draw: Any, members: Sequence[Operator]) -> Any:
 
 def _restore(operator: Operator, members: Sequence[Operator]) -> list[Operator]:
     pairs = zip(members, operator.params, strict=True)
-    return [member.replace(params=params) for member, params in pairs]
+    return [dataclasses.replace(member, params=params) for member, params in pairs]
 
 
 def _apply_composed(params: PyTree, x: Array, *, outer: Operator, inner: Operator) -> PyTree:
-    middle = inner.replace(params=params[1])(x)
+    middle = dataclasses.replace(inner, params=params[1])(x)
     if not isinstance(middle, jax.Array) or middle.ndim != 4:
         raise ValueError(
             f"compose: {outer.name!r} needs images [B, H, W, C], but {inner.name!r} gives "
             f"{jax.tree.map(jnp.shape, middle)}"
         )
-    return outer.replace(params=params[0])(middle)
+    return dataclasses.replace(outer, params=params[0])(middle)
 
 
 def _composed_shape(y_shape: Any, *, outer: Any, inner: Any) -> ImageShape:
@@ -121,7 +122,7 @@ def _draw_composed(
 
 def _apply_stack(params: PyTree, x: Array, *, members: tuple[Operator, ...]) -> PyTree:
     pairs = zip(members, params, strict=True)
-    return tuple(member.replace(params=own)(x) for member, own in pairs)
+    return tuple(dataclasses.replace(member, params=own)(x) for member, own in pairs)
 
 
 def _stacked_shape(y_shape: Any, *, members: tuple[Any, ...]) -> ImageShape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
@@ -55,7 +56,9 @@ def compressed_sensing(
 
 
 def _draw(operator: Operator, key: Key, image_shape: ImageShape) -> Operator:
-    return operator.replace(
+    assert operator.sample_params is not None  # Of `compressed_sensing`.
+    return dataclasses.replace(
+        operator,
         params=operator.sample_params(key, image_shape),
         image_shape=bind(_stored_shape, shape=image_shape),
     )

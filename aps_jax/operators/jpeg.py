@@ -84,5 +84,5 @@ def _compress(x: Array, quality: int) -> Array:
 
 
 def _contract(equation: str, a: Array, matrix: np.ndarray) -> Array:
-    matrix = jnp.asarray(matrix, "float32")
-    return jnp.einsum(equation, a, matrix, precision=jax.lax.Precision.HIGHEST)
+    weights = jnp.asarray(matrix, "float32")
+    return jnp.einsum(equation, a, weights, precision=jax.lax.Precision.HIGHEST)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -165,7 +166,7 @@ def _blur(params: PyTree, x: Array, *, config: KernelWizardConfig) -> Array:
         if missing:
             u = pad_axis(u, missing // 2, missing - missing // 2, axis=axis, mode="reflect")
     code = jnp.asarray(blur_code(u.shape[1], u.shape[2], config.kernel_dim))
-    blurred = KernelWizard(config).apply({"params": params}, u, code)
+    blurred = cast(Array, KernelWizard(config).apply({"params": params}, u, code))
     top, left = -height % STRIDE // 2, -width % STRIDE // 2
     blurred = blurred[:, top : top + height, left : left + width]
     return jnp.clip(2.0 * blurred - 1.0, -1.0, 1.0)

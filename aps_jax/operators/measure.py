@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from aps_jax.types import Array, Key, Operator, PyTree, image_keys
 
@@ -39,7 +40,7 @@ def measure(
             f"x must be floating-point images [B, H, W, C] in [-1, 1], got shape {x.shape} of "
             f"{x.dtype}"
         )
-    if not isinstance(sigma, jax.core.Tracer):
+    if not isinstance(sigma, Tracer):
         if jnp.ndim(sigma) != 0 or not (math.isfinite(sigma) and sigma >= 0):
             raise ValueError(f"sigma must be one finite number >= 0, got {sigma!r}")
     keys = image_keys(key, x.shape[0])

@@ -6,7 +6,10 @@ joint vocabulary; vocabulary offsets, prompts (`aps_jax.prior.prompts`) and padd
 
 from __future__ import annotations
 
+from typing import cast
+
 import jax.numpy as jnp
+import numpy as np
 
 from aps_jax.prior.attention import grid_positions, sequence_positions
 from aps_jax.prior.prompts import PromptConfig, attention_mask, sequence_ids
@@ -20,7 +23,8 @@ def grid_hidden(params: PyTree, tokens: Array, *, config: TransformerConfig) -> 
     _check_grid(config, height, width)
     positions = grid_positions(height, width) if config.rope_axes == 2 else None
     ids = tokens.reshape(batch, height * width)
-    return Transformer(config).apply({"params": params}, ids, positions, method="hidden")
+    hidden = Transformer(config).apply({"params": params}, ids, positions, method="hidden")
+    return cast(Array, hidden)
 
 
 def prompted_hidden(
@@ -45,7 +49,7 @@ def prompted_hidden(
     if config.rope_axes == 2:
         positions = sequence_positions(first, height, width, ids.shape[1] - end)
     hidden = Transformer(config).apply({"params": params}, ids, positions, mask, method="hidden")
-    return hidden[:, first:end]
+    return cast(Array, hidden)[:, first:end]
 
 
 def _check_grid(config: TransformerConfig, height: int, width: int) -> None:
@@ -65,7 +69,7 @@ def _grid_logits(
     hidden = grid_hidden(params, tokens, config=config)
     columns = (0, num_codes)
     logits = Transformer(config).apply({"params": params}, hidden, columns, method="logits")
-    return logits.reshape(*tokens.shape, num_codes)
+    return cast(Array, logits).reshape(*tokens.shape, num_codes)
 
 
 def make_prior(config: TransformerConfig, params: PyTree, *, window: int | None = None) -> Prior:
@@ -110,7 +114,7 @@ def _prompted_logits(
         mask_padding=mask_padding,
     )
     columns, weights = (offset, offset + num_codes), {"params": params["model"]}
-    logits = Transformer(config).apply(weights, hidden, columns, method="logits")
+    logits = cast(Array, Transformer(config).apply(weights, hidden, columns, method="logits"))
     if 0 <= prompt.mask_token_id - offset < num_codes:  # A text model: the mask is no text.
         logits = logits.at[:, :, prompt.mask_token_id - offset].set(-jnp.inf)
     return logits.reshape(*tokens.shape, num_codes)
@@ -121,8 +125,8 @@ def make_prompted_prior(
     params: PyTree,
     *,
     prompt: PromptConfig,
-    prompt_ids: Array,
-    uncond_prompt_ids: Array | None = None,
+    prompt_ids: Array | np.ndarray,
+    uncond_prompt_ids: Array | np.ndarray | None = None,
     mask_padding: bool = True,
     window: int | None = None,
 ) -> Prior:

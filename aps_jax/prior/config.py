@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class TransformerConfig:
     shift_logits: bool = False
     code_bits: int | None = None
     code_rank: int = 0
-    attention: str = "einsum"
+    attention: Literal["einsum", "xla", "cudnn"] = "einsum"
     remat: bool = False
     unroll: int = 1
     dtype: str = "float32"

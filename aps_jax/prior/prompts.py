@@ -121,10 +121,10 @@ def frame_understanding(prompt: PromptConfig, tokens: Array, text_ids: TextIds) 
     """
     if not prompt.understanding_prefix:
         raise ValueError("this model does not take images as questions")
-    tokens = np.asarray(tokens)
-    if tokens.size and not 0 <= tokens.min() <= tokens.max() < prompt.num_codes:
+    codes = np.asarray(tokens)
+    if codes.size and not 0 <= codes.min() <= codes.max() < prompt.num_codes:
         raise ValueError(f"image tokens must be in [0, {prompt.num_codes}), none masked")
-    flat = tokens.reshape(*tokens.shape[:-2], -1)
+    flat = codes.reshape(*codes.shape[:-2], -1)
     text = np.asarray(text_ids, np.int32)
     batch = np.broadcast_shapes(flat.shape[:-1], text.shape[:-1])
     parts = (

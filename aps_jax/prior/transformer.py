@@ -52,6 +52,7 @@ class CodeEmbedding(nn.Module):
     def __call__(self, ids: Array) -> Array:
         """Maps ids int [B, L] to [B, L, width]."""
         config = self.config
+        assert config.code_bits is not None  # Or the model would have an `Embedding`.
         num_codes = 2**config.code_bits
         num_special = config.vocab_size - num_codes
         dtype, param_dtype = config.dtype, config.param_dtype
@@ -133,7 +134,8 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast),
+            # Flax's annotation forgets that there may be one per argument.
+            in_axes=(nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=config.num_layers,
             unroll=config.unroll,
         )(config)

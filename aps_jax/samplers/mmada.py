@@ -73,7 +73,7 @@ def scheduled_counts(num_steps: int, num_tokens: int) -> np.ndarray:
 def temperatures(num_steps: int, start: float) -> np.ndarray:
     """Noise temperature of each step, float32 [T]: `start` times all (1 - r) so far."""
     progress = np.arange(1, num_steps + 1) / num_steps
-    return np.float32(start * np.cumprod(1 - progress))
+    return (start * np.cumprod(1 - progress)).astype(np.float32)
 
 
 def transition(

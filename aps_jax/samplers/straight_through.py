@@ -6,7 +6,7 @@ No published source; the defaults are ours.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -127,7 +127,7 @@ class StraightThroughConfig(GradientConfig):
         updates, opt_state = self._optimizer.update(grads, state.opt_state)
         is_better = losses < state.loss
         state = _State(
-            variables=state.variables + updates,
+            variables=state.variables + cast(Array, updates),
             opt_state=opt_state,
             tokens=jnp.where(is_better[:, None], tokens, state.tokens),
             loss=jnp.where(is_better, losses, state.loss),

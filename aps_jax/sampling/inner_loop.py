@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,7 @@ def descend(
             best = (jnp.where(is_better[:, None, None], phi, best[0]), least)
         with jax.named_scope("adam"):
             updates, opt_state = optimizer.update(grads, opt_state)
-            phi = move(phi, updates, j)
+            phi = move(phi, cast(Array, updates), j)
         return phi, opt_state, best, history.at[j].set(losses)
 
     has_choice = keep_best and num_steps > 1

@@ -19,8 +19,8 @@ def lenient(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             return optimizer.init(params)
 
-    def update(grads: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            return optimizer.update(grads, state, params)
+            return optimizer.update(updates, state, params)
 
     return optax.GradientTransformation(init, update)

@@ -54,7 +54,8 @@ def pixel_sensitivity(
                 jax.random.rademacher(k, r.shape[1:], r.dtype)
                 for k, (r, _) in zip(keys, pairs, strict=True)
             ]
-            return sum(jnp.sum(r * w * s) for s, (r, w) in zip(signs, pairs, strict=True))
+            products = (jnp.sum(r * w * s) for s, (r, w) in zip(signs, pairs, strict=True))
+            return jnp.asarray(sum(products))
 
         with jax.default_matmul_precision("float32"):
             gradient = jax.grad(signed_sum)(jnp.broadcast_to(x, (batch, *image_shape, 3)))
@@ -88,7 +89,7 @@ def token_sensitivity(
     """
     pixels = cover_field(
         sensitivity[..., None],
-        grid=grid[:2],
+        grid=(grid[0], grid[1]),
         stride=stride,
         decode_scale=decode_scale,
         mode="constant",

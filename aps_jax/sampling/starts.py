@@ -7,7 +7,7 @@ measurement says where to begin, and costs no run of the decoder.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ def smooth_estimate(
     def step(_: Array, carry: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
         x, state = carry
         updates, state = optimizer.update(jax.grad(energy)(x), state)
-        return x + updates, state
+        return x + cast(Array, updates), state
 
     start = jnp.zeros((batch, *image_shape, 3), jnp.float32)
     with jax.default_matmul_precision("float32"):
@@ -91,7 +91,8 @@ def encoder_tokens(
       grid: sizes of the token grid, places first.
       decode_scale: how many times larger than the image the codec decodes.
     """
-    x = cover_field(x, grid=grid[:2], stride=codec.stride, decode_scale=decode_scale, mode="edge")
+    place = (grid[0], grid[1])
+    x = cover_field(x, grid=place, stride=codec.stride, decode_scale=decode_scale, mode="edge")
     return encode_tokens(codec, x).reshape(x.shape[0], -1)
 
 

@@ -12,7 +12,7 @@ import functools
 import importlib.util
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -83,10 +83,13 @@ def _network() -> Any:
 
     class Distance(LPIPS):
         def setup(self):
-            self.vgg = Features(output="activations", pretrained=None, include_head=False)
+            # Fields of the parent, which has no annotations of its own.
+            settings = {"output": "activations", "pretrained": None, "include_head": False}
+            self.vgg = Features(**settings)
             self.lins = [NetLinLayer(np.zeros((1, 1, width, 1))) for _, width in VGG_BLOCKS]
 
-        def __call__(self, a, b):
+        # The parent names its images otherwise.
+        def __call__(self, a, b):  # pyright: ignore[reportIncompatibleMethodOverride]
             return self.compare(a, self.describe(b))
 
         def describe(self, x):
@@ -143,9 +146,10 @@ def _cached_files(cache_dir: str | os.PathLike[str] | None) -> tuple[Path, Path]
         from huggingface_hub import constants, try_to_load_from_cache
     except ImportError as error:
         raise PerceptualUnavailable(f"LPIPS needs huggingface_hub ({error}); {_CURE}") from error
+    folder = None if cache_dir is None else Path(cache_dir)
     paths = []
     for name in (VGG_FILE, LIN_FILE):
-        found = try_to_load_from_cache(REPO, name, cache_dir=cache_dir)
+        found = try_to_load_from_cache(REPO, name, cache_dir=folder)
         if not isinstance(found, str):
             where = cache_dir if cache_dir is not None else constants.HF_HUB_CACHE
             raise PerceptualUnavailable(f"LPIPS weights {name} are not in {where}; {_CURE}")
@@ -157,14 +161,18 @@ def _read(files: tuple[Path, Path]) -> PyTree:
     """Reads both files into the parameter tree of `lpips_j.lpips.LPIPS`."""
     import h5py
 
+    def array(file: h5py.File, name: str) -> np.ndarray:
+        return cast(h5py.Dataset, file[name])[()]
+
     with h5py.File(files[0], "r") as vgg:
         features = {
-            name: {"kernel": vgg[name]["weight"][()], "bias": vgg[name]["bias"][()]}
+            name: {"kernel": array(vgg, f"{name}/weight"), "bias": array(vgg, f"{name}/bias")}
             for name, _, _ in vgg_layers()
         }
     with h5py.File(files[1], "r") as lin:
         lins = {
-            f"lins_{i}": {"layer": {"kernel": lin[f"lin{i}"][()]}} for i in range(len(VGG_BLOCKS))
+            f"lins_{i}": {"layer": {"kernel": array(lin, f"lin{i}")}}
+            for i in range(len(VGG_BLOCKS))
         }
     return {"vgg": features, **lins}
 

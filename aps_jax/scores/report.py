@@ -41,12 +41,13 @@ def _scores(images: Array, photo: Array, distance: Perceptual | None) -> dict[st
     photos = jnp.broadcast_to(photo[None], images.shape)
     side = min(photo.shape[:2])
     missing = jnp.full(images.shape[0], jnp.nan, jnp.float32)
-    has_lpips = distance is not None and side >= perceptual.MIN_SIDE
-    clipped = jnp.clip(images, -1, 1)
+    lpips = missing
+    if distance is not None and side >= perceptual.MIN_SIDE:
+        lpips = distance(jnp.clip(images, -1, 1), photos)
     return {
         "psnr": metrics.psnr(images, photos),
         "ssim": metrics.ssim(images, photos) if side >= metrics.SSIM_WINDOW else missing,
-        "lpips": distance(clipped, photos) if has_lpips else missing,
+        "lpips": lpips,
     }
 
 

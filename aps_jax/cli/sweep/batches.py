@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -48,7 +48,7 @@ def measure_image(options: Restore, name: str, image: sources.Item) -> Job:
 
 def group(
     options: Restore, images: Mapping[str, sources.Item], batch_size: int
-) -> Iterator[list[Job] | rows.Row]:
+) -> Generator[list[Job] | rows.Row, None, None]:
     """Full batches of one kind, then the rest; a row instead for what cannot be read.
 
     Where images of many kinds come, the most of one kind go before there are enough of them: what
@@ -93,7 +93,9 @@ def operator_of(options: Restore, jobs: list[Job]) -> Operator:
     operator = jobs[0].problem.operator
     if not _has_masks(options):
         return operator
-    return operator.replace(params=jnp.stack([job.problem.operator.params for job in jobs]))
+    return dataclasses.replace(
+        operator, params=jnp.stack([job.problem.operator.params for job in jobs])
+    )
 
 
 def _has_masks(options: Restore) -> bool:

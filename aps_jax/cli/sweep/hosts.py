@@ -6,16 +6,17 @@ connection, and JAX ends every connected process when one of them dies.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import jax
 
 
-class Place(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Place:
     """This process is number `index` of `count`."""
 
     index: int
@@ -62,7 +63,7 @@ def join(
     """
     given = (coordinator, num_processes, process_id)
     if any(value is not None for value in given):
-        if any(value is None for value in given):
+        if coordinator is None or num_processes is None or process_id is None:
             raise ValueError(
                 "--coordinator, --num-processes and --process-id belong together; give all three"
             )

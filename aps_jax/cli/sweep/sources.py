@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import os
 import re
@@ -12,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,7 +24,8 @@ from aps_jax.io.files import list_images
 _PLACE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
-class Record(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Record:
     """One image of a random-access source.
 
     Attributes:
@@ -92,7 +94,7 @@ def _records(place: str) -> dict[str, Item]:
     module, _, name = place.partition(":")
     sys.path.insert(0, os.getcwd())  # As `python -m` does; not everything that starts us does.
     try:
-        source = importlib.import_module(module)
+        source: Any = importlib.import_module(module)
         for part in name.split("."):
             source = getattr(source, part)
         if not hasattr(source, "__getitem__") and callable(source):
