@@ -81,7 +81,7 @@ class CellEmbedding(nn.Module):
     def __call__(self, positions: Array) -> Array:
         """Maps rows and columns int [L, 2] to [L, width]."""
         config = self.config
-        side = config.absolute_side
+        side = config.absolute_side or 0
         shape = (side * side, config.width)
         table = self.param("table", nn.initializers.normal(0.02), shape, config.param_dtype)
         is_cell = jnp.all((positions >= 0) & (positions < side), axis=-1)
