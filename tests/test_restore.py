@@ -177,6 +177,32 @@ def test_full_disk_leaves_the_last_snapshot(tmp_path, monkeypatch):
     assert_same(restore.restore(params, y, KEY, config=CONFIG, snapshot=again).result, expected)
 
 
+def test_snapshots_wait_until_they_pay(tmp_path, monkeypatch):
+    """One that is not due is left out, but for the last step's and that of an interruption."""
+    params, y = problem()
+    snapshot = restore.Snapshot(tmp_path / "state", {})
+
+    def written_after(seconds):
+        snapshot.remove()
+        monkeypatch.setattr(restore, "SNAPSHOT_SECONDS", seconds)
+        found = []
+
+        def on_step(report):
+            found.append(snapshot.path.exists())
+            snapshot.remove()
+
+        restore.restore(params, y, KEY, config=CONFIG, on_step=on_step, snapshot=snapshot)
+        return found
+
+    assert written_after(0.0) == [False, True, True, True, True]
+    assert written_after(1e9) == [False, False, False, False, True]
+    with pytest.raises(KeyboardInterrupt):
+        restore.restore(
+            params, y, KEY, config=CONFIG, on_step=interrupt_after(2), snapshot=snapshot
+        )
+    assert snapshot.path.exists()
+
+
 def test_several_samples_differ():
     """By categorical draws, unless something else makes them."""
     make = functools.partial(presets.make_config, preset="draft")
