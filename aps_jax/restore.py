@@ -210,7 +210,9 @@ class _Loop:
         if infos:
             is_l1 = getattr(self.config, "measurement_term", "") == "l1"
             loss = float(np.mean(infos[-1].loss)) / (state.tokens.shape[1] if is_l1 else 1)
-        num_masked = np.sum(np.asarray(state.tokens) == self.target.mask, axis=1)
+        # Some states begin their next round at once, so it is the step that knows what it left.
+        begins_with = np.sum(np.asarray(state.tokens) == self.target.mask, axis=1)
+        num_masked = infos[-1].num_masked if infos else begins_with
         on_step(StepReport(len(infos), self.num_steps, loss, float(np.mean(num_masked))))
 
     def finish(self) -> Restored:

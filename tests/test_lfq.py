@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aps_jax.codec import lfq
+from aps_jax.codec import expectation, lfq, vq
 
 
 def test_codes_of_two_bits_by_hand():
@@ -40,7 +40,7 @@ def test_token_6402_agrees_with_its_binary_digits():
 
 
 def test_zero_counts_as_minus_one():
-    codes, tokens = lfq.quantize(lfq.codebook(3), jnp.array([[0.0, -0.0, 1e-30], [0.5, 0.0, -2.0]]))
+    codes, tokens = lfq.quantize(jnp.array([[0.0, -0.0, 1e-30], [0.5, 0.0, -2.0]]))
     np.testing.assert_array_equal(codes, [[-1, -1, 1], [1, -1, -1]])
     np.testing.assert_array_equal(tokens, [1, 4])
 
@@ -48,24 +48,11 @@ def test_zero_counts_as_minus_one():
 def test_nearest_row_of_the_lfq_codebook_is_the_sign(rng):
     codebook = lfq.codebook(5)
     features = jnp.asarray(rng.normal(size=(4, 50, 5)), jnp.float32)
-    sign_codes, sign_tokens = lfq.quantize(codebook, features)
-    codes, tokens = lfq.quantize_nearest(codebook, features)
-    np.testing.assert_array_equal(codes, sign_codes)
-    np.testing.assert_array_equal(tokens, sign_tokens)
-    np.testing.assert_array_equal(sign_codes, np.sign(features))
+    codes, tokens = lfq.quantize(features)
+    np.testing.assert_array_equal(vq.nearest_row(codebook, features), tokens)
+    np.testing.assert_array_equal(codebook[tokens], codes)
+    np.testing.assert_array_equal(codes, np.sign(features))
     chex.assert_type(tokens, jnp.int32)
-
-
-def test_nearest_row_of_any_codebook(rng):
-    codebook = rng.normal(size=(7, 3)) * rng.uniform(0.2, 3, size=(7, 1))
-    features = rng.normal(size=(60, 3))
-    expected = np.argmin(((features[:, None] - codebook) ** 2).sum(-1), axis=1)
-    assert len(np.unique(expected)) > 4
-    codes, tokens = lfq.quantize_nearest(
-        jnp.asarray(codebook, jnp.float32), jnp.asarray(features, jnp.float32)
-    )
-    np.testing.assert_array_equal(tokens, expected)
-    np.testing.assert_allclose(codes, codebook[expected], rtol=1e-6)
 
 
 def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other(rng):
@@ -73,13 +60,13 @@ def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other(rng
     weights = jnp.asarray(rng.normal(size=20), jnp.float32)
 
     def value(features):
-        codes = lfq.quantize(None, features)[0]
-        return jnp.sum(weights * lfq.straight_through(features, codes)), codes
+        codes = lfq.quantize(features)[0]
+        return jnp.sum(weights * expectation.straight_through(features, codes)), codes
 
     (total, codes), grad = jax.value_and_grad(value, has_aux=True)(features)
     np.testing.assert_allclose(total, np.sum(np.float64(weights) * np.sign(features)), rtol=1e-5)
     np.testing.assert_array_equal(grad, weights)
-    np.testing.assert_array_equal(lfq.straight_through(features, codes), codes)
+    np.testing.assert_array_equal(expectation.straight_through(features, codes), codes)
 
 
 @pytest.mark.parametrize("num_bits", [0, 21])

@@ -112,27 +112,12 @@ def test_remdm_loses_no_more_than_may_be_masked():
         np.testing.assert_allclose(chance["rescale", None], 0.015 * most, rtol=1e-6)
 
 
-def test_lost_tokens_are_replaced_and_known_ones_stay():
-    """Counts stay those of the schedule; what is lost is masked, what is kept has its proposal."""
-    rows, length, mask = 2000, 8, 9
-    tokens = jnp.tile(jnp.array([1, 2, 3, 4, mask, mask, mask, mask]), (rows, 1))
-    is_open = jnp.tile(jnp.array([False, True, True, True, True, True, True, True]), (rows, 1))
-    keys = jax.random.split(jax.random.key(0), rows)
-    scores = jnp.tile(jnp.arange(length, dtype=jnp.float32), (rows, 1))
-    after = np.asarray(
-        remasking.keep_and_lose(
-            tokens, jnp.full_like(tokens, 7), scores, 3, mask=mask, chance=0.3, is_open=is_open,
-            keys=keys,
-        )
-    )  # fmt: skip
-    assert np.all(after[:, 0] == 1)
-    lost = after[:, 1:4] == mask
-    assert np.all(lost | (after[:, 1:4] == [2, 3, 4]))
-    error = 4 * np.sqrt(0.3 * 0.7 / rows)
-    np.testing.assert_allclose(lost.mean(axis=0), 0.3, atol=error)
-    assert np.all((after == mask).sum(axis=1) == 3)
-    # The highest scores of those masked before are kept first.
-    kept = after[:, 4:] == 7
-    np.testing.assert_array_equal(kept, np.arange(4) >= 3 - lost.sum(axis=1)[:, None])
-    plain = remasking.keep_and_lose(tokens, jnp.full_like(tokens, 7), scores, 3, mask=mask)
-    np.testing.assert_array_equal(plain[0], [1, 2, 3, 4, mask, mask, mask, 7])
+def test_open_tokens_are_picked_with_the_chance_and_by_their_own_key():
+    keys = jax.random.split(jax.random.key(0), 2000)
+    is_open = jnp.tile(jnp.arange(LENGTH) != 2, (2000, 1))
+    picked = np.asarray(remasking.pick(keys, jnp.float32(0.3), is_open))
+    assert not picked[:, 2].any()
+    error = 4 * np.sqrt(0.3 * 0.7 / 2000)
+    np.testing.assert_allclose(np.delete(picked, 2, axis=1).mean(axis=0), 0.3, atol=error)
+    alone = remasking.pick(keys[5:6], jnp.float32(0.3), is_open[5:6])
+    np.testing.assert_array_equal(alone, picked[5:6])

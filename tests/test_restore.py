@@ -5,6 +5,7 @@ import errno
 import functools
 import os
 
+import contract
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,10 +14,12 @@ from conftest import mixing_prior, patch_codec
 
 import aps_jax
 from aps_jax import APSConfig, Params, operators, presets, restore, samplers
+from aps_jax.samplers import SAMPLERS, sampler_of
 
 CONFIG = APSConfig(
-    num_steps=4, num_inner_steps=3, learning_rate=0.5, warm_start="logits", num_samples=2
-)
+    num_steps=4, num_inner_steps=3, learning_rate=0.5, warm_start=True, num_samples=2,
+    draw="categorical",
+)  # fmt: skip
 KEY = jax.random.key(3)
 sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
 
@@ -42,7 +45,7 @@ def assert_same(one, two):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("options", [{}, {"trace": True, "warm_start": "none", "num_samples": 1}])
+@pytest.mark.parametrize("options", [{}, {"trace": True, "warm_start": False, "num_samples": 1}])
 def test_host_loop_gives_what_the_scan_gives(options):
     params, y = problem()
     config = dataclasses.replace(CONFIG, **options)
@@ -71,25 +74,31 @@ def test_second_call_compiles_nothing():
     params, y = problem()
     other = params.replace(prior=mixing_prior(window=4, seed=5))
     half, key = np.asarray(y) * 0.5, jax.random.key(9)
-    restore.restore(params, y, KEY, config=CONFIG)
+    restore.restore(params, np.asarray(y), KEY, config=CONFIG)
     compiled = []
 
     def listen(event, duration, fun_name="", **_):
-        if event.endswith("backend_compile_duration") and "aps_" in fun_name:
+        if event.endswith("backend_compile_duration"):
             compiled.append(fun_name)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    restore.restore(other, half, key, config=CONFIG)
-    assert compiled == []
+    try:
+        # Nor do other numbers need a compilation.
+        config = dataclasses.replace(CONFIG, sigma=0.2, learning_rate=0.3)
+        restore.restore(other, half, key, config=config)
+        assert compiled == []
+        restore.restore(other, half, key, config=dataclasses.replace(CONFIG, num_steps=3))
+        assert compiled  # It listens.
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"evidence_floor": 0.3, "encoder_start": 0.5},
-        {"warm_moments": True},
+        {"sensitivity_floor": 0.3, "encoder_start": 0.5},
         {"trace": True},
-        {"warm_start": "none", "evidence_floor": 0.3, "early_stop": 0.01},
+        {"warm_start": False, "sensitivity_floor": 0.3, "keep_best": True},
     ],
 )
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path, options):
@@ -149,6 +158,7 @@ def test_full_disk_leaves_the_last_snapshot(tmp_path, monkeypatch):
     params, y = problem()
     path = tmp_path / "state"
     snapshot = restore.Snapshot(path, {})
+    monkeypatch.setattr(restore, "SNAPSHOT_SECONDS", 0.0)
     replace = os.replace
 
     def full(report):
@@ -167,46 +177,87 @@ def test_full_disk_leaves_the_last_snapshot(tmp_path, monkeypatch):
     assert_same(restore.restore(params, y, KEY, config=CONFIG, snapshot=again).result, expected)
 
 
+def test_snapshots_wait_until_they_pay(tmp_path, monkeypatch):
+    """One that is not due is left out, but for the last step's and that of an interruption."""
+    params, y = problem()
+    snapshot = restore.Snapshot(tmp_path / "state", {})
+
+    def written_after(seconds):
+        snapshot.remove()
+        monkeypatch.setattr(restore, "SNAPSHOT_SECONDS", seconds)
+        found = []
+
+        def on_step(report):
+            found.append(snapshot.path.exists())
+            snapshot.remove()
+
+        restore.restore(params, y, KEY, config=CONFIG, on_step=on_step, snapshot=snapshot)
+        return found
+
+    assert written_after(0.0) == [False, True, True, True, True]
+    assert written_after(1e9) == [False, False, False, False, True]
+    with pytest.raises(KeyboardInterrupt):
+        restore.restore(
+            params, y, KEY, config=CONFIG, on_step=interrupt_after(2), snapshot=snapshot
+        )
+    assert snapshot.path.exists()
+
+
 def test_several_samples_differ():
     """By categorical draws, unless something else makes them."""
     make = functools.partial(presets.make_config, preset="draft")
     assert make().draw == make(num_samples=1).draw == "quantized"
     assert make(num_samples=2).draw == "categorical"
-    assert make(num_samples=2, sampler="aps-i", gumbel_temperature=0.0).draw == "categorical"
-    for options in ({"remasking": "random"}, {"gumbel_temperature": 1.0}, {"draw": "argmax"}):
-        assert make(num_samples=2, **options).draw == options.get("draw", "quantized")
-    # Nor is there an order in one timestep, or noise by the threshold rule.
+    assert make(num_samples=2, sampler="aps-i").draw == "categorical"
+    assert make(num_samples=2, remasking="random").draw == "quantized"
+    # Nor is there an order in one timestep.
     assert make(num_samples=2, num_steps=1, remasking="random").draw == "categorical"
-    noise = {"gumbel_temperature": 1.0, "rule": "threshold"}
-    assert make(num_samples=2, **noise).draw == "categorical"
+    with pytest.raises(ValueError, match='equal samples.*set draw="categorical"'):
+        make(num_samples=2, draw="argmax")
 
 
-def test_other_samplers_run_in_one_piece(tmp_path):
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_resumes_and_gives_what_the_scan_gives(name, tmp_path):
     params, y = problem()
-    config = presets.make_config(sampler="maskgit", num_steps=2, num_samples=2)
+    config = contract.smallest(name)
+    run = functools.partial(restore.restore, params, y, KEY, config=config, sampler=name)
     reports = []
-    restored = restore.restore(
-        params, y, KEY, config=config, sampler="maskgit", on_step=reports.append
-    )
-    expected = jax.jit(samplers.maskgit_sample, static_argnames="config")(
-        params, y, KEY, config=config
-    )
-    assert_same(restored.result, expected)
-    assert [(report.num_done, report.num_masked) for report in reports] == [(0, 16), (1, 0)]
-    assert restored.calls == {"denoiser": 8, "decoder": 4, "decoder_gradient": 0}
+    whole = run(on_step=reports.append)
+    steps = sampler_of(config).num_iterations
+    assert [report.num_done for report in reports] == list(range(steps + 1))
+    assert reports[-1].num_masked == 0
+    scanned = jax.jit(samplers.sample)(params, y, KEY, config=config)
+    np.testing.assert_array_equal(whole.result.tokens, scanned.tokens)
+    for a, b in zip(jax.tree.leaves(whole.result), jax.tree.leaves(scanned), strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    rows = y.shape[0] * config.num_samples
+    calls = config.evaluations()._asdict()
+    assert whole.calls == {kind: rows * count for kind, count in calls.items()}
+
+    snapshot = restore.Snapshot(tmp_path / "state", {"sampler": name})
+    with pytest.raises(KeyboardInterrupt):
+        run(on_step=interrupt_after(1), snapshot=snapshot)
+    reports.clear()
+    again = dataclasses.replace(snapshot, is_resuming=True)
+    resumed = run(on_step=reports.append, snapshot=again)
+    assert [report.num_done for report in reports] == list(range(1, steps + 1))
+    assert_same(resumed.result, whole.result)
+
+
+def test_options_of_another_sampler_are_refused():
+    params, y = problem()
+    config = presets.make_config(sampler="maskgit", num_steps=2)
     with pytest.raises(ValueError, match="takes a G2D2Config, got a MaskGITConfig"):
         restore.restore(params, y, KEY, config=config, sampler="g2d2")
     with pytest.raises(ValueError, match="did you mean 'svdd_pm'"):
         restore.restore(params, y, KEY, config=config, sampler="svdd-pm")
-    snapshot = restore.Snapshot(tmp_path / "state", {}, is_resuming=True)
-    with pytest.raises(restore.SnapshotError, match="one piece"):
-        restore.restore(params, y, KEY, config=config, sampler="maskgit", snapshot=snapshot)
 
 
 def test_divergence_is_an_error():
     params, y = problem()
-    with pytest.raises(restore.DivergedError, match="timestep 1 of 4"):
+    with pytest.raises(restore.DivergedError, match="not finite after step 1 of 4; check the"):
         restore.restore(params, y * jnp.nan, KEY, config=CONFIG)
     config = presets.make_config(sampler="straight_through", num_inner_steps=1)
-    with pytest.raises(restore.DivergedError, match="of straight_through is not finite"):
+    with pytest.raises(restore.DivergedError, match="not finite after step 1 of"):
         restore.restore(params, y * jnp.nan, KEY, config=config, sampler="straight_through")

@@ -1,4 +1,4 @@
-"""What an operator sees of each pixel, against its matrix; the evidence of tokens by hand."""
+"""What an operator sees of each pixel, against its matrix; the sensitivity of tokens by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from conftest import channel_matrix
 
 from aps_jax import operators
 from aps_jax.operators import make_operator
-from aps_jax.sampling.sensitivity import pixel_sensitivity, token_evidence
+from aps_jax.sampling.sensitivity import pixel_sensitivity, token_sensitivity
 from aps_jax.tasks import TASKS
 
 SIDE = 16
@@ -94,30 +94,30 @@ def test_every_operator_has_a_finite_sensitivity_somewhere(task):
     assert np.all(np.isfinite(seen)) and seen.min() >= 0 and seen.max() > 0
 
 
-def test_evidence_is_half_at_the_floor_and_ignores_given_tokens():
+def test_sensitivity_of_tokens_is_half_at_the_floor_and_ignores_given_tokens():
     """2 x 3 tokens of 2 x 2 pixels over an image of 3 x 4: half a row and a column are past it."""
-    sensitivity = np.zeros((1, 3, 4))
-    sensitivity[0, :2, :2] = 25 / 4  # s = 5
-    sensitivity[0, 2, :2] = 0.25 / 2  # s = 0.5, of two pixels inside the image
-    sensitivity[0, :2, 2:] = 1e4
+    pixels = np.zeros((1, 3, 4))
+    pixels[0, :2, :2] = 25 / 4  # s = 5
+    pixels[0, 2, :2] = 0.25 / 2  # s = 0.5, of two pixels inside the image
+    pixels[0, :2, 2:] = 1e4
     is_unknown = np.array([[True, False, True, True, True, True]])
-    evidence = token_evidence(
-        jnp.asarray(sensitivity, jnp.float32), jnp.asarray(is_unknown),
+    found = token_sensitivity(
+        jnp.asarray(pixels, jnp.float32), jnp.asarray(is_unknown),
         grid=(2, 3), stride=2, decode_scale=1, floor=0.2,
     )  # fmt: skip
     s = np.array([5.0, 200.0, 0.0, 0.5, 0.0, 0.0])
     reference = 0.2 * (5.0 + 0.5) / 5
-    np.testing.assert_allclose(evidence[0], s**2 / (s**2 + reference**2), rtol=1e-5)
+    np.testing.assert_allclose(found[0], s**2 / (s**2 + reference**2), rtol=1e-5)
     # Decoded twice as large, a token covers one pixel.
-    fine = token_evidence(
+    fine = token_sensitivity(
         jnp.asarray([[[4.0, 0.0], [0.0, 0.0]]]), jnp.ones((1, 4), bool),
         grid=(2, 2), stride=2, decode_scale=2, floor=1.0,
     )  # fmt: skip
     np.testing.assert_allclose(fine[0], [16 / 17, 0, 0, 0], rtol=1e-5)
 
 
-def test_nothing_measured_is_no_evidence():
-    evidence = token_evidence(
+def test_nothing_measured_leaves_no_sensitivity():
+    found = token_sensitivity(
         jnp.zeros((1, 4, 4)),
         jnp.ones((1, 4), bool),
         grid=(2, 2),
@@ -125,4 +125,4 @@ def test_nothing_measured_is_no_evidence():
         decode_scale=1,
         floor=0.3,
     )
-    np.testing.assert_array_equal(evidence, 0)
+    np.testing.assert_array_equal(found, 0)

@@ -4,16 +4,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from aps_jax.sampling.estimate import (
+from conftest import NUM_CODES, channel_matrix, mixing_prior, patch_codec
+
+from aps_jax import APSConfig, Params, operators
+from aps_jax.codec.magvit2 import encode_tokens
+from aps_jax.codec.vq import VQ
+from aps_jax.samplers import sampler_of
+from aps_jax.sampling.starts import (
     SMOOTHNESS,
     encoder_logits,
     encoder_tokens,
     smooth_estimate,
+    smooth_tokens,
+    token_sensitivity,
 )
-from conftest import NUM_CODES, channel_matrix, patch_codec
-
-from aps_jax import operators
-from aps_jax.codec.magvit2 import encode_tokens
+from aps_jax.sampling.target import make_target, measurement_target
+from aps_jax.types import Energy
 
 SIDE, SIGMA = 16, 0.05
 
@@ -121,13 +127,81 @@ def test_tokens_are_those_of_the_encoder_and_cover_the_field():
 
 
 def test_logits_are_squared_distances_of_codes():
-    codec = patch_codec()
     tokens = jnp.arange(NUM_CODES)[None]
-    logits = encoder_logits(codec, tokens, 0.7)[0]
+
+    def logits_of(codec):
+        target = make_target(mixing_prior(), codec, Energy(apply=no_energy), grid=(4, 4))
+        return encoder_logits(target, tokens, 0.7)[0]
+
     differing = np.bitwise_count(np.arange(NUM_CODES)[:, None] ^ np.arange(NUM_CODES))
-    np.testing.assert_allclose(logits, -2 * 0.7 * differing, atol=1e-5)
+    np.testing.assert_allclose(logits_of(patch_codec()), -2 * 0.7 * differing, atol=1e-5)
     # Any codebook, not that of LFQ alone.
     book = np.random.default_rng(0).normal(size=(NUM_CODES, 4))
-    other = codec.replace(codebook=jnp.asarray(book, jnp.float32))
+    other = patch_codec().replace(quantizer=VQ(jnp.asarray(book, jnp.float32)))
     distance = np.sum((book[:, None] - book[None]) ** 2, axis=-1)
-    np.testing.assert_allclose(encoder_logits(other, tokens, 0.7)[0], -0.35 * distance, atol=1e-4)
+    np.testing.assert_allclose(logits_of(other), -0.35 * distance, atol=1e-4)
+
+
+def no_energy(params, data, x):
+    raise AssertionError("a start needs no energy")
+
+
+def measured_target(operator, y, codec=None, **options):
+    params = Params(mixing_prior(window=4), codec or patch_codec(), operator)
+    return measurement_target(params, y, config=APSConfig(sigma=SIGMA, **options))
+
+
+def test_starts_of_a_target_are_those_of_its_measurement_for_all_samples():
+    """Masks of their own for two images; samples are sample-major."""
+    masks = np.random.default_rng(0).uniform(size=(2, SIDE, SIDE, 1)) < [[[[0.2]]], [[[0.8]]]]
+    masks[0, : SIDE // 2] = False
+    operator = operators.inpainting_random(fraction=0.5)
+    operator = operator.replace(params=jnp.asarray(masks, jnp.float32))
+    y = operator(images())
+    both = measured_target(operator, y, num_samples=2, draw="categorical")
+    tokens, share = smooth_tokens(both), token_sensitivity(both, 0.3)
+    x = smooth_estimate(operator, y, image_shape=(SIDE, SIDE), sigma=SIGMA)
+    expected = encode_tokens(patch_codec(), x).reshape(2, -1)
+    np.testing.assert_array_equal(tokens, np.tile(expected, (2, 1)))
+    assert np.ptp(share[0]) > 0.5
+    for i in range(2):
+        one = operator.replace(params=operator.params[i : i + 1])
+        alone = measured_target(one, y[i : i + 1], num_samples=2, draw="categorical")
+        np.testing.assert_allclose(token_sensitivity(alone, 0.3), share[i::2], rtol=1e-5)
+        np.testing.assert_array_equal(smooth_tokens(alone), tokens[i::2])
+    finer = token_sensitivity(measured_target(operator, y, decode_scale=2), 0.3)
+    halves = np.asarray(finer).reshape(2, 8, 8)
+    np.testing.assert_array_equal(halves[0, :4], 0)
+    assert halves[0, 4:].max() > 0.5
+
+
+def test_given_tokens_do_not_count():
+    """The mean sensitivity, which the floor is a share of, is over the unknown tokens."""
+    mask = np.ones((SIDE, SIDE))
+    mask[::2, : SIDE // 2] = 0
+    operator = operators.inpainting_mask(mask)
+    y = operator(images())
+    params = Params(mixing_prior(window=4), patch_codec(), operator)
+    known = np.full((2, 4, 4), NUM_CODES)
+    known[1, :, 2:] = 3
+    target = measurement_target(
+        params, y, config=APSConfig(), known_tokens=jnp.asarray(known.reshape(2, 16))
+    )
+    found = np.asarray(token_sensitivity(target, 1.0)).reshape(2, 4, 4)
+    # Squares 3 per pixel: half of 16 pixels are seen on the left, all of them on the right.
+    half, whole = np.sqrt(24.0), np.sqrt(48.0)
+    mean = (half + whole) / 2
+    expected = 24 / (24 + np.array([mean, half]) ** 2)
+    np.testing.assert_allclose(
+        found[:, :, :2], np.broadcast_to(expected[:, None, None], (2, 4, 2)), rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("option", ["encoder_start", "sensitivity_floor"])
+def test_an_energy_without_a_measurement_has_no_such_start(option):
+    codec = patch_codec()
+    target = make_target(mixing_prior(window=4), codec, Energy(apply=no_energy), grid=(4, 4))
+    sampler = sampler_of(APSConfig(**{option: 0.5}))
+    with pytest.raises(ValueError, match=f"^{option} needs a measurement; set it to 0 .*") as error:
+        sampler.init(target, target.keys(jax.random.key(0)))
+    assert "\n" not in str(error.value)
