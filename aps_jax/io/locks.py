@@ -53,6 +53,7 @@ def held(path: Path, cure: str = "wait for it or choose another --out") -> Itera
     try:
         yield
     finally:
-        lock.release()
+        # Before the release: who waits with the old file open finds it gone, and makes another.
         with contextlib.suppress(OSError):
             file.unlink(missing_ok=True)
+        lock.release()
