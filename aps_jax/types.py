@@ -220,7 +220,7 @@ class Codec:
     @property
     def codebook(self) -> Array:
         """All codes [K, d], of codecs whose cells share one codebook."""
-        return self.quantizer.lookup(jnp.arange(self.num_codes))
+        return self.quantizer.lookup(jnp.arange(self.num_codes, dtype=jnp.int32))
 
     def grid(self, image_shape: ImageShape) -> tuple[int, ...]:
         """The token grid that covers images of (H, W)."""

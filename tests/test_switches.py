@@ -146,7 +146,7 @@ def test_codec_and_prior(switch):
     x = jnp.zeros((2, 24, 16, 3), jnp.float32)
     features = trace(codec.encode, codec.params, x)
     assert trace(codec.decode, codec.params, features).dtype == np.float32
-    tokens = trace(lambda codec, features: codec.quantizer.quantize(features)[1], codec, features)
+    tokens = trace(lambda codec, features: codec.quantizer.nearest(features), codec, features)
     assert tokens.dtype == np.int32
     tokens = jnp.zeros(tokens.shape, jnp.int32)
     assert trace(prior_logits, prior, tokens).dtype == np.float32

@@ -51,7 +51,7 @@ def guarded(
         if is_out_of_memory(error):
             _complain(program, f"error: out of memory; {memory_cure}")
             return 2
-        if missing := _platform_trouble(error):
+        if missing := _platform_trouble():
             _complain(program, f"error: {missing}")
             return 2
         from aps_jax.scores.lpips import PerceptualUnavailable
@@ -94,17 +94,21 @@ def _file_trouble(error: OSError) -> str:
     return f"cannot use{where}: {error.strerror}; free some space or choose another place"
 
 
-def _platform_trouble(error: Exception) -> str | None:
-    """Cause and cure if JAX has no device of the platform that it was told to use."""
-    text = str(error)
-    if "Unable to initialize backend" not in text and "nknown backend" not in text:
-        return None
-    wanted = os.environ.get("JAX_PLATFORMS") or "unset"
-    return (
-        f"JAX cannot use the platform it was told to (JAX_PLATFORMS is {wanted}): "
-        f"{text.splitlines()[0].rstrip('.')}; set JAX_PLATFORMS=cpu, or install JAX for that "
-        "platform, such as jax[cuda12], on a machine that has it"
-    )
+def _platform_trouble() -> str | None:
+    """Cause and cure if JAX has no device of the platform that it was told to use, else None."""
+    import jax
+
+    try:
+        jax.devices()
+    except Exception as error:  # Which one, and with which words, depends on the platform.
+        wanted = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms
+        reason = (str(error).splitlines() or ["it is not installed"])[0].rstrip(".")
+        return (
+            f"JAX cannot use the platform it was told to (JAX_PLATFORMS is {wanted or 'unset'}): "
+            f"{reason}; set JAX_PLATFORMS=cpu, or install JAX for that platform, such as "
+            "jax[cuda12], on a machine that has it"
+        )
+    return None
 
 
 def is_out_of_memory(error: Exception) -> bool:

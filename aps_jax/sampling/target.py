@@ -170,7 +170,7 @@ def row_keys(key: Key, rows: int, num_samples: int) -> Key:
     """One key per row [S * B] from one key, or one per measurement [B]."""
     keys = image_keys(key, rows // num_samples)
     per_sample = jax.vmap(lambda sample: jax.vmap(lambda k: jax.random.fold_in(k, sample))(keys))(
-        jnp.arange(num_samples)
+        jnp.arange(num_samples, dtype=jnp.int32)
     )
     return per_sample.reshape(rows)
 
