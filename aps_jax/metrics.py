@@ -10,6 +10,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
+from aps_jax.sampling.checks import channels_last, check_image
 from aps_jax.types import Array
 
 #: Width of the range [-1, 1].
@@ -20,10 +21,15 @@ SSIM_WINDOW = 11
 
 
 def _scored_pair(a: Array, b: Array, clip: bool) -> tuple[Array, Array]:
+    a, b = jnp.asarray(a), jnp.asarray(b)
     if a.shape != b.shape or a.ndim != 4:
         raise ValueError(
             f"images to compare must share one shape [B, H, W, C]; received {a.shape} and {b.shape}"
         )
+    if hint := channels_last(a.shape):
+        raise ValueError(f"images to compare have shape {a.shape}{hint}")
+    for x in (a, b):
+        check_image("images to compare", x)
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     return (jnp.clip(a, -1.0, 1.0), jnp.clip(b, -1.0, 1.0)) if clip else (a, b)
 
@@ -42,7 +48,8 @@ def psnr(a: Array, b: Array, *, clip: bool = True) -> Array:
       float32 [B]; infinity where the two images are equal.
 
     Raises:
-      ValueError: if the shapes differ or are not [B, H, W, C].
+      ValueError: if the shapes differ or are not [B, H, W, C], or the values are not floating-point
+        numbers on the scale [-1, 1].
     """
     a, b = _scored_pair(a, b, clip)
     error = jnp.mean((a - b) ** 2, axis=(1, 2, 3))
@@ -76,7 +83,7 @@ def ssim(a: Array, b: Array, *, clip: bool = True) -> Array:
       float32 [B], at most 1 and equal to 1 for equal images.
 
     Raises:
-      ValueError: if the shapes differ, are not [B, H, W, C] or are smaller than the window.
+      ValueError: as `psnr`, or if they are smaller than the window.
     """
     a, b = _scored_pair(a, b, clip)
     if min(a.shape[1:3]) < SSIM_WINDOW:

@@ -18,6 +18,7 @@ import numpy as np
 from aps_jax.io.snapshot import Snapshot, SnapshotError
 from aps_jax.presets import config_class
 from aps_jax.samplers import sampler_of
+from aps_jax.sampling.checks import check_measured_values
 from aps_jax.sampling.run import SampleResult, StepInfo, collect
 from aps_jax.sampling.target import Target, measurement_target
 from aps_jax.types import Array, Key, Params, PyTree
@@ -124,6 +125,7 @@ def restore(
         )
     y = jax.tree.map(jnp.asarray, y)
     target = measurement_target(params, y, config=config, known_tokens=known_tokens)
+    check_measured_values(params.operator, y, float(config.sigma))
     loop = _Loop(config, target, key)
     if snapshot is not None and snapshot.is_resuming:
         loop.resume(snapshot)

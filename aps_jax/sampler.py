@@ -29,6 +29,7 @@ from aps_jax.sampling import objective, remasking, schedules, starts
 from aps_jax.sampling.draws import draw_tokens
 from aps_jax.sampling.inner_loop import Refined, descend
 from aps_jax.sampling.leaves import as_pytree, is_absent
+from aps_jax.sampling.optimizers import lenient
 from aps_jax.sampling.run import SampleResult, StepInfo, collect, run, step_info
 from aps_jax.sampling.target import Target, fold, measurement_target, most_likely, split
 from aps_jax.types import Array, Key, Params, PyTree
@@ -170,7 +171,7 @@ class APS:
         return descend(
             lambda phi, _: objective.loss(target, phi, log_prior, state.tokens, weight),
             phi,
-            optax.adam(config.learning_rate),
+            lenient(optax.adam(config.learning_rate)),
             config.num_inner_steps,
             move=move,
             keep_best=config.keep_best,
@@ -304,7 +305,7 @@ def _keep_threshold(
 ) -> Int[Array, "R L"]:
     """All proposals above a scheduled confidence, and everything at the last timestep."""
     limits = schedules.thresholds(config.threshold_schedule, config.num_steps)
-    threshold = jnp.asarray(limits)[step] * config.threshold
+    threshold = jnp.asarray(limits, jnp.float32)[step] * config.threshold
     threshold = jnp.where(step == config.num_steps - 1, 0.0, threshold)
     anchors = remasking.select_by_threshold(scores, tokens == mask, threshold)
     return jnp.where(anchors, proposal, tokens)

@@ -54,13 +54,19 @@ def image_keys(key: Key, batch: int) -> Key:
     if not is_key or key.shape not in ((), (batch,)):
         raise ValueError(
             f"key must be one typed key (jax.random.key) or one per image [{batch}], got "
-            f"{jnp.shape(key)} of {getattr(key, 'dtype', type(key))}"
+            f"{jnp.shape(key)} of {getattr(key, 'dtype', type(key))}{_old_key_hint(key)}"
         )
     return (
         key
         if key.ndim
         else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch, dtype=jnp.int32))
     )
+
+
+def _old_key_hint(key: Any) -> str:
+    if getattr(key, "dtype", None) != jnp.uint32:
+        return ""
+    return "; make a typed key of one from jax.random.PRNGKey by jax.random.wrap_key_data(key)"
 
 
 def _image_shape(shape: Any) -> ImageShape:
@@ -214,7 +220,7 @@ class Codec:
     @property
     def codebook(self) -> Array:
         """All codes [K, d], of codecs whose cells share one codebook."""
-        return self.quantizer.lookup(jnp.arange(self.num_codes))
+        return self.quantizer.lookup(jnp.arange(self.num_codes, dtype=jnp.int32))
 
     def grid(self, image_shape: ImageShape) -> tuple[int, ...]:
         """The token grid that covers images of (H, W)."""

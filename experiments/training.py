@@ -21,6 +21,7 @@ from PIL import Image
 from aps_jax import sharding
 from aps_jax.cli.errors import guarded
 from aps_jax.io import checkpoint, rows
+from aps_jax.io.locks import held
 from aps_jax.pretrained import model_folder
 
 
@@ -124,11 +125,17 @@ def device_name() -> str:
 def run(name: str, train: Callable[[Any], None], config: RunConfig) -> int:
     """Trains and returns the exit code; what a user can get wrong ends as one line and code 2."""
     return guarded(
-        lambda: train(config),
+        lambda: _alone(train, config),
         name,
         after_interrupt="the same command goes on from the last checkpoint",
         memory_cure="lower --batch-size",
     )
+
+
+def _alone(train: Callable[[Any], None], config: RunConfig) -> None:
+    config.out.mkdir(parents=True, exist_ok=True)
+    with held(config.out):
+        train(config)
 
 
 def origin(config: RunConfig, part: str) -> dict[str, Any]:

@@ -12,16 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_operators as operator_cases
-import test_samplers as sampler_cases
-from conftest import NUM_BITS, NUM_CODES, make_tiny_codec, make_tiny_prior
+from conftest import make_tiny_codec, make_tiny_prior, mixing_prior, patch_codec
+from contract import smallest
 
-from aps_jax import metrics
+from aps_jax import Params, metrics, operators, samplers
 from aps_jax.config import VARIANTS
 from aps_jax.operators import measure
 from aps_jax.presets import PRESETS, make_config
 from aps_jax.prior.windows import prior_logits
-from aps_jax.sampler import aps_sample
 from aps_jax.samplers import SAMPLERS
+from aps_jax.types import Perceptual
 
 SWITCHES = {
     "x64": [lambda: jax.enable_x64(True)],
@@ -83,39 +83,45 @@ def test_the_watch_finds_wide_numbers():
 Y = np.zeros((2, 4, 4, 3), np.float32)
 
 
+def mean_square(params, a, b):
+    return jnp.mean((a - b) ** 2, axis=(1, 2, 3))
+
+
+def sampled(config):
+    params = Params(
+        prior=mixing_prior(window=4),
+        codec=patch_codec(),
+        operator=operators.super_resolution(scale=4),
+        perceptual=Perceptual(params=None, apply=mean_square),
+    )
+    run = functools.partial(samplers.sample, config=config)
+    result = trace(run, params, jnp.asarray(Y), jax.random.key(0))
+    assert result.images.dtype == np.float32 and result.tokens.dtype == np.int32
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samplers(switch, name):
-    params, key = sampler_cases.make_params(), jax.random.key(0)
-    for options in sampler_cases.CASES[name]:
-        config = SAMPLERS[name].config(**options, num_samples=2)
-        sample = functools.partial(SAMPLERS[name].sample, config=config)
-        result = trace(sample, params, jnp.asarray(Y), key)
-        assert result.images.dtype == np.float32 and result.tokens.dtype == np.int32
+    sampled(smallest(name))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_presets(switch, preset, variant):
-    config = make_config(preset=preset, sampler=variant, num_samples=2)
-    params = sampler_cases.make_params()
-    trace(functools.partial(aps_sample, config=config), params, jnp.asarray(Y), jax.random.key(0))
+    sampled(make_config(preset=preset, sampler=variant, num_samples=2))
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"rule": "threshold", "early_stop": 0.1},
-        {"warm_start": "displacement", "warm_moments": True, "prior_term": "kl"},
+        {"rule": "threshold", "warm_start": True},
         {"remasking": "random", "prior_weighting": "elbo", "prior_weight": 0.1},
-        {"draw": "argmax", "gumbel_temperature": 1.0, "remdm": "cap", "rule": "threshold"},
+        {"draw": "argmax", "encoder_start": 0.5},
         {"trace": True, "num_inner_steps": 0, "guidance_scale": 1.0},
     ],
     ids=lambda options: "-".join(options),
 )
 def test_other_options_of_aps(switch, options):
-    config = make_config(preset="paper", **options)
-    params = sampler_cases.make_params()
-    trace(functools.partial(aps_sample, config=config), params, jnp.asarray(Y), jax.random.key(0))
+    sampled(make_config(preset="paper", **options))
 
 
 @pytest.mark.parametrize("name", operator_cases.CASES)
@@ -135,16 +141,13 @@ def test_operators(switch, name):
 
 def test_codec_and_prior(switch):
     codec, prior = make_tiny_codec(), make_tiny_prior()
+    for leaf in jax.tree.leaves((codec, prior)):
+        assert leaf.dtype == np.float32
     x = jnp.zeros((2, 24, 16, 3), jnp.float32)
-
-    def there_and_back(codec, x):
-        codes, tokens = codec.quantize(codec.codebook, codec.encode(codec.params, x))
-        return codec.decode(codec.params, codes), tokens
-
-    image, tokens = trace(there_and_back, codec, x)
-    assert image.dtype == np.float32 and tokens.dtype == np.int32
-    logits = jnp.zeros((2, 24, NUM_CODES), jnp.float32)
-    assert trace(codec.mean_code, logits).shape == (2, 24, NUM_BITS)
+    features = trace(codec.encode, codec.params, x)
+    assert trace(codec.decode, codec.params, features).dtype == np.float32
+    tokens = trace(lambda codec, features: codec.quantizer.nearest(features), codec, features)
+    assert tokens.dtype == np.int32
     tokens = jnp.zeros(tokens.shape, jnp.int32)
     assert trace(prior_logits, prior, tokens).dtype == np.float32
 

@@ -30,6 +30,9 @@ def guarded(
     """
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # Names that the terminal cannot show end nothing.
+            stream.reconfigure(errors="backslashreplace")
     try:
         return work() or 0
     except KeyboardInterrupt as stop:
@@ -47,6 +50,9 @@ def guarded(
     except Exception as error:
         if is_out_of_memory(error):
             _complain(program, f"error: out of memory; {memory_cure}")
+            return 2
+        if missing := _platform_trouble():
+            _complain(program, f"error: {missing}")
             return 2
         from aps_jax.scores.lpips import PerceptualUnavailable
 
@@ -86,6 +92,23 @@ def _file_trouble(error: OSError) -> str:
     name = error.filename if error.filename2 is None else error.filename2
     where = f" {name}" if name else ""
     return f"cannot use{where}: {error.strerror}; free some space or choose another place"
+
+
+def _platform_trouble() -> str | None:
+    """Cause and cure if JAX has no device of the platform that it was told to use, else None."""
+    import jax
+
+    try:
+        jax.devices()
+    except Exception as error:  # Which one, and with which words, depends on the platform.
+        wanted = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms
+        reason = (str(error).splitlines() or ["it is not installed"])[0].rstrip(".")
+        return (
+            f"JAX cannot use the platform it was told to (JAX_PLATFORMS is {wanted or 'unset'}): "
+            f"{reason}; set JAX_PLATFORMS=cpu, or install JAX for that platform, such as "
+            "jax[cuda12], on a machine that has it"
+        )
+    return None
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -17,6 +17,7 @@ from aps_jax.cli.options import TASK_OPTIONS, Restore
 from aps_jax.io.masks import SIDES, load_kernel, load_mask, opaque_pixels
 from aps_jax.operators import make_operator, measure
 from aps_jax.pretrained import load_kernel_wizard
+from aps_jax.sampling.checks import channels_last, check_measured_values
 from aps_jax.tasks import TASKS
 from aps_jax.types import Array, ImageShape, Key, Operator, PyTree
 
@@ -70,6 +71,8 @@ def load_measured(options: Restore) -> Problem:
     if not is_array and task == "phase_retrieval":
         raise ValueError(f"{path} holds colours, not amplitudes; give them as a .npy file")
     image_shape = operator.image_shape((1, *y.shape))
+    if operator.is_image and (hint := channels_last((1, *y.shape))):
+        raise ValueError(f"{path} has shape {y.shape}{hint}")
     if min(image_shape) < images.MIN_SIDE:
         raise ValueError(
             f"{path} belongs to an image of {image_shape[1]}x{image_shape[0]} pixels; both sides "
@@ -86,6 +89,10 @@ def load_measured(options: Restore) -> Problem:
             f"{image_shape}; choose the task and the options that made the file"
         )
     y = jnp.asarray(y)[None]
+    try:
+        check_measured_values(operator, y, options.sigma)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if operator.observed is not None:
         y = y * operator.observed(operator.params, y.shape)
     return Problem(None, y, operator, image_shape, _source(path))

@@ -216,7 +216,8 @@ def command_of(options: Restore, **changes: Any) -> str:
     options = dataclasses.replace(options, **changes)
     words = ["aps-jax", "restore"]
     if options.image is not None:
-        words.append(os.fspath(options.image))
+        image = os.fspath(options.image)
+        words.append(os.path.join(os.curdir, image) if image.startswith("-") else image)
     for field in dataclasses.fields(Restore):
         value = getattr(options, field.name)
         flag = "--" + field.name.replace("_", "-")
@@ -224,5 +225,9 @@ def command_of(options: Restore, **changes: Any) -> str:
         if field.name == "image" or (value == field.default and not is_shown):
             continue
         for item in value if isinstance(value, tuple) else (value,):
-            words += [flag] if item is True else [flag, str(item)]
+            text = str(item)
+            if item is True:
+                words.append(flag)
+            else:  # What begins with a dash would be taken for another option.
+                words += [f"{flag}={text}"] if text.startswith("-") else [flag, text]
     return shlex.join(words)

@@ -30,6 +30,30 @@ SINGLE_FILES = (
 _MANY_FILES = ("samples/sample_*.png", "steps/step_*.png")
 
 
+def try_outputs(out: Path, facts: dict[str, Any]) -> None:
+    """Fails before the first timestep where the results could not be written after the last.
+
+    Raises:
+      ValueError: something other than a file has the name of one of the results.
+      OSError: the folder takes no files.
+      TypeError: the facts are no JSON.
+    """
+    for name in SINGLE_FILES:
+        if (out / name).is_dir():
+            raise ValueError(f"{out / name} is a folder, where a result goes; move or delete it")
+    for pattern in _MANY_FILES:
+        folder = out / Path(pattern).parent
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is a file, where a folder goes; move or delete it")
+        for path in folder.glob(Path(pattern).name):
+            if path.is_dir():
+                raise ValueError(f"{path} is a folder, where a result goes; move or delete it")
+        if folder.is_dir():
+            tempfile.TemporaryFile(dir=folder).close()
+    with tempfile.TemporaryDirectory(dir=out, prefix=".new-") as trial:
+        files.write_json(Path(trial) / "result.json", facts)
+
+
 class Outputs:
     """Scores and pictures of one restored image, and the folder they go to."""
 
@@ -53,7 +77,13 @@ class Outputs:
         self.scores: dict[str, dict[str, float | None]] = {}
         if problem.photo is not None:
             self.scores = self._scores(problem.photo[0], model, distance)
-        self.residual = report.data_residual(problem.operator, self.image, problem.y)
+        self.residual = report.data_residual(
+            problem.operator, self.image, problem.y, sigma=options.sigma
+        )
+
+    def residual_notes(self) -> list[str]:
+        """What the residual says of the measurement, if it is far from the noise."""
+        return report.residual_notes(self.residual, self.options.sigma)
 
     def _scores(
         self, photo: Array, model: Model, distance: Perceptual | None

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,9 +25,10 @@ from aps_jax.cli import inputs
 from aps_jax.cli.errors import is_out_of_memory
 from aps_jax.cli.inputs import Problem, degrade_photo, given_options, load_measured
 from aps_jax.cli.options import Restore, command_of, config_of
-from aps_jax.cli.outputs import SINGLE_FILES, Outputs, work_of
+from aps_jax.cli.outputs import SINGLE_FILES, Outputs, try_outputs, work_of
 from aps_jax.codec import expectation
 from aps_jax.config import APSConfig
+from aps_jax.io import locks
 from aps_jax.io.checkpoint import CARD_NAME, fingerprint, read_card, weights_path
 from aps_jax.restore import DivergedError, Restored, Snapshot, StepReport, restore
 from aps_jax.samplers import SVDDConfig
@@ -50,9 +50,22 @@ _AMPLE = 2**18
 def run(options: Restore) -> int:
     """Restores one image as the options say; returns the exit code."""
     began = time.perf_counter()
-    config = config_of(options)
+    config_of(options)
     _check_folder(options)
     check_prompt(options)
+    try:
+        with _folder(options):
+            return _run(options, began)
+    except KeyboardInterrupt:
+        if not (options.out / STATE_NAME).exists():
+            raise KeyboardInterrupt("nothing was written; run the same command again") from None
+        again = command_of(options, resume=True, overwrite=False)
+        raise KeyboardInterrupt(f"continue with: {again}") from None
+
+
+def _run(options: Restore, began: float) -> int:
+    """Restores into a folder that this process has for itself."""
+    config = config_of(options)
     key_operator, key_noise, key_sample = jax.random.split(jax.random.key(options.seed), 3)
     if options.measured:
         problem = load_measured(options)
@@ -77,22 +90,17 @@ def run(options: Restore) -> int:
     )
     facts = _facts(options, config, problem)
     snapshot = Snapshot(options.out / STATE_NAME, _identity(facts), options.resume)
+    try_outputs(options.out, facts | {"command": command_of(options)})
     try:
-        with _folder(options.out):
-            try:
-                restored = _sample(params, problem, key_sample, config, options.sampler, snapshot)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise ValueError(f"out of memory: {memory_advice(config, model)}") from error
-            outputs = Outputs(options, config, problem, restored, model, distance)
-            outputs.write(facts | {"notes": notes}, began)
-            snapshot.remove()
-    except KeyboardInterrupt:
-        if not snapshot.path.exists():
-            raise KeyboardInterrupt("nothing was written; run the same command again") from None
-        again = command_of(options, resume=True, overwrite=False)
-        raise KeyboardInterrupt(f"continue with: {again}") from None
+        restored = _sample(params, problem, key_sample, config, options.sampler, snapshot)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ValueError(f"out of memory: {memory_advice(config, model)}") from error
+    outputs = Outputs(options, config, problem, restored, model, distance)
+    notes += outputs.residual_notes()
+    outputs.write(facts | {"notes": notes}, began)
+    snapshot.remove()
     outputs.summarise(notes, time.perf_counter() - began)
     return 0
 
@@ -145,8 +153,9 @@ def check_prompt(options: Restore) -> None:
 
 
 @contextlib.contextmanager
-def _folder(out: Path) -> Iterator[None]:
-    """Makes the folder, proves that it takes files, and removes it again if nothing came of it."""
+def _folder(options: Restore) -> Iterator[None]:
+    """Makes the folder, for this process alone, and removes it again if nothing came of it."""
+    out = options.out
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         try:
@@ -156,7 +165,9 @@ def _folder(out: Path) -> Iterator[None]:
             raise OSError(
                 f"cannot write to --out {out}: {error.strerror}; choose another folder"
             ) from None
-        yield
+        with locks.held(out):
+            _check_folder(options)  # Another process may have finished in the meantime.
+            yield
     except BaseException:
         for folder in made:
             with contextlib.suppress(OSError):

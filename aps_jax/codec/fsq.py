@@ -68,4 +68,6 @@ class FSQ:
 
     def similarity(self, tokens: Array) -> Array:
         """Minus half the squared distances to all codes, [..., K]."""
-        return row_similarity(self.lookup(jnp.arange(self.num_codes)), self.lookup(tokens))
+        return row_similarity(
+            self.lookup(jnp.arange(self.num_codes, dtype=jnp.int32)), self.lookup(tokens)
+        )

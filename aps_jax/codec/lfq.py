@@ -31,14 +31,15 @@ def codebook(num_bits: int) -> Array:
 
 def tokens_to_codes(tokens: Array, num_bits: int) -> Array:
     """Codes [..., num_bits] in {-1, +1} of int tokens [...] in [0, 2**num_bits)."""
-    bits = (tokens[..., None] // jnp.asarray(_bit_weights(num_bits))) % 2
+    weights = _bit_weights(num_bits).reshape(*(1,) * tokens.ndim, -1)
+    bits = (tokens[..., None].astype(jnp.int32) // weights) % 2
     return bits.astype(jnp.float32) * 2 - 1
 
 
 def codes_to_tokens(codes: Array) -> Array:
     """Tokens int32 [...] of codes [..., d]; only the sign counts and 0 counts as -1."""
-    weights = jnp.asarray(_bit_weights(codes.shape[-1]))
-    return jnp.sum((codes > 0).astype(jnp.int32) * weights, axis=-1)
+    weights = _bit_weights(codes.shape[-1]).reshape(*(1,) * (codes.ndim - 1), -1)
+    return jnp.sum((codes > 0).astype(jnp.int32) * weights, axis=-1, dtype=jnp.int32)
 
 
 @jax.custom_vjp
@@ -58,7 +59,9 @@ def _halves(logits: Array, largest: Array) -> tuple[Array, Array, Array]:
     num_bits = logits.shape[-1].bit_length() - 1
     high, low = num_bits // 2, num_bits - num_bits // 2
     weights = jnp.exp(logits - largest).reshape(*logits.shape[:-1], 2**high, 2**low)
-    high_codes, low_codes = (tokens_to_codes(jnp.arange(2**bits), bits) for bits in (high, low))
+    high_codes, low_codes = (
+        tokens_to_codes(jnp.arange(2**bits, dtype=jnp.int32), bits) for bits in (high, low)
+    )
     return weights, high_codes, low_codes
 
 
@@ -90,7 +93,7 @@ mean_code.defvjp(_mean_code_fwd, _mean_code_bwd)
 
 def quantize(features: Array) -> tuple[Array, Array]:
     """Nearest codes of `features` [..., d], their signs with 0 counting as -1, and their tokens."""
-    codes = jnp.where(features > 0, 1.0, -1.0).astype(features.dtype)
+    codes = jnp.where(features > 0, jnp.ones((), features.dtype), -1.0)
     return codes, codes_to_tokens(codes)
 
 

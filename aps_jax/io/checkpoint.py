@@ -203,7 +203,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     """
     path = folder / CARD_NAME
     try:
-        card = json.loads(path.read_text())
+        card = json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise CheckpointError(f"{folder} is not a model folder: it has no {CARD_NAME}") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ def write_atomically(path: PathLike, data: bytes) -> None:
       OSError: if the file cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    # Not made of the name, which may be as long as names can be.
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.tmp")
     try:
         if path.is_dir():
             raise IsADirectoryError("it is a folder")
@@ -63,14 +64,26 @@ def _plain(value: Any) -> Any:
 def write_json(path: PathLike, value: Any) -> None:
     """Writes `value` as indented JSON; makes missing folders.
 
-    Arrays become lists, paths become strings; NaN and infinity, which JSON lacks, become null.
+    Arrays become lists, paths become strings; NaN and infinity, which JSON lacks, become null. The
+    bytes of file names that are no UTF-8 can be had back: `os.fsencode(json.loads(...)["path"])`.
 
     Raises:
       TypeError: if `value` holds something JSON cannot express.
       OSError: if the file cannot be written.
     """
-    text = json.dumps(_plain(value), indent=2, allow_nan=False, ensure_ascii=False)
+    value = _plain(value)
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
+    if not _is_unicode(text):  # Bytes of a file name that are no UTF-8: "\\udce9" for 0xe9.
+        text = json.dumps(value, indent=2, allow_nan=False)
     write_atomically(path, (text + "\n").encode())
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def disk_size(path: PathLike) -> int:
@@ -85,13 +98,43 @@ def disk_size(path: PathLike) -> int:
 
 
 def list_images(folders: Sequence[Path]) -> list[Path]:
-    """All image files below `folders`, sorted; ValueError if a folder is missing or has none."""
+    """All image files below `folders`, sorted; ValueError if a folder is missing or has none.
+
+    Linked folders are followed, each real folder once, so that cycles end. Left out are the `._`
+    companions of files copied from macOS and what is no file, such as a folder called `set.png`.
+    """
     paths: list[Path] = []
     for folder in folders:
-        found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        found = sorted(path for path in _walk(Path(folder)) if _is_image(path))
         if not found:
             raise ValueError(
                 f"no images below {folder}; expected files ending in {sorted(IMAGE_SUFFIXES)}"
             )
         paths += found
     return paths
+
+
+def _is_image(path: Path) -> bool:
+    if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("._"):
+        return False
+    # A link to nothing is a photo that is missing, which its reader will say.
+    return os.path.isfile(path) or not os.path.exists(path)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files below a folder; real folders come before links, which may lead to them."""
+    visited: set[str] = set()
+    waiting = [os.fspath(folder)]
+    while waiting:
+        links: list[str] = []
+        for place, names, files in os.walk(waiting.pop(0)):
+            real = os.path.realpath(place)
+            if real in visited:
+                names.clear()
+                continue
+            visited.add(real)
+            paths = {name: os.path.join(place, name) for name in sorted(names)}
+            links += [path for path in paths.values() if os.path.islink(path)]
+            names[:] = [name for name, path in paths.items() if not os.path.islink(path)]
+            yield from (Path(place, name) for name in files)
+        waiting += sorted(links)

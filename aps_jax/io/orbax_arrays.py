@@ -28,7 +28,7 @@ def describe_arrays(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     found = {}
     for file in sorted(path.glob("*/zarr.json")):
         try:
-            header = json.loads(file.read_text())
+            header = json.loads(file.read_text("utf-8"))
             shape = tuple(int(size) for size in header["shape"])
             found[file.parent.name.replace(".", "/")] = (shape, str(header["data_type"]))
         except (ValueError, KeyError, TypeError) as error:

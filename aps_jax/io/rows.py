@@ -10,11 +10,12 @@ import contextlib
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from aps_jax.io.files import write_atomically
+from aps_jax.io.locks import held
 
 Row = dict[str, Any]
 
@@ -76,30 +77,12 @@ def append(path: Path, rows: Iterable[Row]) -> None:
         ) from None
 
 
-@contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Keeps other processes from writing the log `path` meanwhile, where the system has locks.
-
-    Raises:
-      ForeignResults: if one is writing it now.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Not on Windows.
-        yield
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.name}.lock"), "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ForeignResults(
-                f"another process is writing {path}; wait for it, choose another --out, or tell "
-                "the processes of several hosts apart"
-            ) from None
-        except OSError:  # A file system without locks.
-            pass
-        yield
+def alone(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Keeps other processes from writing the log `path` meanwhile; see `aps_jax.io.locks.held`."""
+    return held(
+        path,
+        "wait for it, choose another --out, or tell the processes of several hosts apart",
+    )
 
 
 def claim(path: Path, identity: Mapping[str, Any]) -> None:
@@ -123,7 +106,7 @@ def claim(path: Path, identity: Mapping[str, Any]) -> None:
     finally:
         draft.unlink(missing_ok=True)
     try:
-        then = json.loads(path.read_text())
+        then = json.loads(path.read_bytes())
     except ValueError as error:
         raise ForeignResults(f"{path} is damaged ({error}); choose another folder") from None
     difference = first_difference(then, identity)

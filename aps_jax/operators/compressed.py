@@ -84,8 +84,12 @@ def _sample_matrix(
 ) -> Array:
     num_pixels = math.prod(image_shape)
     rows = num_measurements or max(1, int(num_pixels * fraction))
-    sample = jax.random.rademacher if ensemble == "signs" else jax.random.normal
-    return sample(key, (rows, num_pixels), "float32") / math.sqrt(rows)
+    if ensemble == "signs":  # A draw of 64 bits, where JAX has them, would be another.
+        heads = jax.random.bernoulli(key, jnp.float32(0.5), (rows, num_pixels))
+        matrix = 2 * heads.astype("float32") - 1
+    else:
+        matrix = jax.random.normal(key, (rows, num_pixels), "float32")
+    return matrix / math.sqrt(rows)
 
 
 def _project(params: Array, x: Array) -> Array:

@@ -102,7 +102,8 @@ def _box_mask(
         jax.random.split(key), image_shape, (height, width), strict=True
     ):
         # The upper end is exclusive, as in DAPS, unless only one place is left.
-        start = jax.random.randint(axis_key, (), margin, max(side - margin - extent, margin + 1))
+        end = max(side - margin - extent, margin + 1)
+        start = jax.random.randint(axis_key, (), margin, end, jnp.int32)
         pixel = jnp.arange(side, dtype=jnp.int32)
         inside.append((pixel >= start) & (pixel < start + extent))
     box = inside[0][:, None] & inside[1][None, :]

@@ -52,7 +52,7 @@ def log_prior(
 def carry_over(log_probs: Array, tokens: Array) -> Array:
     """Log-probabilities [R, L, K] that are one-hot, with a floor, where tokens [R, L] are clean."""
     num_codes = log_probs.shape[-1]
-    is_own = tokens[..., None] == jnp.arange(num_codes)
-    carried = jnp.where(is_own, 0.0, LEAST_LOG_PROB)
+    is_own = tokens[..., None] == jnp.arange(num_codes, dtype=jnp.int32)[None, None]
+    carried = jnp.where(is_own, jnp.float32(0), LEAST_LOG_PROB)
     is_masked = (tokens == num_codes)[..., None]
     return jnp.where(is_masked, jnp.maximum(log_probs, LEAST_LOG_PROB), carried)

@@ -119,7 +119,7 @@ def _remask_probability(
     rule = config.reveal.removeprefix("remdm-")
     chance = remasking.remdm_chance(rule, config.remask_strength, gamma_t, gamma_s)
     if rule != "conf":
-        return jnp.full(state.tokens.shape, chance)
+        return jnp.full(state.tokens.shape, chance, jnp.float32)
     doubt = jax.nn.softmax(jnp.where(is_open, -jnp.exp(state.confidence), -jnp.inf), axis=-1)
     return jnp.where(is_open, chance * doubt, 0.0)
 
@@ -132,7 +132,7 @@ def num_left(config: Scheduled, step: Array, is_unknown: Array) -> Array:
       step: index i in [0, T).
       is_unknown: bool [R, L].
     """
-    num_unknown = jnp.sum(is_unknown, axis=-1, dtype=jnp.int32)
+    num_unknown = jnp.sum(is_unknown, axis=-1, dtype=jnp.float32)
     return jnp.floor(num_unknown * _gammas(config)[step + 1] + 1e-3).astype(jnp.int32)
 
 

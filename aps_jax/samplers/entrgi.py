@@ -24,6 +24,7 @@ from aps_jax.sampling import remasking, schedules
 from aps_jax.sampling.draws import draw_tokens, top_p
 from aps_jax.sampling.inner_loop import Refined, descend
 from aps_jax.sampling.leaves import as_pytree, is_absent
+from aps_jax.sampling.optimizers import lenient
 from aps_jax.sampling.run import StepInfo, step_info
 from aps_jax.sampling.starts import encoder_logits, smooth_tokens
 from aps_jax.sampling.target import Target, fold, split
@@ -157,7 +158,9 @@ class EntRGiConfig(GradientConfig, PriorConfig):
         def losses_of(phi: Array, j: Array) -> Array:
             return target.objective_of(self.mixed_codes(target, fold(keys, j), phi, tokens))
 
-        return descend(losses_of, phi, optax.adam(self.learning_rate), self.num_inner_steps)
+        return descend(
+            losses_of, phi, lenient(optax.adam(self.learning_rate)), self.num_inner_steps
+        )
 
     def mixed_codes(self, target: Target, keys: Key, phi: Array, tokens: Array) -> Array:
         """The codes e [R, L, d] of the method, at masked tokens; the others have their own."""

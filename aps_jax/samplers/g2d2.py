@@ -26,6 +26,7 @@ from aps_jax.sampling.draws import draw_tokens, top_p
 from aps_jax.sampling.inner_loop import Refined, descend
 from aps_jax.sampling.leaves import as_pytree, is_absent
 from aps_jax.sampling.objective import kl_term
+from aps_jax.sampling.optimizers import lenient
 from aps_jax.sampling.run import StepInfo, step_info
 from aps_jax.sampling.starts import encoder_logits, smooth_tokens
 from aps_jax.sampling.target import Target, fold, most_likely, split
@@ -145,7 +146,7 @@ class G2D2Config(StarConfig):
             return losses + kl_weight * jnp.sum(jnp.where(is_weighed, kl, 0.0), axis=-1)
 
         return descend(
-            losses_of, phi, optax.scale_by_radam(), self.num_inner_steps,
+            losses_of, phi, lenient(optax.scale_by_radam()), self.num_inner_steps,
             move=lambda phi, updates, _: jax.nn.log_softmax(phi - rate * updates, axis=-1),
         )  # fmt: skip
 
@@ -176,7 +177,7 @@ def star_transition(config: StarConfig, target: Target, keys: Key, clean: Array,
     scores = jnp.where(target.is_unknown, scores, -jnp.inf)
     rank = jnp.argsort(jnp.argsort(-scores, axis=-1), axis=-1)
     num_left = decoding.num_left(config, i, target.is_unknown)
-    is_masked = target.is_unknown & (rank < num_left[:, None])
+    is_masked = target.is_unknown & (rank.astype(jnp.int32) < num_left[:, None])
     return jnp.where(is_masked, target.mask, clean)
 
 
@@ -215,11 +216,11 @@ def markov_log_probs(
         ],
         axis=-1,
     )
-    is_own = tokens[..., None] == jnp.arange(num_codes)
+    is_own = tokens[..., None] == jnp.arange(num_codes, dtype=jnp.int32)
     ratio = probs / (keep_t * is_own + noise)
     from_code = (keep * is_own + blur) * (
         keep_s * ratio + noise * jnp.sum(ratio, axis=-1, keepdims=True)
     )
-    from_code = jnp.concatenate([from_code, jnp.zeros((*tokens.shape, 1))], axis=-1)
+    from_code = jnp.concatenate([from_code, jnp.zeros((*tokens.shape, 1), jnp.float32)], axis=-1)
     is_masked = (tokens == num_codes)[..., None]
     return jnp.log(jnp.where(is_masked, from_mask, from_code))

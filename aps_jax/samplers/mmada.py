@@ -100,7 +100,9 @@ def transition(
     chosen = jnp.where(is_unknown, chosen, jnp.finfo(jnp.float32).max)
     gumbel = -jnp.log(jnp.maximum(-jnp.log(jnp.maximum(noise.uniform, _TINY)), _TINY))
     confidence = jnp.log(jnp.maximum(chosen, _TINY)) + temperature * gumbel
-    num_masked = jnp.maximum(1, jnp.minimum(jnp.sum(is_unknown, axis=-1) - 1, count))
+    num_masked = jnp.maximum(
+        1, jnp.minimum(jnp.sum(is_unknown, axis=-1, dtype=jnp.int32) - 1, count)
+    )
     cut = jnp.take_along_axis(jnp.sort(confidence), num_masked[:, None], axis=-1, mode="clip")
     # Where nothing is unknown the original would mask a given token; we never do.
     return jnp.where((confidence < cut) & is_unknown, mask, proposal), proposal

@@ -26,6 +26,7 @@ from aps_jax.sampling.draws import draw_tokens
 from aps_jax.sampling.inner_loop import descend
 from aps_jax.sampling.leaves import as_pytree, is_absent
 from aps_jax.sampling.objective import kl_term
+from aps_jax.sampling.optimizers import lenient
 from aps_jax.sampling.run import StepInfo, step_info
 from aps_jax.sampling.starts import encoder_logits, smooth_tokens
 from aps_jax.sampling.target import Target, fold, most_likely, split
@@ -113,7 +114,9 @@ class ReDGEConfig(StarConfig):
             losses = self.measurement_weight * target.objective_of(codes)
             return losses + self.kl_weight * jnp.sum(kl, axis=-1)
 
-        refined = descend(losses_of, phi, optax.adam(self.learning_rate), self.num_inner_steps)
+        refined = descend(
+            losses_of, phi, lenient(optax.adam(self.learning_rate)), self.num_inner_steps
+        )
         # Clean tokens are not optimised, so they are drawn again as they are.
         clean = jnp.where(is_masked, draw_tokens(keys_draw, refined.phi), tokens)
         moved = star_transition(self, target, keys_mask, clean, i)

@@ -18,11 +18,11 @@ def log_weights(values: Array, rule: str, temperature: float) -> Array:
     A value that is not finite gets no weight, unless no value of its row is finite.
     """
     values = jnp.where(jnp.isfinite(values), values, -jnp.inf)
-    values = jnp.where(jnp.all(jnp.isinf(values), axis=0), 0.0, values)
+    values = jnp.where(jnp.all(jnp.isinf(values), axis=0, keepdims=True), 0.0, values)
     if rule == "standardized":
         is_finite = jnp.isfinite(values)
-        mean = jnp.mean(values, axis=0, where=is_finite)
-        spread = jnp.std(values, axis=0, where=is_finite)
+        mean = jnp.mean(values, axis=0, where=is_finite, keepdims=True)
+        spread = jnp.std(values, axis=0, where=is_finite, keepdims=True)
         # Equal values differ by rounding only, which must not be blown up.
         spread = jnp.maximum(spread, 1e-6 * (1 + jnp.abs(mean)))
         values = (values - mean) / spread

@@ -146,7 +146,9 @@ class SGDDConfig(PriorConfig):
         if self.method == "gibbs":
             is_noised |= (z != x) & target.is_unknown
         noised = jnp.where(is_noised, target.mask, z)
-        x = self.complete(target, keys_denoise, noised, jnp.asarray(self.denoise_steps)[k])
+        x = self.complete(
+            target, keys_denoise, noised, jnp.asarray(self.denoise_steps, jnp.int32)[k]
+        )
 
         # Gibbs needs z to go on from where it is; the published step starts at x.
         start = z if self.method == "gibbs" else x
@@ -197,12 +199,12 @@ class SGDDConfig(PriorConfig):
         def step(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             z, loss = carry
             position, code, bit, log_uniform = jax.vmap(propose)(fold(keys, j))
-            at = (jnp.arange(rows), position)
+            at = (jnp.arange(rows, dtype=jnp.int32), position)
             if self.proposal == "bit":
                 code = z[at] ^ (1 << bit)
             proposal = z.at[at].set(code)
             proposed_loss = target.energy_of(proposal)
-            change = (code != x[at]).astype(jnp.float32) - (z[at] != x[at])
+            change = (code != x[at]).astype(jnp.float32) - (z[at] != x[at]).astype(jnp.float32)
             is_accepted = log_uniform < loss - proposed_loss + log_change * change
             is_accepted &= target.is_unknown[at]
             z = jnp.where(is_accepted[:, None], proposal, z)

@@ -145,9 +145,9 @@ class SMCConfig(DecodingConfig):
             log_w = selection.log_weights(change, "standardized", self.temperature)
             is_resampled = jnp.broadcast_to(i < self.num_steps - 1, log_w.shape[1:])
         ancestors = systematic(keys_resample, log_w)
-        own = jnp.arange(self.num_particles)[:, None]
+        own = jnp.arange(self.num_particles, dtype=jnp.int32)[:, None]
         index = jnp.where(is_resampled, ancestors, own)
-        rows = jnp.arange(log_w.shape[1])
+        rows = jnp.arange(log_w.shape[1], dtype=jnp.int32)
         particles = jax.tree.map(
             lambda leaf: leaf[index, rows] if leaf.ndim > 1 else leaf, particles
         )
@@ -181,14 +181,14 @@ class SMCConfig(DecodingConfig):
             log_probs = target.carried_log_prior(state.tokens)
             return _Particles(state, log_probs, self._value(target, keys_fill, log_probs))
 
-        return jax.vmap(one)(jnp.arange(self.num_particles), particles)
+        return jax.vmap(one)(jnp.arange(self.num_particles, dtype=jnp.int32), particles)
 
     def _value(self, target: Target, keys: Key, log_probs: Array) -> Array:
         """V [R]: -E of the fill, or the log of the mean likelihood over several."""
         if self.fill == "mode":
             return -target.energy_of(most_likely(log_probs))
         values = jax.vmap(lambda n: -target.energy_of(draw_tokens(fold(keys, n), log_probs)))(
-            jnp.arange(self.num_fills)
+            jnp.arange(self.num_fills, dtype=jnp.int32)
         )
         return jax.nn.logsumexp(values, axis=0) - jnp.log(float(self.num_fills))
 
@@ -218,8 +218,8 @@ def systematic(keys: Key, log_w: Array) -> Array:
     """
     num_particles = log_w.shape[0]
     edges = jnp.cumsum(jax.nn.softmax(log_w, axis=0), axis=0)
-    offset = jax.vmap(jax.random.uniform)(keys)
-    points = (jnp.arange(num_particles)[:, None] + offset) / num_particles
+    offset = jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32))(keys)
+    points = (jnp.arange(num_particles, dtype=jnp.float32)[:, None] + offset[None]) / num_particles
     index = jax.vmap(jnp.searchsorted, (1, 1), 1)(edges, points)
     # Rounding can leave the last edge short of the last point.
     return jnp.minimum(index, num_particles - 1)

@@ -17,6 +17,7 @@ from aps_jax.config import Evaluations, Knob, check_options
 from aps_jax.samplers.config import GradientConfig
 from aps_jax.sampling import starts
 from aps_jax.sampling.leaves import as_pytree, is_absent
+from aps_jax.sampling.optimizers import lenient
 from aps_jax.sampling.run import StepInfo, step_info
 from aps_jax.sampling.target import Target, most_likely
 from aps_jax.types import Array, Key, PyTree
@@ -142,7 +143,7 @@ class StraightThroughConfig(GradientConfig):
     @property
     def _optimizer(self) -> optax.GradientTransformation:
         rates: Any = optax.cosine_decay_schedule(self.learning_rate, self.num_inner_steps)
-        return optax.adam(rates)
+        return lenient(optax.adam(rates))
 
     def _start(self, target: Target) -> Array | float:
         """Where the variables begin, but for noise: 0, or the encoder's bits or logits."""

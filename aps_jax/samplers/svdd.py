@@ -100,7 +100,7 @@ class SVDDConfig(DecodingConfig):
             after = after._replace(step=jnp.broadcast_to(after.step, log_probs.shape[:1]))
             return _State(after, log_probs), target.energy_of(most_likely(log_probs))
 
-        candidates, losses = jax.vmap(candidate)(jnp.arange(self.num_candidates))
+        candidates, losses = jax.vmap(candidate)(jnp.arange(self.num_candidates, dtype=jnp.int32))
         index = selection.select(
             fold(keys, self.num_candidates), -losses, self.selection, self.selection_temperature
         )

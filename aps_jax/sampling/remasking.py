@@ -32,13 +32,13 @@ def select_by_count(
     Returns:
       Bool [B, L], True where an open position becomes an anchor.
     """
-    num_open = jnp.sum(is_masked, axis=-1)
+    num_open = jnp.sum(is_masked, axis=-1, dtype=jnp.int32)
     num_left = jnp.minimum(num_masked_after, jnp.maximum(num_open - 1, 0))
     num_kept = num_open - num_left
     # Two sort keys, so that impossible (-inf) proposals still come before the closed positions.
     order = jnp.lexsort((-scores, ~is_masked), axis=-1)
     rank = jnp.argsort(order, axis=-1)
-    return is_masked & (rank < num_kept[:, None])
+    return is_masked & (rank.astype(jnp.int32) < num_kept[:, None])
 
 
 def select_by_threshold(
@@ -87,7 +87,7 @@ def remdm_chance(
 
 def pick(keys: Key, chance: Array, is_open: Bool[Array, "B L"]) -> Bool[Array, "B L"]:
     """Bool [B, L]: the open tokens that independent draws with probability `chance` pick."""
-    draws = jax.vmap(lambda key: jax.random.uniform(key, is_open.shape[1:]))(keys)
+    draws = jax.vmap(lambda key: jax.random.uniform(key, is_open.shape[1:], jnp.float32))(keys)
     return is_open & (draws < chance)
 
 
@@ -96,5 +96,5 @@ def gumbel_scores(
 ) -> Float[Array, "B L"]:
     """Adds `temperature` times Gumbel noise, drawn per image from `keys` [B], to scores [B, L]."""
     length = log_confidence.shape[-1]
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, (length,)))(keys)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, (length,), jnp.float32))(keys)
     return log_confidence + temperature * noise

@@ -44,14 +44,16 @@ def pixel_sensitivity(
 
     def probe(key: Array) -> Array:
         key_image, key_signs = jax.random.split(key)
-        x = jax.random.uniform(key_image, (1, *image_shape, 3), minval=-1.0, maxval=1.0)
+        x = jax.random.uniform(
+            key_image, (1, *image_shape, 3), jnp.float32, minval=-1.0, maxval=1.0
+        )
 
         def signed_sum(x: Array) -> Array:
             zeros = jax.tree.map(jnp.zeros_like, y)
             pairs = residuals(operator, operator(x), zeros)
             keys = jax.random.split(key_signs, len(pairs))
             signs = [
-                jax.random.rademacher(k, r.shape[1:], r.dtype)
+                2 * jax.random.bernoulli(k, jnp.float32(0.5), (1, *r.shape[1:])).astype(r.dtype) - 1
                 for k, (r, _) in zip(keys, pairs, strict=True)
             ]
             products = (jnp.sum(r * w * s) for s, (r, w) in zip(signs, pairs, strict=True))
@@ -96,6 +98,6 @@ def token_sensitivity(
     )
     strength = jnp.sum(space_to_depth(pixels, stride), axis=-1).reshape(pixels.shape[0], -1)
     strength = jnp.repeat(strength, is_unknown.shape[1] // strength.shape[1], axis=1)
-    count = jnp.maximum(jnp.sum(is_unknown, axis=-1), 1)
+    count = jnp.maximum(jnp.sum(is_unknown, axis=-1, dtype=jnp.float32), 1)
     mean = jnp.sum(jnp.where(is_unknown, jnp.sqrt(strength), 0.0), axis=-1) / count
     return strength / (strength + (floor * mean[:, None]) ** 2 + jnp.finfo(jnp.float32).tiny)

@@ -20,6 +20,7 @@ from aps_jax.codec.magvit2 import encode_tokens
 from aps_jax.operators.residuals import squared_error
 from aps_jax.prior.windows import cover_field
 from aps_jax.sampling import sensitivity
+from aps_jax.sampling.optimizers import lenient
 from aps_jax.sampling.target import Measurement, Target
 from aps_jax.types import Array, Codec, ImageShape, Operator, PyTree
 
@@ -47,7 +48,7 @@ def smooth_estimate(
       sigma: std of the noise, positive.
     """
     batch = jax.tree.leaves(y)[0].shape[0]
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, NUM_STEPS))
+    optimizer = lenient(optax.adam(optax.cosine_decay_schedule(0.1, NUM_STEPS)))
 
     def energy(x: Array) -> Array:
         misfit = jnp.sum(squared_error(operator, operator(x), y)) / (2 * sigma**2)

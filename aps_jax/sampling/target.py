@@ -19,6 +19,7 @@ from aps_jax import energies
 from aps_jax.codec import expectation
 from aps_jax.codec.expectation import Grid
 from aps_jax.prior import guidance
+from aps_jax.sampling.checks import check_measurement
 from aps_jax.sampling.leaves import is_absent
 from aps_jax.types import (
     Array,
@@ -169,7 +170,7 @@ def row_keys(key: Key, rows: int, num_samples: int) -> Key:
     """One key per row [S * B] from one key, or one per measurement [B]."""
     keys = image_keys(key, rows // num_samples)
     per_sample = jax.vmap(lambda sample: jax.vmap(lambda k: jax.random.fold_in(k, sample))(keys))(
-        jnp.arange(num_samples)
+        jnp.arange(num_samples, dtype=jnp.int32)
     )
     return per_sample.reshape(rows)
 
@@ -322,6 +323,7 @@ def fit_shape(operator: Operator, y: PyTree, *, image_shape: ImageShape | None) 
       ValueError: the shape of y is not one that the operator gives.
     """
     y_shape = jax.tree.map(lambda leaf: leaf.shape, y)
+    check_measurement(operator, y)
     for leaf in jax.tree.leaves(y):
         if leaf.ndim < 2:
             raise ValueError(f"y has shape {y_shape}; its first axis must be the batch: y[None]")

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aps_jax.codec.convolution import conv_general_dilated
+from aps_jax.sampling.checks import channels_last, check_image
 from aps_jax.types import Array, Perceptual, PyTree, bind
 
 #: Hub repository whose files `lpips-j` reads.
@@ -133,7 +134,11 @@ def _call(params: PyTree, method: str, *args: PyTree) -> PyTree:
 
 def _checked(x: Array) -> Array:
     if x.ndim != 4 or x.shape[-1] != 3:
-        raise ValueError(f"LPIPS compares images of one shape [B, H, W, 3]; received {x.shape}")
+        raise ValueError(
+            f"LPIPS compares images of one shape [B, H, W, 3]; received {x.shape}"
+            f"{channels_last(x.shape)}"
+        )
+    check_image("images to compare", x)
     if min(x.shape[1:3]) < MIN_SIDE:
         raise ValueError(
             f"LPIPS needs images of at least {MIN_SIDE}x{MIN_SIDE} pixels; received {x.shape}"

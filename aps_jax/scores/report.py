@@ -89,18 +89,69 @@ _reconstruct = jax.jit(reconstruct)
 _resize = jax.jit(jax.image.resize, static_argnums=(1, 2))
 
 
-def data_residual(operator: Operator, image: Array, y: PyTree) -> dict[str, float]:
-    """Mean absolute and root mean square of A(image) - y over the measured entries of one image."""
-    absolute, square = jax.device_get(_residual(operator, image, y))
-    return {"mean_absolute": float(absolute), "root_mean_square": math.sqrt(square)}
+#: What a restoration that follows its measurement still misses, root mean square on the scale
+#: [-1, 1]: the codec has no image for every y. 456 restorations of photos by the balanced preset
+#: and by the codec alone, over all tasks of the benchmark at sigma 0.05, left 0.07 in the median,
+#: 0.16 in all but one of a hundred and 0.22 at most, of which 0.05 is noise.
+MODEL_ERROR = 0.22
+#: Standard normal quantile of one in a million.
+_RARE = 4.75
+
+
+def data_residual(
+    operator: Operator, image: Array, y: PyTree, *, sigma: float
+) -> dict[str, float | bool]:
+    """A(image) - y over the measured entries of one image, and whether noise explains it.
+
+    Args:
+      operator: A.
+      image: [H, W, 3].
+      y: measurement of one image.
+      sigma: std of the noise.
+
+    Returns:
+      "mean_absolute", "root_mean_square", "at_most" (`largest_residual`), and "is_far": the root
+      mean square is beyond that.
+    """
+    absolute, square, count = jax.device_get(_residual(operator, image, y))
+    size, limit = math.sqrt(square), largest_residual(sigma, float(count))
+    return {
+        "mean_absolute": float(absolute),
+        "root_mean_square": size,
+        "at_most": limit,
+        "is_far": not size <= limit,
+    }
+
+
+def largest_residual(sigma: float, count: float) -> float:
+    """Root mean square that `count` entries of a fitting measurement exceed once in a million.
+
+    The sum of squares of the noise is sigma^2 times a chi-square of `count` degrees of freedom,
+    whose quantile is that of Wilson and Hilferty (1931); `MODEL_ERROR` comes on top.
+    """
+    spread = 2 / (9 * max(count, 1))
+    quantile = (1 - spread + _RARE * math.sqrt(spread)) ** 3
+    return math.sqrt(sigma**2 * quantile + MODEL_ERROR**2)
+
+
+def residual_notes(residual: Mapping[str, Any], sigma: float) -> list[str]:
+    """One line if the residual of `data_residual` is far from the noise, else nothing."""
+    if not residual["is_far"]:
+        return []
+    return [
+        f"the restored image does not explain the measurement: the residual "
+        f"{residual['root_mean_square']:.3g} is beyond {residual['at_most']:.3g}, which noise of "
+        f"{sigma:g} and the model explain; check the task and its options (kernel, mask, scale), "
+        "or give the sampler more steps"
+    ]
 
 
 @jax.jit
-def _residual(operator: Operator, image: Array, y: PyTree) -> tuple[Array, Array]:
+def _residual(operator: Operator, image: Array, y: PyTree) -> tuple[Array, Array, Array]:
     pairs = residuals(operator, operator(image[None]), y)
     total = jnp.maximum(sum(jnp.sum(weight) for _, weight in pairs), 1)
     absolute = sum(jnp.sum(jnp.abs(r) * weight) for r, weight in pairs)
-    return absolute / total, sum(jnp.sum(r**2 * weight) for r, weight in pairs) / total
+    return absolute / total, sum(jnp.sum(r**2 * weight) for r, weight in pairs) / total, total
 
 
 def paste_known(operator: Operator, image: Array, y: Array) -> Array:

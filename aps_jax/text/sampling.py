@@ -117,8 +117,8 @@ def sample_text(
                 config, step_keys, log_probs, state, i, is_unknown=block == prior.num_codes
             ), None
 
-        state, _ = jax.lax.scan(step, start(block), jnp.arange(config.num_steps))
+        state, _ = jax.lax.scan(step, start(block), jnp.arange(config.num_steps, dtype=jnp.int32))
         return paste(state.tokens), None
 
-    tokens, _ = jax.lax.scan(write_block, tokens, jnp.arange(length // size))
+    tokens, _ = jax.lax.scan(write_block, tokens, jnp.arange(length // size, dtype=jnp.int32))
     return tokens

@@ -27,7 +27,7 @@ from experiments.bench.study import (
 def load(path: Path) -> Study:
     """Reads a configuration file; ValueError if it is not one."""
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ValueError(f"configuration {path} does not exist") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -31,7 +31,9 @@ class Job(NamedTuple):
 
 def image_key(seed: int, name: str) -> Key:
     """The key of everything random about one image."""
-    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+    number = int.from_bytes(
+        hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:4], "big"
+    )
     return jax.random.fold_in(jax.random.key(seed), number)
 
 

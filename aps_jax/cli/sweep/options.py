@@ -63,7 +63,7 @@ def read_options(argv: Sequence[str]) -> Sweep:
         if not path.is_file():
             raise ValueError(f"there is no file {path}")
         try:
-            values = dict(json.loads(path.read_text()))
+            values = dict(json.loads(path.read_bytes()))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is not a JSON object of options ({error})") from None
         try:

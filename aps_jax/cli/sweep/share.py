@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import hashlib
+import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -30,6 +34,9 @@ from aps_jax.io import rows
 from aps_jax.samplers import sample
 from aps_jax.scores import report
 from aps_jax.types import Key, Params, Perceptual
+
+#: Bytes of a file name, on nearly all file systems.
+_LONGEST_NAME = 255
 
 
 class Host:
@@ -75,12 +82,15 @@ class Host:
         return {
             name: image
             for name, image in share.items()
-            if not (self.target(name).is_file() and sources.has_hash(image, finished.get(name)))
+            if not (
+                os.path.isfile(self.target(name)) and sources.has_hash(image, finished.get(name))
+            )
         }
 
     def target(self, name: str) -> Path:
         """File of a restored image."""
-        return self.options.out / "images" / f"{name}.png"
+        *folders, last = name.split("/")
+        return self.options.out.joinpath("images", *folders, _with_suffix(last))
 
     def run(self, found: dict[str, sources.Item]) -> int:
         """Restores what is missing of this host's share; returns how many images failed."""
@@ -128,14 +138,25 @@ class Host:
                 table.append(row | {"status": "diverged", "reason": reason})
                 continue
             image = jnp.asarray(result.images[index])
-            images.save_image(self.target(job.name), image)
-            residual = report.data_residual(job.problem.operator, image, job.problem.y)
-            row |= {"residual": residual["root_mean_square"], "seconds": round(seconds, 3)}
+            try:
+                images.save_image(self.target(job.name), image)
+            except OSError as error:
+                _require_folder(self.options.out, error)
+                table.append(row | {"status": "unwritable", "reason": str(error)})
+                continue
+            sigma = self.options.sigma
+            residual = report.data_residual(job.problem.operator, image, job.problem.y, sigma=sigma)
+            row |= {
+                "residual": residual["root_mean_square"],
+                "residual_is_far": residual["is_far"],
+                "seconds": round(seconds, 3),
+            }
+            own_notes = notes + report.residual_notes(residual, sigma)
             if job.problem.photo is not None:
                 row |= report.scores({"restored": image}, job.problem.photo[0], distance)[
                     "restored"
                 ]
-            table.append(row | ({"notes": notes} if notes else {}))
+            table.append(row | ({"notes": own_notes} if own_notes else {}))
         return table
 
     def _lpips(self, problem: inputs.Problem) -> Perceptual | None:
@@ -182,6 +203,26 @@ class Host:
             raise memory.MemoryShortage(
                 memory.advice(compiled, self.batch_size, self.mesh)
             ) from error
+
+
+def _with_suffix(name: str) -> str:
+    """`name`.png, shortened and with a hash of the whole where no file may be called so."""
+    if len(os.fsencode(name)) <= _LONGEST_NAME - 4:
+        return f"{name}.png"
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    head = os.fsencode(name)[: _LONGEST_NAME - 4 - 1 - len(digest)].decode("utf-8", "ignore")
+    return f"{head}.{digest}.png"
+
+
+def _require_folder(out: Path, error: OSError) -> None:
+    """Raises `error` again if the folder takes no files at all, so that it is not one image's."""
+    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    if cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+        raise error
+    try:
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError:
+        raise error from None
 
 
 def _finished(out: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import dataclasses
 import importlib
@@ -132,11 +133,7 @@ def named_images(source: Path) -> dict[str, Item]:
         raise ValueError(
             f"{source} is neither a folder of images nor a list of paths, nor MODULE:NAME"
         )
-    try:
-        lines = [line.strip() for line in source.read_text().splitlines()]
-    except UnicodeDecodeError:
-        raise ValueError(f"{source} is not a text file; give a folder or a list") from None
-    paths = sorted(Path(os.path.abspath(source.parent / line)) for line in lines if line)
+    paths = sorted(Path(os.path.abspath(source.parent / line)) for line in _lines(source))
     if not paths:
         raise ValueError(f"{source} names no images")
     for path, following in zip(paths, paths[1:], strict=False):
@@ -144,6 +141,28 @@ def named_images(source: Path) -> dict[str, Item]:
             raise ValueError(f"{source} names {path} twice; delete one of the lines")
     root = Path(os.path.commonpath([path.parent for path in paths]))
     return {path.relative_to(root).as_posix(): path for path in paths}
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines of a list of paths as file names, whatever bytes the names are of.
+
+    Raises:
+      ValueError: if it is not a text file.
+    """
+    content = path.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # Some Windows editors.
+        with contextlib.suppress(UnicodeDecodeError):
+            content = content.decode("utf-16").encode()
+    content = content.removeprefix(codecs.BOM_UTF8)
+    if b"\0" in content:
+        raise ValueError(f"{path} is not a text file; give a folder or a list")
+    lines = (os.fsdecode(line.removesuffix(b"\r")) for line in content.split(b"\n"))
+    # Spaces belong to a name only where there is such a file.
+    return [
+        line if os.path.exists(path.parent / line) else line.strip()
+        for line in lines
+        if line.strip()
+    ]
 
 
 def read_ahead(

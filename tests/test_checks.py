@@ -1,0 +1,84 @@
+"""Images and measurements of another dtype or scale are refused, never clipped."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aps_jax import metrics, operators
+from aps_jax.sampling.checks import check_measured_values, check_measurement
+from aps_jax.scores import report
+from aps_jax.types import image_keys
+
+RNG = np.random.default_rng(0)
+PICTURE = np.float32(RNG.uniform(-1, 1, (2, 16, 16, 3)))
+
+
+@pytest.mark.parametrize("score", [metrics.psnr, metrics.ssim])
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros((2, 16, 16, 3), np.uint8), "floating-point.*uint8"),
+        (np.zeros((2, 16, 16, 3), np.int32), "floating-point.*int32"),
+        (np.zeros((2, 16, 16, 3), bool), "floating-point.*bool"),
+        ((PICTURE + 1) * 127.5, "not on the scale"),
+        (np.float32(PICTURE.transpose(0, 3, 1, 2)), "channels come last"),
+    ],
+)
+def test_scores_refuse_other_numbers(score, x, message):
+    with pytest.raises(ValueError, match=message):
+        score(x, x)
+
+
+def test_scores_take_what_noise_pushes_out_of_the_range():
+    noisy = PICTURE + np.float32(RNG.normal(0, 0.5, PICTURE.shape))
+    assert np.isfinite(metrics.psnr(noisy, PICTURE)).all()
+    assert jax.jit(metrics.psnr)(noisy, PICTURE).shape == (2,)
+
+
+def test_measurements_are_refused_by_dtype_and_layout_while_tracing():
+    operator = operators.denoising()
+    for dtype in ("uint8", "int32", "bool", "complex64"):
+        with pytest.raises(ValueError, match=f"floating-point.*{dtype}"):
+            jax.eval_shape(
+                lambda y: check_measurement(operator, y),
+                jax.ShapeDtypeStruct((1, 8, 8, 3), dtype),
+            )
+    with pytest.raises(ValueError, match="channels come last"):
+        check_measurement(operator, jnp.zeros((1, 3, 8, 8), jnp.float32))
+
+
+def test_values_of_measurements():
+    operator = operators.denoising()
+    check_measured_values(operator, np.float32(PICTURE + RNG.normal(0, 1, PICTURE.shape)), 0.05)
+    with pytest.raises(ValueError, match="not on the scale"):
+        check_measured_values(operator, (PICTURE + 1) * 127.5, 0.05)
+    with pytest.raises(ValueError, match="NaN"):
+        check_measured_values(operator, PICTURE * np.float32(np.nan), 0.05)
+    # Amplitudes have no scale of their own.
+    check_measured_values(operators.phase_retrieval(), 100 * np.abs(PICTURE), 0.05)
+
+
+def test_the_limit_of_a_residual_is_that_of_chi_square():
+    from scipy.stats import chi2, norm
+
+    for count in (30, 100, 10_000):  # At ten entries Wilson and Hilferty are 1 % too careful.
+        quantile = chi2.ppf(norm.cdf(4.75), count) / count
+        want = np.sqrt(0.3**2 * quantile + report.MODEL_ERROR**2)
+        assert report.largest_residual(0.3, count) == pytest.approx(want, rel=6e-3)
+
+
+def test_a_residual_that_noise_explains_is_not_far_and_one_of_another_operator_is():
+    x = jnp.asarray(PICTURE[0])
+    noise = np.float32(RNG.normal(0, 0.5, (1, 16, 16, 3)))
+    fitting = report.data_residual(operators.denoising(), x, x[None] + noise, sigma=0.5)
+    assert not fitting["is_far"] and report.residual_notes(fitting, 0.5) == []
+    wrong = report.data_residual(operators.denoising(), x, -x[None] + noise, sigma=0.5)
+    assert wrong["is_far"] and "does not explain" in report.residual_notes(wrong, 0.5)[0]
+
+
+def test_old_keys_are_refused_with_the_way_to_make_a_new_one():
+    old = jax.random.PRNGKey(0)
+    with pytest.raises(ValueError, match="wrap_key_data"):
+        image_keys(old, 2)
+    assert image_keys(jax.random.wrap_key_data(old), 2).shape == (2,)
