@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
-from aps_jax.sampling.schedules import SCHEDULES
+from aps_jax.schedules import SCHEDULES
 
 _CHOICES = {
     "draw": ("quantized", "categorical", "argmax"),

@@ -23,9 +23,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float, Int
 
+from aps_jax import schedules
 from aps_jax.codec.expectation import quantized_expectation
 from aps_jax.config import APSConfig, Evaluations
-from aps_jax.sampling import objective, remasking, schedules, starts
+from aps_jax.sampling import objective, remasking, starts
 from aps_jax.sampling.draws import draw_tokens
 from aps_jax.sampling.inner_loop import Refined, descend
 from aps_jax.sampling.leaves import as_pytree, is_absent

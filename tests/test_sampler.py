@@ -10,10 +10,9 @@ import pytest
 from conftest import NUM_CODES, mixing_prior, patch_codec
 
 import aps_jax
-from aps_jax import APSConfig, Params, operators
+from aps_jax import APSConfig, Params, operators, schedules
 from aps_jax.codec.magvit2 import encode_tokens
 from aps_jax.sampler import make_aps
-from aps_jax.sampling import schedules
 from aps_jax.sampling.starts import encoder_logits, smooth_estimate
 from aps_jax.sampling.target import measurement_target
 from aps_jax.types import Perceptual, image_keys

@@ -11,11 +11,11 @@ import toy
 from toy import CODES, FIELDS, LENGTH, STATES
 
 from aps_jax import samplers
+from aps_jax import schedules as schedule
 from aps_jax.samplers import g2d2, selection
 from aps_jax.samplers.g2d2 import G2D2Config
 from aps_jax.samplers.svdd import SVDDConfig
 from aps_jax.sampling import objective
-from aps_jax.sampling import schedules as schedule
 
 # `test_samplers.py` holds the laws of every sampler; these proofs of one compile longer.
 pytestmark = pytest.mark.slow

@@ -11,12 +11,12 @@ from conftest import patch_codec
 from toy import CODES, FIELDS, LENGTH
 
 from aps_jax import Params, operators, samplers
+from aps_jax import schedules as schedule
 from aps_jax.codec.vq import VQ
 from aps_jax.samplers import decoding
 from aps_jax.samplers.best_of_n import BestOfNConfig
 from aps_jax.samplers.maskgit import MaskGITConfig
 from aps_jax.samplers.straight_through import StraightThroughConfig
-from aps_jax.sampling import schedules as schedule
 
 COUNT = 4000
 JOINT = toy.skewed_joint()

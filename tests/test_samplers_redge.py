@@ -10,10 +10,10 @@ import toy
 from toy import CODES, LENGTH, STATES
 
 from aps_jax import samplers
+from aps_jax import schedules as schedule
 from aps_jax.codec.vq import VQ
 from aps_jax.samplers import redge
 from aps_jax.samplers.redge import ReDGEConfig
-from aps_jax.sampling import schedules as schedule
 
 # `test_samplers.py` holds the laws of every sampler; these proofs of one compile longer.
 pytestmark = pytest.mark.slow

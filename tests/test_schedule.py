@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from aps_jax.sampling import schedules
+from aps_jax import schedules
 
 
 @pytest.mark.parametrize(

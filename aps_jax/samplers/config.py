@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from aps_jax.config import Evaluations, Knob, check_options, num_passes
-from aps_jax.sampling.schedules import SCHEDULES
 from aps_jax.sampling.target import Target
+from aps_jax.schedules import SCHEDULES
 from aps_jax.types import Array, Key
 
 #: How masked tokens are revealed; `decoding.reveal` explains them.

@@ -11,8 +11,9 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from aps_jax import schedules
 from aps_jax.samplers.config import DecodingConfig
-from aps_jax.sampling import remasking, schedules
+from aps_jax.sampling import remasking
 from aps_jax.sampling.draws import draw_tokens
 from aps_jax.sampling.target import Target, fold, most_likely, split
 from aps_jax.types import Array, Key

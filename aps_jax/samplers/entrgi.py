@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from aps_jax import schedules
 from aps_jax.config import Evaluations, Knob, check_options
 from aps_jax.samplers import decoding
 from aps_jax.samplers.config import GradientConfig, PriorConfig
-from aps_jax.sampling import remasking, schedules
+from aps_jax.sampling import remasking
 from aps_jax.sampling.draws import draw_tokens, top_p
 from aps_jax.sampling.inner_loop import Refined, descend
 from aps_jax.sampling.leaves import as_pytree, is_absent

@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from aps_jax import schedules
 from aps_jax.config import check_options
 from aps_jax.samplers import decoding
 from aps_jax.samplers.config import StarConfig
-from aps_jax.sampling import remasking, schedules
+from aps_jax.sampling import remasking
 from aps_jax.sampling.draws import draw_tokens, top_p
 from aps_jax.sampling.inner_loop import Refined, descend
 from aps_jax.sampling.leaves import as_pytree, is_absent

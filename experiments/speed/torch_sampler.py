@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from aps_jax.pretrained import Model
-from aps_jax.sampling.schedules import masked_counts
+from aps_jax.schedules import masked_counts
 
 Tree = Mapping[str, Any]
 
