@@ -179,8 +179,17 @@ class APS:
         )
 
     def init(self, target: Target, keys: Key) -> APSState:
-        """Everything masked but the known tokens."""
+        """Everything masked but the known tokens.
+
+        Raises:
+          ValueError: several samples are wanted and nothing is random.
+        """
         config, tokens = self.config, target.tokens
+        if target.num_samples > 1 and not config.is_random:
+            raise ValueError(
+                f"num_samples={target.num_samples} would give equal samples, since nothing is "
+                'random here: set draw="categorical", or remasking="random" with num_steps above 1'
+            )
         logits = jnp.zeros((*tokens.shape, target.mask), jnp.float32)
         has_floor = not is_absent(config.sensitivity_floor)
         return APSState(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -31,7 +32,7 @@ def guarded(
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # Names that the terminal cannot show end nothing.
+        if isinstance(stream, io.TextIOWrapper):  # Names that it cannot show end nothing.
             stream.reconfigure(errors="backslashreplace")
     try:
         return work() or 0
@@ -101,7 +102,7 @@ def _platform_trouble() -> str | None:
     try:
         jax.devices()
     except Exception as error:  # Which one, and with which words, depends on the platform.
-        wanted = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms
+        wanted = os.environ.get("JAX_PLATFORMS") or getattr(jax.config, "jax_platforms", None)
         reason = (str(error).splitlines() or ["it is not installed"])[0].rstrip(".")
         return (
             f"JAX cannot use the platform it was told to (JAX_PLATFORMS is {wanted or 'unset'}): "

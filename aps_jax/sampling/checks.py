@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from aps_jax.types import Array, Operator, PyTree
 
@@ -37,7 +38,7 @@ def channels_last(shape: tuple[int, ...]) -> str:
 
 def is_concrete(x: Any) -> bool:
     """Whether the values of `x` are known now, and not traced."""
-    return not isinstance(x, jax.core.Tracer)
+    return not isinstance(x, Tracer)
 
 
 def check_image(name: str, x: Array) -> None:
