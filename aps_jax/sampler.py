@@ -8,8 +8,8 @@ for i = 1..T:
   anchors <- the proposals that the tilted x_phi is surest of; the rest is masked again
 image <- D(code of z)
 
-`APS.step` is one timestep, its parts are chosen when the options are read; `aps_sample` builds the
-target of a measurement and runs it.
+`APS.step` is one timestep. How phi starts, what is proposed and what is kept is chosen by
+`make_aps`, before anything is traced; `aps_sample` builds the target of a measurement and runs it.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ def aps_init(
     Arguments and errors are those of `aps_sample`.
     """
     target = measurement_target(params, y, config=config, known_tokens=known_tokens)
+    # Nothing of APS is random before its first timestep: any key will do.
     return make_aps(config).init(target, target.keys(jax.random.key(0)))
 
 
@@ -118,32 +119,35 @@ class APS:
 
     Attributes:
       config: the options.
-      start: `(target, state, log x_theta) -> phi`.
+      initial_phi: `(target, state, log x_theta) -> phi`.
       propose: `(target, phi, keys) -> x_0`, clean tokens.
-      score: `(log x_phi, log x_theta, x_0, keys) -> [R, L]`, whose confidence decides.
-      keep: `(config, scores, x_0, z, step, mask) -> z`, which of the proposals become anchors.
+      confidence: `(log x_phi, log x_theta, x_0, keys) -> [R, L]`.
+      remask: `(config, confidence, x_0, z, step, mask) -> next z`; proposals that it keeps are the
+        anchors, and clean tokens always stay.
     """
 
     config: APSConfig
-    start: Callable[[Target, APSState, Array], Array]
+    initial_phi: Callable[[Target, APSState, Array], Array]
     propose: Callable[[Target, Array, Key], Array]
-    score: Callable[[Array, Array, Array, Key], Array]
-    keep: Callable[[APSConfig, Array, Array, Array, Array, int], Array]
+    confidence: Callable[[Array, Array, Array, Key], Array]
+    remask: Callable[[APSConfig, Array, Array, Array, Array, int], Array]
 
     def step(self, target: Target, state: APSState, keys: Key) -> tuple[APSState, StepInfo]:
         """One timestep."""
-        keys_draw, keys_score = split(fold(keys, state.step), 2)
-        log_prior = target.log_prior(state.tokens)
-        phi = self.start(target, state, log_prior)
-        refined = self.refine(target, state, phi, log_prior)
+        z = state.tokens
+        keys_draw, keys_rank = split(fold(keys, state.step), 2)
+        log_x_theta = target.log_prior(z)
+        # Clean positions need no one-hot phi: the objective reads their own codes.
+        phi = self.initial_phi(target, state, log_x_theta)
+        refined = self.refine(target, state, phi, log_x_theta)
         with jax.named_scope("remasking"):
-            log_probs = jax.nn.log_softmax(refined.phi, axis=-1)
-            proposal = self.propose(target, refined.phi, keys_draw)
-            scores = self.score(log_probs, log_prior, proposal, keys_score)
-            tokens = self.keep(self.config, scores, proposal, state.tokens, state.step, target.mask)
-        info = self._info(target, state, tokens, proposal, refined)
-        carried = None if state.phi is None else refined.phi
-        return state._replace(tokens=tokens, step=state.step + 1, phi=carried), info
+            log_x_phi = jax.nn.log_softmax(refined.phi, axis=-1)
+            x_0 = self.propose(target, refined.phi, keys_draw)
+            confidence = self.confidence(log_x_phi, log_x_theta, x_0, keys_rank)
+            next_z = self.remask(self.config, confidence, x_0, z, state.step, target.mask)
+        info = self._info(target, next_z, x_0, refined)
+        warm_phi = None if state.phi is None else refined.phi  # Of a warm start (ours).
+        return state._replace(tokens=next_z, step=state.step + 1, phi=warm_phi), info
 
     def refine(
         self,
@@ -154,19 +158,25 @@ class APS:
     ) -> Refined:
         """M steps of Adam on phi, gradients through decoder and operator only."""
         config = self.config
-        rates = schedules.learning_rates(
-            config.learning_rate_schedule, config.num_steps, config.num_inner_steps
-        )
         weight = None if is_absent(config.prior_weight) else config.prior_weight
         if weight is not None and config.prior_weighting == "elbo":
             elbo = schedules.elbo_weights(config.schedule, config.num_steps)
             weight = weight * jnp.asarray(elbo)[state.step]
 
+        rates = None
+        if config.learning_rate_schedule != "constant":
+            rates = jnp.asarray(
+                schedules.learning_rates(
+                    config.learning_rate_schedule, config.num_steps, config.num_inner_steps
+                )
+            )
+
         def move(phi: Array, updates: Array, j: Array) -> Array:
+            # Both factors are ours; the paper adds Adam's update as it is.
             if state.sensitivity is not None:
                 updates = updates * state.sensitivity[..., None]
-            if config.learning_rate_schedule != "constant":
-                updates = updates * jnp.asarray(rates)[state.step, j]
+            if rates is not None:
+                updates = updates * rates[state.step, j]
             return phi + updates
 
         return descend(
@@ -206,15 +216,13 @@ class APS:
         """Nothing is masked after the last timestep."""
         return state.tokens
 
-    def _info(
-        self, target: Target, state: APSState, tokens: Array, proposal: Array, refined: Refined
-    ) -> StepInfo:
+    def _info(self, target: Target, next_z: Array, x_0: Array, refined: Refined) -> StepInfo:
         has_steps = self.config.num_inner_steps > 0
         return step_info(
             self,
             target,
-            tokens,
-            jnp.where(state.tokens == target.mask, proposal, state.tokens),
+            next_z,
+            x_0,
             # The gradient of |NaN| is finite in JAX, so the logits alone would hide a NaN.
             loss=refined.loss if has_steps else None,
             losses=refined.losses,
@@ -245,7 +253,7 @@ def make_aps(config: APSConfig) -> APS:
             return log_prior
         return log_prior + starts.encoder_logits(target, state.estimate, config.encoder_start)
 
-    def carried(target: Target, state: APSState, log_prior: Array) -> Array:
+    def from_last_phi(target: Target, state: APSState, log_prior: Array) -> Array:
         assert state.phi is not None  # It is carried where `warm_start` is on.
         if state.sensitivity is None:
             return state.phi
@@ -256,15 +264,15 @@ def make_aps(config: APSConfig) -> APS:
         return jax.lax.cond(
             state.step == 0,
             lambda: fresh(target, state, log_prior),
-            lambda: carried(target, state, log_prior),
+            lambda: from_last_phi(target, state, log_prior),
         )
 
     return APS(
         config=config,
-        start=warm if config.warm_start else fresh,
+        initial_phi=warm if config.warm_start else fresh,
         propose=_PROPOSALS[config.draw],
-        score=_SCORES[config.remasking],
-        keep=_RULES[config.rule],
+        confidence=_CONFIDENCES[config.remasking],
+        remask=_RULES[config.rule],
     )
 
 
@@ -284,7 +292,7 @@ def _random_scores(
     return remasking.gumbel_scores(keys, jnp.zeros(proposal.shape, jnp.float32), 1.0)
 
 
-_SCORES: dict[str, Callable[[Array, Array, Array, Key], Array]] = {
+_CONFIDENCES: dict[str, Callable[[Array, Array, Array, Key], Array]] = {
     "anchored": lambda log_probs, log_prior, x, keys: remasking.confidence(log_probs, x),
     "standard": lambda log_probs, log_prior, x, keys: remasking.confidence(log_prior, x),
     "random": _random_scores,
@@ -299,7 +307,7 @@ def _keep_count(
     step: Int[Array, ""],
     mask: int,
 ) -> Int[Array, "R L"]:
-    """The surest proposals, a scheduled number of them."""
+    """The next z: the surest proposals, a scheduled number of them, and what was clean."""
     counts = schedules.masked_counts(config.schedule, config.num_steps, tokens.shape[-1])
     anchors = remasking.select_by_count(scores, tokens == mask, jnp.asarray(counts)[step])
     return jnp.where(anchors, proposal, tokens)
@@ -313,7 +321,7 @@ def _keep_threshold(
     step: Int[Array, ""],
     mask: int,
 ) -> Int[Array, "R L"]:
-    """All proposals above a scheduled confidence, and everything at the last timestep."""
+    """The next z: proposals above a scheduled confidence, at the last timestep all of them."""
     limits = schedules.thresholds(config.threshold_schedule, config.num_steps)
     threshold = jnp.asarray(limits, jnp.float32)[step] * config.threshold
     threshold = jnp.where(step == config.num_steps - 1, 0.0, threshold)

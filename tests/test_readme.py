@@ -17,9 +17,9 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
 
 
-def test_quickstart_and_operator_example_run(capsys, monkeypatch):
+def test_examples_run(capsys, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
-    quickstart, pure, operator, samplers = blocks("python")
+    quickstart, pure, operator, energy, samplers = blocks("python")
     scope = {}
     exec(compile(quickstart, "quickstart", "exec"), scope)
     assert "(1, 64, 64, 3) (1, 256)" in capsys.readouterr().out
@@ -30,6 +30,8 @@ def test_quickstart_and_operator_example_run(capsys, monkeypatch):
     exec(compile(operator, "operator", "exec"), scope)
     faded = scope["fade"](0.5)(scope["photo"])
     assert abs(faded - 0.5 * scope["photo"]).max() < 1e-6
+    exec(compile(energy, "energy", "exec"), scope)
+    assert "(1, 32, 32, 3)" in capsys.readouterr().out
     exec(compile(samplers, "samplers", "exec"), scope)
     assert "denoiser=5, decoder=5, decoder_gradient=0" in capsys.readouterr().out
     assert scope["result"].images.shape == (1, 64, 64, 3)

@@ -636,7 +636,7 @@ def test_a_warm_start_carries_over_as_much_as_the_sensitivity():
         sensitivity=jnp.asarray(share[..., 0], jnp.float32),
     )
     target = measurement_target(params, y, config=config)
-    start = make_aps(config).start(target, state, jnp.asarray(log_prior, jnp.float32))
+    start = make_aps(config).initial_phi(target, state, jnp.asarray(log_prior, jnp.float32))
     fresh = log_prior + encoder_logits(target, state.estimate, 0.5)
     np.testing.assert_allclose(start, share * carried + (1 - share) * fresh, atol=1e-4)
 

@@ -6,6 +6,11 @@ An energy is an `aps_jax.types.Energy`, a function with its arrays. Yours is one
         return params * jnp.mean((x - data) ** 2, axis=(1, 2, 3))
 
     energy = Energy(apply=warm, params=jnp.float32(50.0), data=colours)  # colours: [B, 1, 1, 3]
+    target = make_target(model.prior, model.codec, energy, image_shape=(64, 64), batch=len(colours))
+    result = jax.jit(sample_target)(target, jax.random.key(0), config=APSConfig(num_inner_steps=5))
+
+`make_target` is in `aps_jax.sampling.target`, `sample_target` in `aps_jax.samplers`. The presets
+are for measurements.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from aps_jax.samplers.smc import SMCConfig
 from aps_jax.samplers.straight_through import StraightThroughConfig
 from aps_jax.samplers.svdd import SVDDConfig
 from aps_jax.sampling.run import Sampler, SampleResult, run
-from aps_jax.sampling.target import measurement_target
+from aps_jax.sampling.target import Target, measurement_target
 from aps_jax.types import Array, Key, Params, PyTree
 
 
@@ -92,6 +92,7 @@ __all__ = [
     "Entry",
     "StraightThroughConfig",
     "sample",
+    "sample_target",
     "sampler_of",
 ]
 
@@ -115,6 +116,20 @@ def sample(
       ValueError: shapes of y, operator, codec, prior and configuration do not fit together.
     """
     target = measurement_target(params, y, config=config, known_tokens=known_tokens)
+    return run(sampler_of(config), target, key)
+
+
+def sample_target(target: Target, key: Key, *, config: Any) -> SampleResult:
+    """Samples any target, such as a reward of `sampling.target.make_target`; pure, so jit it.
+
+    Args:
+      target: prior, codec and energy.
+      key: one typed key, or one per row of the energy's data.
+      config: options of any sampler; those of the target itself are in `target`.
+
+    Returns:
+      As `aps_sample`.
+    """
     return run(sampler_of(config), target, key)
 
 

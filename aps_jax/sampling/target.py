@@ -210,29 +210,76 @@ def make_target(
     codec: Codec,
     energy: Energy,
     *,
-    grid: Grid,
+    image_shape: ImageShape | None = None,
+    grid: Grid | None = None,
     batch: int = 1,
     objective: Energy | None = None,
     num_samples: int = 1,
     known_tokens: Array | None = None,
     **fields: Any,
 ) -> Target:
-    """A target of any energy, for instance a reward.
+    """A target of any energy, such as a reward; `aps_jax.samplers.sample_target` draws from it.
+
+    Of a sampler's options those that say what is sampled do not apply here (sigma,
+    measurement_term, num_samples, decode_scale, image_shape, guidance_scale, prior_temperature):
+    they are arguments.
 
     Args:
       prior: masked transformer.
       codec: tokenizer with as many codes as the prior.
       energy: see `Target`.
-      grid: sizes of the token grid.
+      image_shape: (H, W) of the images that the energy reads, clipped to [-1, 1] at the end; None
+        where what is decoded is no image, and stays as it is.
+      grid: sizes of the token grid; left out, that of images of `image_shape`.
       batch: rows of the energy's data, B.
       objective: see `Target`; the energy if left out.
       num_samples: S per row of the energy's data.
       known_tokens: int32 [B, L], K where unknown; L is the product of the grid.
-      **fields: further fields of `Target`.
+      **fields: further fields of `Target`: guidance_scale, prior_temperature, decode_scale.
 
     Raises:
-      ValueError: prior and codec differ in their codes, or known tokens have another shape.
+      ValueError: no size is given, prior and codec differ in their codes, known tokens have another
+        shape, or the energy does not give a number per row.
     """
+    if grid is None:
+        if image_shape is None:
+            raise ValueError(
+                "give image_shape=(H, W), or the grid of tokens where there is no image"
+            )
+        scale = fields.get("decode_scale", 1)
+        grid = codec.grid((image_shape[0] * scale, image_shape[1] * scale))
+    target = _target(
+        prior, codec, energy, grid=grid, image_shape=image_shape, batch=batch, objective=objective,
+        num_samples=num_samples, known_tokens=known_tokens, **fields,
+    )  # fmt: skip
+    for value in (target.energy, target.objective):
+        _check_energy(target, value, batch)
+    return target
+
+
+def _check_energy(target: Target, energy: Energy, batch: int) -> None:
+    """ValueError unless an energy gives one number per row."""
+    tokens = jnp.zeros((batch, target.tokens.shape[1]), jnp.int32)
+    given = jax.eval_shape(lambda: energy(target.decode(target.codes(tokens))))
+    if getattr(given, "shape", None) != (batch,):
+        raise ValueError(
+            f"{energy.name} must give one number per row, shape ({batch},); it gives "
+            f"{getattr(given, 'shape', given)}: leave the batch axis out of its sums"
+        )
+
+
+def _target(
+    prior: Prior,
+    codec: Codec,
+    energy: Energy,
+    *,
+    grid: Grid,
+    batch: int,
+    objective: Energy | None,
+    num_samples: int,
+    known_tokens: Array | None,
+    **fields: Any,
+) -> Target:
     if prior.num_codes != codec.num_codes:
         raise ValueError(f"the prior has {prior.num_codes} codes, the codec {codec.num_codes}")
     tokens = start_tokens(known_tokens, (batch, math.prod(grid)), prior.num_codes)
@@ -268,7 +315,7 @@ def measurement_target(
     grid = params.codec.grid((side_h, side_w))
     energy = energies.gaussian(params.operator, y, config.sigma)
     term = getattr(config, "measurement_term", "gaussian")
-    return make_target(
+    return _target(
         params.prior,
         params.codec,
         energy,
