@@ -145,7 +145,7 @@ def test_weights_of_another_size_are_refused():
     ):
         nonlinear_blur(params, config=TINY)
     with pytest.raises(ValueError, match=r"has shape \(4, 4, 2, 2\), required \(4, 4, 64, 64\)"):
-        nonlinear_blur(random_params())
+        nonlinear_blur(random_params(), config=kernel_wizard.KernelWizardConfig())
 
 
 @pytest.mark.slow

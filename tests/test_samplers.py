@@ -120,7 +120,7 @@ def test_variants_keep_the_contract(name, options):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_options_and_shapes_are_checked(name):
     config_class = SAMPLERS[name].config
-    with pytest.raises(ValueError, match="sigma must be a positive number, got 0"):
+    with pytest.raises(ValueError, match="sigma must be positive, got 0"):
         config_class(sigma=0)
     with pytest.raises(ValueError, match="num_samples must be an integer of at least 1"):
         config_class(num_samples=0)
@@ -134,28 +134,28 @@ def test_options_and_shapes_are_checked(name):
 
 BAD_OPTIONS = [
     ("maskgit", {"reveal": "best"}, "reveal is 'best'; choose from"),
-    ("maskgit", {"remask_strength": 1.5}, r"remask_strength must be a number in \[0, 1\]"),
+    ("maskgit", {"remask_strength": 1.5}, r"remask_strength must be in \[0, 1\]"),
     ("maskgit", {"schedule": "cos"}, "schedule is 'cos'; choose from"),
-    ("maskgit", {"prior_temperature": 0.0}, "prior_temperature must be a positive number"),
+    ("maskgit", {"prior_temperature": 0.0}, "prior_temperature must be positive"),
     ("best_of_n", {"num_candidates": 0}, "num_candidates must be an integer of at least 1"),
     ("straight_through", {"variables": "codes"}, "variables is 'codes'; choose from"),
     ("straight_through", {"measurement_term": "l2"}, "measurement_term is 'l2'; choose from"),
-    ("straight_through", {"learning_rate": -1.0}, "learning_rate must be a positive number"),
+    ("straight_through", {"learning_rate": -1.0}, "learning_rate must be positive"),
     ("svdd_pm", {"selection": "best"}, "selection is 'best'; choose from"),
-    ("svdd_pm", {"selection_temperature": 0.0}, "selection_temperature must be a positive number"),
+    ("svdd_pm", {"selection_temperature": 0.0}, "selection_temperature must be positive"),
     ("g2d2", {"transition": "stars"}, "transition is 'stars'; choose from"),
-    ("g2d2", {"forget": 1.2}, r"forget must be a number in \[0, 1\]"),
+    ("g2d2", {"forget": 1.2}, r"forget must be in \[0, 1\]"),
     ("sgdd", {"method": "exact"}, "method is 'exact'; choose from"),
-    ("sgdd", {"last_noise": 0.0}, "last_noise must be a positive number"),
-    ("sgdd", {"first_noise": 1.5}, r"first_noise must be a number in \[0, 1\]"),
+    ("sgdd", {"last_noise": 0.0}, "last_noise must be positive"),
+    ("sgdd", {"first_noise": 1.5}, r"first_noise must be in \[0, 1\]"),
     ("sgdd", {"num_likelihood_steps": -1}, "num_likelihood_steps must be an integer of at least 0"),
     ("smc", {"weights": "even"}, "weights is 'even'; choose from"),
     ("smc", {"num_particles": 0}, "num_particles must be an integer of at least 1"),
     ("entrgi", {"mixing": "both"}, "mixing is 'both'; choose from"),
-    ("entrgi", {"temperature": 0.0}, "temperature must be a positive number"),
+    ("entrgi", {"temperature": 0.0}, "temperature must be positive"),
     ("redge", {"estimator": "st"}, "estimator is 'st'; choose from"),
     ("redge", {"num_diffusion_steps": 2}, "num_diffusion_steps must be an integer of at least 3"),
-    ("g2d2", {"top_p": 0.0}, "top_p must be a positive number"),
+    ("g2d2", {"top_p": 0.0}, "top_p must be positive"),
 ]
 
 
