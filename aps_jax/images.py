@@ -116,7 +116,7 @@ def load_measurement(
     """Loads a measurement y; only a .npy file keeps values that noise pushed out of [-1, 1].
 
     Args:
-      path: an image file, read as by `load_image`, or a .npy array of floats (or uint8) of any
+      path: an image file, read as by `load_image`, or a .npy array of floats of any
         range: [H, W] gets a channel axis, [1, H, W, C] loses its batch axis, and any other shape
         is returned as stored.
       channels: 3, or 1 to get an image file as [H, W, 1]; it must then be grey. Ignored for .npy.
@@ -133,7 +133,7 @@ def load_measurement(
         raise ValueError(f"channels must be 1 or 3, received {channels}")
     path = existing_file(path)
     if path.suffix.lower() == ".npy":
-        y = _read_array(path, max_pixels)
+        y = _read_floats(path, open_array(path, max_pixels))
         if y.ndim == 4 and y.shape[0] == 1:
             return y[0]
         return y[..., None] if y.ndim == 2 else y
@@ -149,8 +149,15 @@ def _read_array(path: Path, max_pixels: int) -> np.ndarray:
     array = open_array(path, max_pixels)
     if array.dtype == np.uint8:
         return from_uint8(array)
+    return _read_floats(path, array)
+
+
+def _read_floats(path: Path, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind != "f":
-        raise ValueError(f"{path} has dtype {array.dtype}; save floats in [-1, 1] or uint8")
+        raise ValueError(
+            f"{path} has dtype {array.dtype}; save floats on the scale [-1, 1], x / 127.5 - 1 of "
+            "0..255, or a picture file"
+        )
     with np.errstate(over="ignore"):
         array = np.array(array, np.float32)
     if not np.isfinite(array).all():

@@ -763,3 +763,18 @@ def test_models_describes_what_a_folder_has(tmp_path, capsys):
     (tmp_path / "card.json").write_text("{}")
     assert cli.main(["models", str(tmp_path)]) == 2
     assert "not usable: its card describes neither" in capsys.readouterr().out
+
+
+def test_results_that_could_not_be_written_are_refused_before_the_first_timestep(
+    restore, photo, tmp_path, monkeypatch
+):
+    def never(*args, **kwargs):
+        raise AssertionError("it has begun to sample")
+
+    monkeypatch.setattr(command, "restore", never)
+    for name, words in (("comparison.png", "is a folder"), ("result.json", "is a folder")):
+        out = tmp_path / name.split(".")[0]
+        (out / name).mkdir(parents=True)
+        code, _, err = restore(photo, "--overwrite", out=out)
+        assert code == 2
+        assert_one_line(err, name, words, "move or delete it")

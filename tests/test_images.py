@@ -389,3 +389,11 @@ def test_sample_photo():
     photo = images.sample_photo()
     assert photo.shape == (128, 128, 3) and photo.dtype == np.float32
     assert photo.std() > 0.2 and np.abs(photo).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "bool"])
+def test_a_measurement_of_integers_is_refused(tmp_path, dtype):
+    """Nothing says on what scale they are."""
+    np.save(tmp_path / "y.npy", np.ones((4, 5, 3), dtype))
+    with pytest.raises(ValueError, match=f"has dtype {dtype}; save floats on the scale"):
+        images.load_measurement(tmp_path / "y.npy")

@@ -1,6 +1,7 @@
 """The sweep on tiny models: what is written, what is refused, and hosts that die."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -783,3 +784,28 @@ def test_a_host_that_never_joins_is_an_error(photo_folder, tiny_model, tmp_path,
     assert "not all processes met at 127.0.0.1" in message.splitlines()[-1]
     assert "--join-seconds" in message and "Traceback" not in message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_one_result_that_cannot_be_written_is_that_images_row(
+    photo_folder, toy, tmp_path, monkeypatch, capsys, is_folder
+):
+    """But where the folder itself takes nothing, the sweep ends."""
+    out, save = tmp_path / "out", share.images.save_image
+
+    def refused(path, image):
+        if path.name.startswith("1.png"):
+            raise OSError(errno.ENOSPC if is_folder else errno.ENAMETOOLONG, "not this one")
+        save(path, image)
+
+    monkeypatch.setattr(share.images, "save_image", refused)
+    code = sweep.main(arguments(photo_folder, toy, out))
+    if is_folder:
+        assert code == 2 and "not this one" in capsys.readouterr().err
+        return
+    assert code == 1
+    status = {row["name"]: row["status"] for row in table(out)}
+    assert {name for name, found in status.items() if found == "unwritable"} == {
+        name for name in NAMES if name.endswith("1.png")
+    }
+    assert sum(found == "restored" for found in status.values()) == len(NAMES) - 2
