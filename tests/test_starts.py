@@ -143,7 +143,8 @@ def test_logits_are_squared_distances_of_codes():
 
 
 def no_energy(params, data, x):
-    raise AssertionError("a start needs no energy")
+    """A start needs none, but it must have the shape of one."""
+    return jnp.zeros(x.shape[0])
 
 
 def measured_target(operator, y, codec=None, **options):
