@@ -96,9 +96,10 @@ def check_options(
             value = _plain_number(config, name)
             if value is None and names is shares:
                 continue
-            if not isinstance(value, int | float | str | bool | None):
+            if getattr(value, "shape", None) == () and not isinstance(value, int | float):
                 continue  # An abstract value of JAX.
-            if isinstance(value, str | bool | None) or not is_fine(value):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or not is_fine(value):
                 raise ValueError(f"{name} must {words}, got {value!r}")
 
 

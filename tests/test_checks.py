@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aps_jax import metrics, operators
+from aps_jax import APSConfig, metrics, operators
 from aps_jax.sampling.checks import check_measured_values, check_measurement
 from aps_jax.scores import report
 from aps_jax.types import image_keys
@@ -82,3 +82,15 @@ def test_old_keys_are_refused_with_the_way_to_make_a_new_one():
     with pytest.raises(ValueError, match="wrap_key_data"):
         image_keys(old, 2)
     assert image_keys(jax.random.wrap_key_data(old), 2).shape == (2,)
+
+
+def test_numbers_of_numpy_and_jax_are_options():
+    """They become Python's, so that a configuration with them is equal to one without."""
+    plain = APSConfig(num_steps=5, sigma=0.25, prior_weight=0.5)
+    assert plain == APSConfig(
+        num_steps=np.int64(5), sigma=jnp.float32(0.25), prior_weight=np.float64(0.5)
+    )
+    assert hash(plain) == hash(APSConfig(num_steps=jnp.int32(5), sigma=0.25, prior_weight=0.5))
+    for options in ({"num_steps": np.float32(5.5)}, {"sigma": np.array([0.1, 0.2])}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            APSConfig(**options)
