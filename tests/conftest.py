@@ -12,8 +12,9 @@ from pathlib import Path
 import jaxlib
 
 # Converters and studies are not installed; child processes must find them as the tests do.
-_PLACES = (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _PLACES))
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")))
+)
 
 if not os.environ.get("APS_JAX_TEST_OPTIMIZED"):  # Read once, when JAX starts.
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
