@@ -223,7 +223,11 @@ class Codec:
         return self.quantizer.lookup(jnp.arange(self.num_codes, dtype=jnp.int32))
 
     def grid(self, image_shape: ImageShape) -> tuple[int, ...]:
-        """The token grid that covers images of (H, W)."""
+        """The smallest token grid that covers images of (H, W); ValueError if there are none."""
+        if self.stride < 1 or min(image_shape) < 1:
+            raise ValueError(
+                f"need positive sizes, got image {image_shape} and stride {self.stride}"
+            )
         height, width = (-(-side // self.stride) for side in image_shape)
         return (height, width, *self.quantizer.axes)
 

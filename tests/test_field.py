@@ -2,10 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import patch_codec
 
 from aps_jax.prior.bundle import make_prior
 from aps_jax.prior.transformer import TransformerConfig, init_transformer_params
-from aps_jax.prior.windows import blend_weights, field_shape, prior_logits, window_starts
+from aps_jax.prior.windows import blend_weights, prior_logits, window_starts
 from aps_jax.types import Prior
 
 K = 8
@@ -190,9 +191,9 @@ def test_unconditional_logits():
     ],
 )
 def test_field_shape_covers_the_image(image, stride, shape):
-    assert field_shape(image, stride) == shape
+    assert patch_codec().replace(stride=stride).grid(image) == shape
 
 
 def test_field_shape_refuses_nothing_sized_images():
     with pytest.raises(ValueError, match="positive sizes"):
-        field_shape((0, 4), 4)
+        patch_codec().grid((0, 4))

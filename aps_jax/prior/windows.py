@@ -8,17 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aps_jax.types import Array, ImageShape, Prior
-
-
-def field_shape(image_shape: ImageShape, stride: int) -> tuple[int, int]:
-    """Smallest token grid (h, w) whose pixels, `stride` per token, cover an image (H, W).
-
-    Grids smaller than the prior's window are left as they are: the prior takes any size up to it.
-    """
-    if stride < 1 or min(image_shape) < 1:
-        raise ValueError(f"need positive sizes, got image {image_shape} and stride {stride}")
-    return -(-image_shape[0] // stride), -(-image_shape[1] // stride)
+from aps_jax.types import Array, Prior
 
 
 def window_starts(length: int, window: int, overlap: float = 0.25) -> tuple[int, ...]:
