@@ -23,7 +23,10 @@ from aps_jax.sampling.run import SampleResult, StepInfo, collect
 from aps_jax.sampling.target import Target, measurement_target
 from aps_jax.types import Array, Key, Params, PyTree
 
-__all__ = ["DivergedError", "Restored", "Snapshot", "SnapshotError", "StepReport", "restore"]
+__all__ = [
+    "DivergedError", "Restored", "Snapshot", "SnapshotError", "StepReport", "restore",
+    "restore_target",
+]  # fmt: skip
 
 #: Seconds between snapshots, so that writing them never takes longer than the steps.
 SNAPSHOT_SECONDS = 1.0
@@ -95,9 +98,6 @@ def restore(
 ) -> Restored:
     """Samples like `aps_sample`, from a host loop over one compiled step.
 
-    Ctrl-C gets through at any moment except while something compiles; the snapshot is then that of
-    the last finished step.
-
     Args:
       params: as for `aps_sample`.
       y: as for `aps_sample`; also NumPy arrays.
@@ -105,17 +105,16 @@ def restore(
       config: options of the sampler, such as `presets.make_config` gives.
       sampler: key of `VARIANTS` or of `aps_jax.samplers.SAMPLERS`.
       known_tokens: as for `aps_sample`.
-      on_step: called with a `StepReport` before the first and after each step.
-      snapshot: written after steps, at most once in `SNAPSHOT_SECONDS` and when interrupted, and
-        read first if it `is_resuming`. The caller removes it once the result is safe.
+      on_step: as for `restore_target`, and so is `snapshot`.
+      snapshot: see `on_step`.
 
     Returns:
-      The samples and what they cost. The same arguments give the same samples, resumed or not.
+      As `restore_target`.
 
     Raises:
       ValueError: as `aps_sample`; or for an unknown sampler or another sampler's options.
-      SnapshotError: if the snapshot cannot be resumed from.
-      DivergedError: as soon as the objective is not finite.
+      SnapshotError: as `restore_target`.
+      DivergedError: as `restore_target`.
     """
     kind = config_class(sampler)
     if type(config) is not kind:
@@ -126,6 +125,38 @@ def restore(
     y = jax.tree.map(jnp.asarray, y)
     target = measurement_target(params, y, config=config, known_tokens=known_tokens)
     check_measured_values(params.operator, y, float(config.sigma))
+    return restore_target(target, key, config=config, on_step=on_step, snapshot=snapshot)
+
+
+def restore_target(
+    target: Target,
+    key: Key,
+    *,
+    config: Any,
+    on_step: Callable[[StepReport], None] | None = None,
+    snapshot: Snapshot | None = None,
+) -> Restored:
+    """Samples like `aps_jax.samplers.sample_target`, from a host loop over one compiled step.
+
+    Ctrl-C gets through at any moment except while something compiles; the snapshot is then that of
+    the last finished step.
+
+    Args:
+      target: prior, energy and known tokens.
+      key: as for `aps_sample`.
+      config: options of a sampler; those of what is sampled are the target's.
+      on_step: called with a `StepReport` before the first and after each step.
+      snapshot: written after steps, at most once in `SNAPSHOT_SECONDS` and when interrupted, and
+        read first if it `is_resuming`. The caller removes it once the result is safe.
+
+    Returns:
+      The samples and what they cost. The same arguments give the same samples, resumed or not.
+
+    Raises:
+      ValueError: the sampler cannot draw from the target.
+      SnapshotError: if the snapshot cannot be resumed from.
+      DivergedError: as soon as the objective is not finite.
+    """
     loop = _Loop(config, target, key)
     if snapshot is not None and snapshot.is_resuming:
         loop.resume(snapshot)

@@ -24,7 +24,7 @@ from PIL import Image
 from aps_jax import cli, images, presets, pretrained
 from aps_jax import restore as host_loop
 from aps_jax.cli import errors as cli_errors
-from aps_jax.cli import inputs
+from aps_jax.cli import inputs, perceptual
 from aps_jax.cli import options as cli_options
 from aps_jax.cli import restore as command
 from aps_jax.codec.magvit2 import CodecConfig, init_codec_params
@@ -111,7 +111,7 @@ def no_lpips(monkeypatch):
     def load_lpips():
         raise PerceptualUnavailable("no weights; get them")
 
-    monkeypatch.setattr(command, "load_lpips", load_lpips)
+    monkeypatch.setattr(perceptual, "load_lpips", load_lpips)
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_the_perceptual_term_is_used_or_its_loss_is_noted(restore, photo, monkey
     assert code == 0 and read(out)["config"]["perceptual_weight"] == 0
     assert "the perceptual term was left out: it needs LPIPS" in read(out)["notes"]
     distance = Perceptual(params=None, apply=bind(mean_square))
-    monkeypatch.setattr(command, "load_lpips", lambda: distance)
+    monkeypatch.setattr(perceptual, "load_lpips", lambda: distance)
     code, out, _ = restore(*paper, "--overwrite")
     assert code == 0 and read(out)["config"]["perceptual_weight"] == 1e-3
     assert not any("LPIPS" in note or "perceptual" in note for note in read(out)["notes"])
@@ -586,19 +586,19 @@ def test_full_disk_at_the_first_snapshot(restore, photo, monkeypatch):
 def test_interrupted_run_goes_on(restore, photo, tmp_path, monkeypatch):
     _, whole, _ = restore(photo, out=tmp_path / "whole")
     monkeypatch.setattr(host_loop, "SNAPSHOT_SECONDS", 0.0)
-    save = command.Snapshot.save
+    save = host_loop.Snapshot.save
 
     def save_and_stop(self, state, infos, seconds):
         save(self, state, infos, seconds)
         if len(infos) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(command.Snapshot, "save", save_and_stop)
+    monkeypatch.setattr(host_loop.Snapshot, "save", save_and_stop)
     code, out, err = restore(photo)
     assert code == 130 and os.listdir(out) == [".state"]
     last = err.splitlines()[-1]
     assert last.startswith("aps-jax: interrupted; continue with: aps-jax restore")
-    monkeypatch.setattr(command.Snapshot, "save", save)
+    monkeypatch.setattr(host_loop.Snapshot, "save", save)
 
     code, _, err = restore(photo)
     assert code == 2

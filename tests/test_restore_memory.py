@@ -9,8 +9,7 @@ import pytest
 from conftest import mixing_prior
 
 from aps_jax import Params, operators, presets, pretrained
-from aps_jax.cli import inputs
-from aps_jax.cli import restore as command
+from aps_jax.cli import inputs, memory
 from aps_jax.samplers import sample
 
 
@@ -26,18 +25,18 @@ def model(tiny_codec):
 
 def advice(model, monkeypatch, free, **options):
     monkeypatch.setattr(inputs, "free_memory", lambda: int(free))
-    return command.memory_advice(config_of(**options), model)
+    return memory.advice(config_of(**options), model)
 
 
 def estimate(model, **options):
-    return command.memory_estimate(config_of(**options), model)
+    return memory.estimate(config_of(**options), model)
 
 
 def test_the_decoder_counts_and_grows_with_samples_and_area(model):
     one = estimate(model)
     assert estimate(model, num_samples=4) == pytest.approx(4 * one, rel=0.05)
     assert 1.9 * one < estimate(model, image_shape=(128, 96))
-    logits = command._LOGIT_COPIES * 4 * (64 // 4) * (96 // 4) * 16
+    logits = memory._LOGIT_COPIES * 4 * (64 // 4) * (96 // 4) * 16
     assert one > 2 * logits > 2 * estimate(model, sampler="maskgit")
 
 
@@ -49,9 +48,9 @@ def test_the_proposed_size_fits(model, monkeypatch, num_samples):
     assert ("set --num-samples 1 and --size" in text) == (num_samples > 1)
     side = int(re.search(r"--size (\d+)", text)[1])
     assert 0.5 * free < estimate(model, image_shape=(side, side)) < free
-    command.check_memory(config_of(image_shape=(side, side)), model)
+    memory.check(config_of(image_shape=(side, side)), model)
     with pytest.raises(ValueError, match="set .*--size"):
-        command.check_memory(config_of(num_samples=num_samples), model)
+        memory.check(config_of(num_samples=num_samples), model)
 
 
 def test_fewer_samples_come_before_a_smaller_image(model, monkeypatch):
@@ -63,8 +62,8 @@ def test_fewer_samples_come_before_a_smaller_image(model, monkeypatch):
     text = advice(model, monkeypatch, 2**30, image_shape=(640, 960))
     assert re.search(r"960x640 pixels need about \d+\.\d\d GiB of memory, 1\.00 GiB are free", text)
     monkeypatch.setattr(inputs, "free_memory", lambda: None)
-    assert "or fewer --num-samples" in command.memory_advice(config_of(), model)
-    command.check_memory(config_of(), model)
+    assert "or fewer --num-samples" in memory.advice(config_of(), model)
+    memory.check(config_of(), model)
 
 
 @pytest.mark.slow
@@ -85,6 +84,6 @@ def test_the_estimate_is_near_the_plan_of_xla(sampler, monkeypatch):
         jax.config.update("jax_disable_most_optimizations", True)
     planned = compiled.memory_analysis().temp_size_in_bytes
     monkeypatch.setattr(inputs, "free_memory", lambda: planned)
-    command.check_memory(config, model)
+    memory.check(config, model)
     if sampler == "aps":
-        assert command.memory_estimate(config, model) == pytest.approx(planned, rel=0.15)
+        assert memory.estimate(config, model) == pytest.approx(planned, rel=0.15)

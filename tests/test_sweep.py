@@ -23,7 +23,7 @@ from conftest import mixing_prior, patch_codec
 from PIL import Image
 
 from aps_jax import operators, pretrained, sharding
-from aps_jax.cli.restore import load_distance
+from aps_jax.cli import perceptual
 from aps_jax.cli.sweep import batches, hosts, memory, share, sources
 from aps_jax.cli.sweep import command as sweep
 from aps_jax.io import checkpoint, rows
@@ -33,6 +33,9 @@ from aps_jax.types import Perceptual
 
 ROOT = Path(__file__).parents[1]
 NAMES = [f"{letter}/{index}.png" for letter in "ab" for index in range(4)]
+
+#: What a fixture takes away, for those tests that need it.
+LOAD_DISTANCE = perceptual.load
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def toy(tiny_model, monkeypatch):
         mixing_prior(window=4), patch_codec(), checkpoint.read_card(tiny_model)
     )
     monkeypatch.setattr(pretrained, "load_pretrained", lambda name, **options: loaded)
-    monkeypatch.setattr(share.command, "load_distance", lambda *_: None)
+    monkeypatch.setattr(perceptual, "load", lambda *_: None)
     return tiny_model
 
 
@@ -238,8 +241,8 @@ def test_a_small_image_takes_lpips_from_itself_alone(toy, tmp_path, monkeypatch)
     for name, height in {"0": 12, "1": 16, "2": 12}.items():
         save_noise(folder / f"{name}.png", height, 20)
     distance = Perceptual(params=None, apply=lambda _, a, b: jnp.mean(abs(a - b), axis=(1, 2, 3)))
-    monkeypatch.setattr(share.command, "load_distance", load_distance)
-    monkeypatch.setattr(share.command, "load_lpips", lambda: distance)
+    monkeypatch.setattr(perceptual, "load", LOAD_DISTANCE)
+    monkeypatch.setattr(perceptual, "load_lpips", lambda: distance)
     for more in ((), ("--option", "perceptual_weight=0.1")):
         out = tmp_path / f"out{len(more)}"
         words = arguments(folder, toy, out, "--size", "None", "--batch-size", "1", *more)
@@ -255,10 +258,10 @@ def test_a_perceptual_term_without_lpips_is_refused(
     photo_folder, toy, tmp_path, monkeypatch, capsys
 ):
     def missing():
-        raise share.command.PerceptualUnavailable("no weights; fetch them")
+        raise perceptual.PerceptualUnavailable("no weights; fetch them")
 
-    monkeypatch.setattr(share.command, "load_distance", load_distance)
-    monkeypatch.setattr(share.command, "load_lpips", missing)
+    monkeypatch.setattr(perceptual, "load", LOAD_DISTANCE)
+    monkeypatch.setattr(perceptual, "load_lpips", missing)
     words = arguments(photo_folder, toy, tmp_path / "out", "--option", "perceptual_weight=0.1")
     assert sweep.main(words) == 2
     printed = capsys.readouterr().err

@@ -8,7 +8,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -26,6 +26,7 @@ def _optional(metavar: str) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
+_Options = TypeVar("_Options")
 _Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 
 
@@ -54,7 +55,7 @@ def _task_flag(uses: Sequence[tuple[Task, Option]]) -> Any:
     return Annotated[kind | None, look]
 
 
-def _with_task_flags(options: type[Any]) -> type[Any]:
+def _with_task_flags(options: type[_Options]) -> type[_Options]:
     """Adds a field, None if not given, for every option of a task."""
     for field, uses in TASK_OPTIONS.items():
         options.__annotations__[field] = _task_flag(uses)
@@ -211,14 +212,20 @@ def config_of(options: Restore) -> Any:
     )
 
 
-def command_of(options: Restore, **changes: Any) -> str:
-    """The command line with these options, `changes` applied; most defaults are left out."""
+def command_of(options: Any, **changes: Any) -> str:
+    """The command line with these options, `changes` applied; most defaults are left out.
+
+    Args:
+      options: those of a command whose class is named after it; a field `image` is the positional
+        argument.
+      **changes: fields to replace.
+    """
     options = dataclasses.replace(options, **changes)
-    words = ["aps-jax", "restore"]
+    words = ["aps-jax", type(options).__name__.lower()]
     if options.image is not None:
         image = os.fspath(options.image)
         words.append(os.path.join(os.curdir, image) if image.startswith("-") else image)
-    for field in dataclasses.fields(Restore):
+    for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         flag = "--" + field.name.replace("_", "-")
         is_shown = field.name in ("task", "sampler", "sigma", "seed", "out")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,46 +14,21 @@ from aps_jax import images
 from aps_jax.cli.inputs import Problem
 from aps_jax.cli.options import Restore, command_of
 from aps_jax.config import APSConfig
-from aps_jax.io import files
 from aps_jax.pretrained import Model
 from aps_jax.restore import Restored
 from aps_jax.scores import report
 from aps_jax.types import Array, Perceptual
 
-#: Files of a finished run; the last one says that it is finished.
-SINGLE_FILES = (
+#: Files of a finished run, beside its record, and those of which there may be several.
+FILES = (
     "restored.png", "measurement.png", "measurement.npy", "comparison.png", "mean.png", "std.png",
-    "mask.png", "kernel.npy", "result.json",
+    "mask.png", "kernel.npy",
 )  # fmt: skip
-_MANY_FILES = ("samples/sample_*.png", "steps/step_*.png")
-
-
-def try_outputs(out: Path, facts: dict[str, Any]) -> None:
-    """Fails before the first timestep where the results could not be written after the last.
-
-    Raises:
-      ValueError: something other than a file has the name of one of the results.
-      OSError: the folder takes no files.
-      TypeError: the facts are no JSON.
-    """
-    for name in SINGLE_FILES:
-        if (out / name).is_dir():
-            raise ValueError(f"{out / name} is a folder, where a result goes; move or delete it")
-    for pattern in _MANY_FILES:
-        folder = out / Path(pattern).parent
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is a file, where a folder goes; move or delete it")
-        for path in folder.glob(Path(pattern).name):
-            if path.is_dir():
-                raise ValueError(f"{path} is a folder, where a result goes; move or delete it")
-        if folder.is_dir():
-            tempfile.TemporaryFile(dir=folder).close()
-    with tempfile.TemporaryDirectory(dir=out, prefix=".new-") as trial:
-        files.write_json(Path(trial) / "result.json", facts)
+PATTERNS = ("samples/sample_*.png", "steps/step_*.png")
 
 
 class Outputs:
-    """Scores and pictures of one restored image, and the folder they go to."""
+    """Scores, pictures and record of one restored image."""
 
     def __init__(
         self,
@@ -100,49 +73,27 @@ class Outputs:
         )
         return report.scores(candidates, photo, distance)
 
-    def write(self, facts: dict[str, Any], began: float) -> None:
-        """Puts all files into a hidden folder first, then moves each in place, result.json last."""
-        out = self.options.out
-        staging = Path(tempfile.mkdtemp(dir=out, prefix=".new-"))
-        try:
-            self._write_pictures(staging)
-            written = [path for path in sorted(staging.rglob("*")) if path.is_file()]
-            names = [path.relative_to(staging).as_posix() for path in written] + ["result.json"]
-            seconds = self.restored.seconds | {"total": time.perf_counter() - began}
-            result = {
-                "command": command_of(self.options, resume=False, overwrite=False),
-                **facts,
-                "preset": self.options.preset or ("balanced" if self.is_aps else None),
-                "budget": self.options.budget,
-                "metrics": self.scores or None,
-                "residual": self.residual,
-                "history": {
-                    "loss": self.result.info.loss[:, 0],
-                    "num_masked": self.result.info.num_masked[:, 0],
-                },
-                "seconds": {name: round(value, 3) for name, value in seconds.items()},
-                "model_calls": self.restored.calls,
-                "std_white": report.spread_view(self.result.std[0])[1],
-                "files": names,
-            }
-            files.write_json(staging / "result.json", result)
-            self._clear(out)
-            for name in names:
-                (out / name).parent.mkdir(exist_ok=True)
-                os.replace(staging / name, out / name)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+    def record(self, facts: Mapping[str, Any], began: float) -> dict[str, Any]:
+        """The record of the run, for JSON; the clock showed `began` when it started."""
+        seconds = self.restored.seconds | {"total": time.perf_counter() - began}
+        return {
+            "command": command_of(self.options, resume=False, overwrite=False),
+            **facts,
+            "preset": self.options.preset or ("balanced" if self.is_aps else None),
+            "budget": self.options.budget,
+            "metrics": self.scores or None,
+            "residual": self.residual,
+            "history": {
+                "loss": self.result.info.loss[:, 0],
+                "num_masked": self.result.info.num_masked[:, 0],
+            },
+            "seconds": {name: round(value, 3) for name, value in seconds.items()},
+            "model_calls": self.restored.calls,
+            "std_white": report.spread_view(self.result.std[0])[1],
+        }
 
-    @staticmethod
-    def _clear(out: Path) -> None:
-        """Removes an earlier run's files, the record of its success first."""
-        for name in reversed(SINGLE_FILES):
-            (out / name).unlink(missing_ok=True)
-        for pattern in _MANY_FILES:
-            for path in out.glob(pattern):
-                path.unlink()
-
-    def _write_pictures(self, folder: Path) -> None:
+    def write_pictures(self, folder: Path) -> None:
+        """Writes every picture and array of the run into a folder."""
         problem, result = self.problem, self.result
         shown = self.image if self.pasted is None else self.pasted
         view = report.measurement_view(problem.y, problem.operator, problem.image_shape)

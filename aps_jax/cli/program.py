@@ -63,10 +63,7 @@ def _run(argv: list[str]) -> int:
     return doctor.diagnose(options.model)
 
 
-# `Restore` is Any to the checker: the options of tasks become fields of it at run time.
-def _parse(
-    argv: list[str],
-) -> Restore | Tasks | Samplers | Models | Doctor | None:  # pyright: ignore[reportGeneralTypeIssues]
+def _parse(argv: list[str]) -> Restore | Tasks | Samplers | Models | Doctor | None:
     """The options, or None if help was asked for and printed."""
     if not argv[0].startswith("-") and argv[0] not in _COMMANDS:
         names.choose("command", argv[0], _COMMANDS)

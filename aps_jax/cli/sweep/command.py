@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from aps_jax.cli import errors, inputs
+from aps_jax.cli import errors, facts, inputs
 from aps_jax.cli import options as cli_options
-from aps_jax.cli import restore as command
+from aps_jax.cli.restore import check_prompt
 from aps_jax.cli.sweep import hosts, sources
 from aps_jax.cli.sweep.options import PROGRAM, Sweep, read_options
 from aps_jax.cli.sweep.share import Host, say
@@ -43,7 +43,7 @@ def run(options: Sweep) -> int:
             "name a folder of images, a list of paths, MODULE:NAME or a JSON file of options"
         )
     cli_options.check(options)
-    command.check_prompt(options)
+    check_prompt(options)
     _check_task(options)
     if options.num_samples != 1:
         raise ValueError(
@@ -73,18 +73,18 @@ def run(options: Sweep) -> int:
 
 def _identity(options: Sweep, config: Any) -> dict[str, Any]:
     """What every result of one folder has in common."""
-    facts = command.run_facts(options, config)
+    shared = facts.run_facts(options, config)
     for name in ("kernel", "mask"):
         path = getattr(options, name)
         if path is not None:
-            facts["task"]["options"][name] = checkpoint.fingerprint(path)
+            shared["task"]["options"][name] = checkpoint.fingerprint(path)
     if options.weights is not None:  # A folder, of which the values count.
         card = options.weights / checkpoint.CARD_NAME
         weights = checkpoint.weights_path(options.weights, "kernel_wizard")
-        facts["task"]["options"]["weights"] = {
+        shared["task"]["options"]["weights"] = {
             path.name: checkpoint.fingerprint(path) for path in (card, weights)
         }
-    return facts | {"model": facts["model"]["sha256"], "size": options.size}
+    return shared | {"model": shared["model"]["sha256"], "size": options.size}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,9 +25,8 @@ import numpy as np
 
 import aps_jax
 from aps_jax import images, pretrained, sharding
-from aps_jax.cli import errors, inputs
+from aps_jax.cli import errors, inputs, perceptual
 from aps_jax.cli import options as cli_options
-from aps_jax.cli import restore as command
 from aps_jax.cli.sweep import batches, hosts, memory, sources
 from aps_jax.cli.sweep.options import PROGRAM, Sweep
 from aps_jax.io import rows
@@ -115,14 +114,14 @@ class Host:
         distance = self._lpips(problem)
         notes: list[str] = []
         config = dataclasses.replace(self.config, image_shape=problem.image_shape)
-        config = command.settle_perceptual(config, problem, distance, notes)
+        config = perceptual.settle(config, problem, distance, notes)
         # Filled up with the last image, so that every batch has one shape.
         filled = jobs + jobs[-1:] * (self.batch_size - len(jobs))
         params = Params(
             prior=self.model.prior,
             codec=self.model.codec,
             operator=batches.operator_of(self.options, filled),
-            perceptual=distance if command.perceptual_weight(config) > 0 else None,
+            perceptual=distance if perceptual.weight(config) > 0 else None,
         )
         y = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(j.problem.y for j in filled))
         keys = jnp.stack([job.key for job in filled])
@@ -161,15 +160,15 @@ class Host:
 
     def _lpips(self, problem: inputs.Problem) -> Perceptual | None:
         """LPIPS for images of one kind, loaded once; those that are too small have none."""
-        if min(problem.image_shape) < command.LPIPS_SIDE:
+        if min(problem.image_shape) < perceptual.MIN_SIDE:
             return None
         if not self._tried_distance:
             notes: list[str] = []
-            distance = command.load_distance(problem, self.config, notes)
+            distance = perceptual.load(problem, self.config, notes)
             self._distance = jax.device_put(distance, sharding.replicated(self.mesh))
             self._tried_distance = True
             for note in notes:
-                if command.perceptual_weight(self.config) > 0 and self._distance is None:
+                if perceptual.weight(self.config) > 0 and self._distance is None:
                     raise ValueError(
                         f"the perceptual term needs LPIPS on every host; {note}; or sweep without "
                         "it: --option perceptual_weight=0"

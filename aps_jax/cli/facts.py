@@ -1,0 +1,79 @@
+"""What the result of a run depends on: told in its record, and compared before it is resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+import jax
+import numpy as np
+
+import aps_jax
+from aps_jax import pretrained
+from aps_jax.cli.inputs import Problem, given_options
+from aps_jax.cli.options import Restore
+from aps_jax.io.checkpoint import CARD_NAME, fingerprint, weights_path
+from aps_jax.text.tokenizer import TOKENIZER_NAME
+
+
+def run_facts(options: Restore, config: Any) -> dict[str, Any]:
+    """What the samples of every image depend on, as JSON values."""
+    folder = pretrained.model_folder(options.model)
+    paths = (folder / CARD_NAME, *(weights_path(folder, name) for name in ("codec", "prior")))
+    weights = {path.name: fingerprint(path) for path in paths}
+    if options.prompt is not None:
+        tokenizer = (folder / TOKENIZER_NAME).read_bytes()
+        weights[TOKENIZER_NAME] = hashlib.sha256(tokenizer).hexdigest()
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    image_shape = config.image_shape and list(config.image_shape)
+    return {
+        "task": {"name": options.task, "options": given_options(options)},
+        "sigma": options.sigma,
+        "seed": options.seed,
+        "is_measured": options.measured,
+        "model": {"name": options.model, "sha256": weights},
+        "dtype": options.dtype,
+        "prompt": options.prompt,
+        "sampler": options.sampler,
+        "config": dataclasses.asdict(config) | {"image_shape": image_shape},
+        "versions": {
+            "aps_jax": aps_jax.__version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+    }
+
+
+def problem_facts(options: Restore, config: Any, problem: Problem) -> dict[str, Any]:
+    """Everything the samples depend on, as JSON values."""
+    operator = hashlib.sha256()
+    for leaf in jax.tree.leaves(problem.operator):
+        operator.update(np.asarray(leaf).tobytes())
+    device = jax.local_devices()[0]
+    return run_facts(options, config) | {
+        "image": problem.source | {"shape": list(problem.image_shape)},
+        "measurement_sha256": hashlib.sha256(np.asarray(problem.y).tobytes()).hexdigest(),
+        "operator_sha256": operator.hexdigest(),
+        "device": {"platform": device.platform, "kind": device.device_kind, "cpus": os.cpu_count()},
+    }
+
+
+def identity(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts without the places of files, whose contents count."""
+    return facts | {
+        "image": {name: value for name, value in facts["image"].items() if name != "path"},
+        "task": {
+            "name": facts["task"]["name"],
+            # Static options, such as the width of a blur, leave no trace in the operator's arrays.
+            "options": {
+                name: value
+                for name, value in facts["task"]["options"].items()
+                if name not in ("kernel", "mask", "weights")
+            },
+        },
+        "model": facts["model"]["sha256"],
+    }

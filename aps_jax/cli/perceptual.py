@@ -1,0 +1,45 @@
+"""LPIPS for a command: as a score, and as a term of the objective where it can be computed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from aps_jax.cli.inputs import Problem
+from aps_jax.scores.lpips import MIN_SIDE, PerceptualUnavailable, load_lpips
+from aps_jax.types import Perceptual
+
+
+def weight(config: Any) -> float:
+    """Weight of LPIPS in the sampler's objective, 0 for those without it."""
+    return getattr(config, "perceptual_weight", 0.0)
+
+
+def load(problem: Problem, config: Any, notes: list[str]) -> Perceptual | None:
+    """LPIPS where something asks for it; a note says why not."""
+    if problem.photo is None and weight(config) == 0:
+        return None
+    if min(problem.image_shape) < MIN_SIDE:
+        notes.append(f"LPIPS was left out: the image is smaller than {MIN_SIDE} pixels")
+        return None
+    try:
+        return load_lpips()
+    except PerceptualUnavailable as error:
+        notes.append(f"LPIPS was left out: {error}")
+        return None
+
+
+def settle(config: Any, problem: Problem, distance: Perceptual | None, notes: list[str]) -> Any:
+    """Drops the perceptual term where it cannot be computed, with a note."""
+    if weight(config) == 0:
+        return config
+    if not problem.operator.is_image:
+        reason = "the measurement is not an image"
+    elif min(problem.y.shape[1:3]) < MIN_SIDE:
+        reason = f"the measurement is smaller than {MIN_SIDE} pixels"
+    elif distance is None:
+        reason = "it needs LPIPS"
+    else:
+        return config
+    notes.append(f"the perceptual term was left out: {reason}")
+    return dataclasses.replace(config, perceptual_weight=0.0)
