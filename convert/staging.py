@@ -16,16 +16,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from aps_jax.io import locks
 from aps_jax.io.files import write_atomically
 
 from .sources import ConversionError
 
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks: two conversions at once are not noticed there.
-    fcntl = None
-
-_JOURNAL, _LOCK = "journal.jsonl", "lock"
+_JOURNAL, _LOCK = "journal.jsonl", ".lock"
 _KIND = "aps_jax unfinished conversion"
 
 
@@ -93,8 +89,7 @@ def open_staging(
     if folder.exists():
         _read_journal(folder)  # Before anything is written to a folder of somebody else.
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / _LOCK, "w") as lock:
-        _hold(lock, folder)
+    with _alone(folder):
         lines = _read_journal(folder)
         if lines and lines[0] == json.loads(json.dumps({"kind": _KIND, **identity})):
             staging.done = {line["tensor"]: line["sha256"] for line in lines[1:]}
@@ -110,6 +105,17 @@ def open_staging(
                 staging.remove()
             raise
         staging.remove()
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of the folder; ConversionError if one is in it."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locks.held(folder, "wait for it or stop it"))
+        except locks.InUseError as error:
+            raise ConversionError(str(error)) from None
+        yield
 
 
 def _read_journal(folder: Path) -> list[dict[str, Any]]:
@@ -129,16 +135,4 @@ def _read_journal(folder: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError):
         raise ConversionError(
             f"{folder} is in the way and no unfinished conversion; move or delete it"
-        ) from None
-
-
-def _hold(lock: Any, folder: Path) -> None:
-    """Locks the folder until this process ends, however it ends."""
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise ConversionError(
-            f"another conversion is writing {folder}; wait for it or stop it"
         ) from None
