@@ -161,31 +161,32 @@ def load_prior(
     card = checkpoint.read_card(folder) if card is None else card
     section = "text_prompt" if is_text and "text_prompt" in card else "prompt"
     _check_prompt(folder, card, section, prompt=prompt, prompt_ids=prompt_ids, is_text=is_text)
-    if section not in card:
-        config, params = _load(
-            folder, card, "prior", TransformerConfig, init_transformer_params, mesh, dtype
-        )
-        prior = make_prior(config, params, window=card.get("prior_window"))
-        return prior if mesh is None else sharding.spread_prior(prior, mesh)
-    frame = checkpoint.parse_config(PromptConfig, card[section], folder / checkpoint.CARD_NAME)
-    text = prompt_ids if prompt is None else encode_prompt(folder, prompt)
-    framed, unconditional = frame_prompt(frame, text, mask_padding=mask_padding)
+    framed = None
+    if section in card:
+        frame = checkpoint.parse_config(PromptConfig, card[section], folder / checkpoint.CARD_NAME)
+        text = prompt_ids if prompt is None else encode_prompt(folder, prompt)
+        framed = (frame, *frame_prompt(frame, text, mask_padding=mask_padding))
     config, params = _load(
         folder, card, "prior", TransformerConfig, init_transformer_params, mesh, dtype
     )
-    if framed.size and not 0 <= framed.min() <= framed.max() < config.vocab_size:
-        raise ValueError(f"prompt ids must be in [0, {config.vocab_size}), the model's vocabulary")
-    prior = make_prompted_prior(
-        config,
-        params,
-        prompt=frame,
-        prompt_ids=framed,
-        uncond_prompt_ids=unconditional,
-        mask_padding=mask_padding,
-        window=None if is_text else card.get("prior_window"),
-    )
-    if mesh is None:
-        return prior
+    window = None if is_text else card.get("prior_window")
+    if framed is None:
+        prior = make_prior(config, params, window=window)
+    else:
+        frame, ids, unconditional = framed
+        if ids.size and not 0 <= ids.min() <= ids.max() < config.vocab_size:
+            raise ValueError(
+                f"prompt ids must be in [0, {config.vocab_size}), the model's vocabulary"
+            )
+        prior = make_prompted_prior(
+            config, params, prompt=frame, prompt_ids=ids, uncond_prompt_ids=unconditional,
+            mask_padding=mask_padding, window=window,
+        )  # fmt: skip
+    return prior if mesh is None else _to_mesh(prior, mesh)
+
+
+def _to_mesh(prior: Prior, mesh: Mesh) -> Prior:
+    """The prior on the devices of a mesh, its matrices split over "model"."""
     shardings = sharding.prior_shardings(prior.params, mesh)
     prior = dataclasses.replace(prior, params=jax.device_put(prior.params, shardings))
     return sharding.spread_prior(prior, mesh)

@@ -1,5 +1,8 @@
 """The plan of the house: imports go down from floor to floor, and nowhere in a circle."""
 
+import ast
+from pathlib import Path
+
 import grimp
 import pytest
 
@@ -56,3 +59,21 @@ def test_no_module_imports_in_a_circle(graph):
         if room(module) and graph.chain_exists(importer=imported, imported=module)
     ]
     assert not circles
+
+
+#: Lines of a module, and of a function with its docstring, that a reader still keeps in mind.
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60
+
+
+@pytest.mark.parametrize("package", ["aps_jax", "convert"])
+def test_modules_and_functions_stay_small(package):
+    too_long = []
+    for path in sorted((Path(__file__).parents[1] / package).rglob("*.py")):
+        text = path.read_text()
+        if text.count("\n") > MOST_LINES:
+            too_long.append(path.name)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                if node.end_lineno - node.lineno >= MOST_LINES_OF_A_FUNCTION:
+                    too_long.append(f"{path.name}: {node.name}")
+    assert not too_long

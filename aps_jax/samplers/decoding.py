@@ -6,6 +6,7 @@ ReMDM (arXiv:2503.00307) for remasking.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax
@@ -85,26 +86,18 @@ def reveal(
     is_masked = state.tokens == mask
     proposal = draw_tokens(keys_draw, log_probs)
     confidence = remasking.confidence(log_probs, proposal)
-    gammas = _gammas(config)
-    gamma_t, gamma_s = gammas[step], gammas[step + 1]
-
-    if config.reveal in ("confidence", "random"):
-        if config.reveal == "random":
-            scores = remasking.gumbel_scores(keys_keep, jnp.zeros(proposal.shape, jnp.float32), 1.0)
-        else:
-            temperature = config.gumbel_temperature * (1 - (step + 1) / config.num_steps)
-            scores = remasking.gumbel_scores(keys_keep, confidence, temperature)
+    if config.reveal in _RANKED:
+        scores = _RANKED[config.reveal](config, keys_keep, confidence, step)
         left = num_left(config, step, is_unknown)
         is_kept = remasking.select_by_count(scores, is_masked, left)
     else:
-        remask = jnp.zeros(proposal.shape, jnp.float32)
-        if config.reveal != "ancestral":
-            is_open = ~is_masked & is_unknown
-            remask = _remask_probability(config, state, is_open, gamma_t, gamma_s)
-            remask = jnp.where(is_unknown, remask, 0.0)
+        gamma_t, gamma_s = _gammas(config)[step], _gammas(config)[step + 1]
+        doubt = jnp.where(~is_masked & is_unknown, -jnp.exp(state.confidence), -jnp.inf)
+        remask = _REMASKED[config.reveal](config, doubt, gamma_t, gamma_s)
+        remask = jnp.where(is_unknown, remask, 0.0)
         # At masked positions `remask` is the s of their reveal probability.
-        reveal_probability = (gamma_t - gamma_s + remask * (1 - gamma_t)) / gamma_t
-        is_kept = remasking.pick(keys_keep, reveal_probability, is_masked)
+        chance = (gamma_t - gamma_s + remask * (1 - gamma_t)) / gamma_t
+        is_kept = remasking.pick(keys_keep, chance, is_masked)
         is_lost = remasking.pick(keys_mask, remask, ~is_masked)
         state = state._replace(tokens=jnp.where(is_lost, mask, state.tokens))
     return Decoding(
@@ -114,15 +107,45 @@ def reveal(
     )
 
 
-def _remask_probability(
-    config: DecodingConfig, state: Decoding, is_open: Array, gamma_t: Array, gamma_s: Array
-) -> Array:
+def _surest(config: DecodingConfig, keys: Key, confidence: Array, step: Array) -> Array:
+    temperature = config.gumbel_temperature * (1 - (step + 1) / config.num_steps)
+    return remasking.gumbel_scores(keys, confidence, temperature)
+
+
+def _any(config: DecodingConfig, keys: Key, confidence: Array, step: Array) -> Array:
+    return remasking.random_scores(keys, confidence.shape)
+
+
+#: Scores [R, L] by which the rules that keep a scheduled number choose.
+_RANKED: dict[str, Callable[[DecodingConfig, Key, Array, Array], Array]] = {
+    "confidence": _surest,
+    "random": _any,
+}
+
+
+def _never(config: DecodingConfig, doubt: Array, gamma_t: Array, gamma_s: Array) -> Array:
+    return jnp.zeros(doubt.shape, jnp.float32)
+
+
+def _alike(config: DecodingConfig, doubt: Array, gamma_t: Array, gamma_s: Array) -> Array:
     rule = config.reveal.removeprefix("remdm-")
     chance = remasking.remdm_chance(rule, config.remask_strength, gamma_t, gamma_s)
-    if rule != "conf":
-        return jnp.full(state.tokens.shape, chance, jnp.float32)
-    doubt = jax.nn.softmax(jnp.where(is_open, -jnp.exp(state.confidence), -jnp.inf), axis=-1)
-    return jnp.where(is_open, chance * doubt, 0.0)
+    return jnp.full(doubt.shape, chance, jnp.float32)
+
+
+def _by_doubt(config: DecodingConfig, doubt: Array, gamma_t: Array, gamma_s: Array) -> Array:
+    chance = remasking.remdm_chance("conf", config.remask_strength, gamma_t, gamma_s)
+    return jnp.where(jnp.isneginf(doubt), 0.0, chance * jax.nn.softmax(doubt, axis=-1))
+
+
+#: Probability s [R, L] that a token is masked again, of the other rules; `doubt` [R, L] is minus
+#: the probability that a clean token was drawn with, -inf at masked and given ones.
+_REMASKED: dict[str, Callable[[DecodingConfig, Array, Array, Array], Array]] = {
+    "ancestral": _never,
+    "remdm-cap": _alike,
+    "remdm-rescale": _alike,
+    "remdm-conf": _by_doubt,
+}
 
 
 def num_left(config: Scheduled, step: Array, is_unknown: Array) -> Array:

@@ -174,7 +174,7 @@ def _decades(middle: Any, span: Any, num_steps: int, step: Array) -> Array:
 
 def star_transition(config: StarConfig, target: Target, keys: Key, clean: Array, i: Array) -> Array:
     """Masks a scheduled share of the tokens `clean` [R, L], anywhere but known ones."""
-    scores = remasking.gumbel_scores(keys, jnp.zeros(clean.shape, jnp.float32), 1.0)
+    scores = remasking.random_scores(keys, clean.shape)
     scores = jnp.where(target.is_unknown, scores, -jnp.inf)
     rank = jnp.argsort(jnp.argsort(-scores, axis=-1), axis=-1)
     num_left = decoding.num_left(config, i, target.is_unknown)

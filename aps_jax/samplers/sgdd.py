@@ -172,7 +172,7 @@ class SGDDConfig(PriorConfig):
         def step(h: Array, tokens: Array) -> Array:
             keys_draw, keys_order = split(fold(keys, h), 2)
             proposal = draw_tokens(keys_draw, target.carried_log_prior(tokens))
-            scores = remasking.gumbel_scores(keys_order, jnp.zeros(tokens.shape, jnp.float32), 1.0)
+            scores = remasking.random_scores(keys_order, tokens.shape)
             num_left = num_masked * (num_steps - h - 1) // num_steps
             is_kept = remasking.select_by_count(scores, tokens == target.mask, num_left)
             return jnp.where(is_kept, proposal, tokens)

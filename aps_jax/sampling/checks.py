@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from aps_jax.types import Array, Operator, PyTree
+from aps_jax.types import Array, ImageShape, Operator, PyTree
 
 #: Root mean square that no picture on the scale [-1, 1] reaches, with some room for values beyond.
 _LARGEST_MEAN = 2.0
@@ -62,6 +62,33 @@ def check_measurement(operator: Operator, y: PyTree) -> None:
         hint = channels_last(leaf.shape) if operator.is_image else ""
         if hint:
             raise ValueError(f"y has shape {leaf.shape}{hint}")
+
+
+def fit_shape(operator: Operator, y: PyTree, *, image_shape: ImageShape | None) -> ImageShape:
+    """Size (H, W) of the images behind a measurement of B images.
+
+    Args:
+      operator: A.
+      y: measurement.
+      image_shape: (H, W), or None to infer it from the operator.
+
+    Raises:
+      ValueError: the shape of y is not one that the operator gives.
+    """
+    y_shape = jax.tree.map(lambda leaf: leaf.shape, y)
+    check_measurement(operator, y)
+    for leaf in jax.tree.leaves(y):
+        if leaf.ndim < 2:
+            raise ValueError(f"y has shape {y_shape}; its first axis must be the batch: y[None]")
+    image_shape = image_shape or operator.image_shape(y_shape)
+    batch = jax.tree.leaves(y)[0].shape[0]
+    expected = operator.output_shape((batch, *image_shape, 3))
+    if expected != y_shape:
+        raise ValueError(
+            f"y has shape {y_shape}; operator {operator.name!r} gives {expected} "
+            f"for images of {image_shape}"
+        )
+    return image_shape
 
 
 def check_measured_values(operator: Operator, y: PyTree, sigma: float) -> None:

@@ -20,6 +20,11 @@ def is_absent(value: Any, absent: float = 0.0) -> bool:
     return value is None or (isinstance(value, int | float) and value == absent)
 
 
+def or_none(value: Any, absent: float = 0.0) -> Any:
+    """The number, or None where it says that its part is absent."""
+    return None if is_absent(value, absent) else value
+
+
 def as_pytree(cls: type[T]) -> type[T]:
     """Registers a frozen dataclass of options; its class may name `STATIC_FLOATS`."""
     fixed = getattr(cls, "STATIC_FLOATS", ())

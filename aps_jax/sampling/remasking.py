@@ -98,3 +98,8 @@ def gumbel_scores(
     length = log_confidence.shape[-1]
     noise = jax.vmap(lambda key: jax.random.gumbel(key, (length,), jnp.float32))(keys)
     return log_confidence + temperature * noise
+
+
+def random_scores(keys: Key, shape: tuple[int, ...]) -> Float[Array, "B L"]:
+    """Scores [B, L] whose order is any with equal probability, from `keys` [B]."""
+    return gumbel_scores(keys, jnp.zeros(shape, jnp.float32), 1.0)

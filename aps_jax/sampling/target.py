@@ -7,7 +7,6 @@ once, sample-major: row s * B + b is sample s of measurement b. Rows never influ
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -19,8 +18,9 @@ from aps_jax import energies
 from aps_jax.codec import expectation
 from aps_jax.codec.expectation import Grid
 from aps_jax.prior import guidance
-from aps_jax.sampling.checks import check_measurement
-from aps_jax.sampling.leaves import is_absent
+from aps_jax.sampling.checks import fit_shape
+from aps_jax.sampling.leaves import or_none
+from aps_jax.sampling.terms import TERMS
 from aps_jax.types import (
     Array,
     Codec,
@@ -29,7 +29,6 @@ from aps_jax.types import (
     Key,
     Operator,
     Params,
-    Perceptual,
     Prior,
     PyTree,
     image_keys,
@@ -313,73 +312,19 @@ def measurement_target(
     image_shape = fit_shape(params.operator, y, image_shape=config.image_shape)
     side_h, side_w = (side * config.decode_scale for side in image_shape)
     grid = params.codec.grid((side_h, side_w))
-    energy = energies.gaussian(params.operator, y, config.sigma)
     term = getattr(config, "measurement_term", "gaussian")
     return _target(
         params.prior,
         params.codec,
-        energy,
-        objective=_OBJECTIVES[term](params, y, config, energy, math.prod(grid)),
+        energies.gaussian(params.operator, y, config.sigma),
+        objective=TERMS[term](params, y, config, math.prod(grid)),
         grid=grid,
         batch=jax.tree.leaves(y)[0].shape[0],
         num_samples=config.num_samples,
         known_tokens=known_tokens,
         measurement=Measurement(params.operator, y, jnp.asarray(config.sigma, jnp.float32)),
-        guidance_scale=_or_none(getattr(config, "guidance_scale", 0.0), 0.0),
-        prior_temperature=_or_none(getattr(config, "prior_temperature", 1.0), 1.0),
+        guidance_scale=or_none(getattr(config, "guidance_scale", 0.0), 0.0),
+        prior_temperature=or_none(getattr(config, "prior_temperature", 1.0), 1.0),
         image_shape=image_shape,
         decode_scale=config.decode_scale,
     )
-
-
-def _or_none(value: Any, absent: float) -> Any:
-    return None if is_absent(value, absent) else value
-
-
-def _l1(params: Params, y: PyTree, config: Any, _: Energy, num_tokens: int) -> Energy:
-    perceptual: Perceptual | None = None
-    if not is_absent(config.perceptual_weight) and params.operator.is_image:
-        perceptual = params.perceptual
-        if perceptual is None:
-            raise ValueError(
-                "perceptual_weight needs Params.perceptual; load it with aps_jax.load_lpips() "
-                "or set perceptual_weight=0"
-            )
-    energy = energies.l1_lpips(params.operator, y, perceptual, config.perceptual_weight)
-    # The factor keeps the gradient of a token, and what `prior_weight` means, independent of the
-    # image's size.
-    return energies.scaled(energy, num_tokens)
-
-
-_OBJECTIVES: dict[str, Callable[[Params, PyTree, Any, Energy, int], Energy]] = {
-    "gaussian": lambda params, y, config, energy, num_tokens: energy,
-    "norm": lambda params, y, config, energy, num_tokens: energies.norm(params.operator, y),
-    "l1": _l1,
-}
-
-
-def fit_shape(operator: Operator, y: PyTree, *, image_shape: ImageShape | None) -> ImageShape:
-    """Size (H, W) of the images behind a measurement of B images.
-
-    Args:
-      operator: A.
-      y: measurement.
-      image_shape: (H, W), or None to infer it from the operator.
-
-    Raises:
-      ValueError: the shape of y is not one that the operator gives.
-    """
-    y_shape = jax.tree.map(lambda leaf: leaf.shape, y)
-    check_measurement(operator, y)
-    for leaf in jax.tree.leaves(y):
-        if leaf.ndim < 2:
-            raise ValueError(f"y has shape {y_shape}; its first axis must be the batch: y[None]")
-    image_shape = image_shape or operator.image_shape(y_shape)
-    batch = jax.tree.leaves(y)[0].shape[0]
-    expected = operator.output_shape((batch, *image_shape, 3))
-    if expected != y_shape:
-        raise ValueError(
-            f"y has shape {y_shape}; operator {operator.name!r} gives {expected} "
-            f"for images of {image_shape}"
-        )
-    return image_shape

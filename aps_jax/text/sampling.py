@@ -9,6 +9,7 @@ Sources: LLaDA (arXiv:2502.09992, section 2.4 and appendix A.3), Dream (arXiv:25
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar
 
 import jax
@@ -19,7 +20,7 @@ from aps_jax.prior.guidance import carry_over, log_prior
 from aps_jax.samplers.config import DecodingConfig
 from aps_jax.samplers.decoding import Decoding, reveal, start
 from aps_jax.sampling.draws import top_p
-from aps_jax.sampling.leaves import as_pytree, is_absent
+from aps_jax.sampling.leaves import as_pytree, or_none
 from aps_jax.sampling.target import fold, row_keys, start_tokens
 from aps_jax.types import Array, Key, Prior
 
@@ -86,12 +87,18 @@ def sample_text(
     start_with = start_tokens(known_tokens, (batch, length), prior.num_codes)
     tokens = jnp.tile(start_with, (config.num_samples, 1))
     keys = row_keys(key, tokens.shape[0], config.num_samples)
+    write_block = _block_writer(prior, keys, size, config)
+    tokens, _ = jax.lax.scan(write_block, tokens, jnp.arange(length // size, dtype=jnp.int32))
+    return tokens
+
+
+def _block_writer(
+    prior: Prior, keys: Key, size: int, config: TextConfig
+) -> Callable[[Array, Array], tuple[Array, None]]:
+    """`(tokens [R, L], index of a block) -> tokens`, for a scan over blocks of `size` tokens."""
     options = {
-        name: None if is_absent(value, absent) else value
-        for name, value, absent in (
-            ("guidance_scale", config.guidance_scale, 0.0),
-            ("prior_temperature", config.prior_temperature, 1.0),
-        )
+        "guidance_scale": or_none(config.guidance_scale, 0.0),
+        "prior_temperature": or_none(config.prior_temperature, 1.0),
     }
 
     def write_block(tokens: Array, index: Array) -> tuple[Array, None]:
@@ -105,20 +112,21 @@ def sample_text(
 
         def step(state: Decoding, i: Array) -> tuple[Decoding, None]:
             seen = paste(state.tokens)
-            log_probs = log_prior(prior, seen, (1, length), **options)
-            log_probs = cut(carry_over(log_probs, seen))
-            if config.top_p == 0:
-                peak = jnp.max(log_probs, axis=-1, keepdims=True)
-                log_probs = jnp.where(log_probs == peak, log_probs, -jnp.inf)
-            else:
-                log_probs = top_p(log_probs, config.top_p)
+            log_probs = log_prior(prior, seen, (1, seen.shape[1]), **options)
+            log_probs = _without_tail(cut(carry_over(log_probs, seen)), config.top_p)
             step_keys = fold(keys, index * config.num_steps + i)
-            return reveal(
-                config, step_keys, log_probs, state, i, is_unknown=block == prior.num_codes
-            ), None
+            is_unknown = block == prior.num_codes
+            return reveal(config, step_keys, log_probs, state, i, is_unknown=is_unknown), None
 
         state, _ = jax.lax.scan(step, start(block), jnp.arange(config.num_steps, dtype=jnp.int32))
         return paste(state.tokens), None
 
-    tokens, _ = jax.lax.scan(write_block, tokens, jnp.arange(length // size, dtype=jnp.int32))
-    return tokens
+    return write_block
+
+
+def _without_tail(log_probs: Array, mass: float) -> Array:
+    """Log-probabilities [R, L, K] of the tokens that hold `mass`, or at 0 of the likeliest."""
+    if mass > 0:
+        return top_p(log_probs, mass)
+    peak = jnp.max(log_probs, axis=-1, keepdims=True)
+    return jnp.where(log_probs == peak, log_probs, -jnp.inf)

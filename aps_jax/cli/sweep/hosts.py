@@ -61,28 +61,15 @@ def join(
     Raises:
       ValueError: if the three do not make sense together, or JAX finds no cluster.
     """
-    given = (coordinator, num_processes, process_id)
-    if any(value is not None for value in given):
-        if coordinator is None or num_processes is None or process_id is None:
-            raise ValueError(
-                "--coordinator, --num-processes and --process-id belong together; give all three"
-            )
-        if not 0 <= process_id < num_processes:
-            raise ValueError(
-                f"--process-id must be from 0 to {num_processes - 1}, got {process_id}"
-            )
-        if not coordinator.rpartition(":")[2].isdigit() or ":" not in coordinator:
-            raise ValueError(f"--coordinator must be HOST:PORT, got {coordinator!r}")
-        if num_processes == 1:
-            return Place(0, 1)
-    elif not (is_cluster or scheduled(os.environ)):
+    given = _place_given(coordinator, num_processes, process_id)
+    if given == (0, 1) or (given is None and not (is_cluster or scheduled(os.environ))):
         return Place(0, 1)
     if not seconds > 0:
         raise ValueError(f"--join-seconds must be positive, got {seconds}")
 
     # JAX's own time limit aborts the process with a stack trace.
     where = coordinator or "the scheduler's coordinator"
-    name = "" if process_id is None else f" (this is process {process_id} of {num_processes})"
+    name = "" if given is None else f" (this is process {process_id} of {num_processes})"
     timer = threading.Timer(
         seconds,
         fail,
@@ -94,7 +81,9 @@ def join(
     timer.daemon = True
     timer.start()
     try:
-        jax.distributed.initialize(*given, initialization_timeout=int(seconds) + 300)
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, initialization_timeout=int(seconds) + 300
+        )
         jax.devices()  # Some devices are found by all processes together.
         place = Place(jax.process_index(), jax.process_count())
         jax.distributed.shutdown()
@@ -105,6 +94,23 @@ def join(
     finally:
         timer.cancel()
     return place
+
+
+def _place_given(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> tuple[int, int] | None:
+    """Number and count that the three options say, or None; ValueError if they do not fit."""
+    if coordinator is None and num_processes is None and process_id is None:
+        return None
+    if coordinator is None or num_processes is None or process_id is None:
+        raise ValueError(
+            "--coordinator, --num-processes and --process-id belong together; give all three"
+        )
+    if not 0 <= process_id < num_processes:
+        raise ValueError(f"--process-id must be from 0 to {num_processes - 1}, got {process_id}")
+    if not coordinator.rpartition(":")[2].isdigit() or ":" not in coordinator:
+        raise ValueError(f"--coordinator must be HOST:PORT, got {coordinator!r}")
+    return process_id, num_processes
 
 
 def give_up(program: str) -> Callable[[str], None]:
