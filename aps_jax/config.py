@@ -13,9 +13,8 @@ from aps_jax.schedules import SCHEDULES
 _CHOICES = {
     "draw": ("quantized", "categorical", "argmax"),
     "remasking": ("anchored", "standard", "random"),
-    "rule": ("count", "threshold"),
+    "rule": ("count", "threshold", "fixed_threshold"),
     "schedule": tuple(sorted(SCHEDULES)),
-    "threshold_schedule": ("cosine", "fixed"),
     "learning_rate_schedule": ("constant", "cosine"),
     "measurement_term": ("l1", "gaussian"),
     "prior_weighting": ("uniform", "elbo"),
@@ -114,7 +113,53 @@ def _plain_number(config: Any, name: str) -> Any:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class APSConfig:
+class SharedConfig:
+    """Options of every sampler.
+
+    Subclasses declare what `aps_jax.samplers.SAMPLERS`, the command line and budgets say of them:
+
+    - `NAME`: key of `SAMPLERS`.
+    - `SUMMARY`: what it does, one line.
+    - `PAPER`: arXiv number of the method, or why there is none.
+    - `SOURCES`: names of options by where their defaults come from; of those that are not named,
+      the base class has told.
+    - `KNOB`: what a budget changes; None where the decoder is not called on the way.
+
+    Attributes:
+      sigma: noise std of the measurement energy ||A(x) - y||^2 / (2 sigma^2), one for all samplers.
+      decode_scale: decode this many times larger and average down ("aps-l" has 2).
+      num_samples: samples per measurement.
+      trace: also return losses of inner steps and the tokens and image of every step.
+      image_shape: (H, W), or None to infer it from the operator and the measurement.
+    """
+
+    NAME: ClassVar[str]
+    SUMMARY: ClassVar[str]
+    PAPER: ClassVar[str]
+    SOURCES: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "paper of APS": ("sigma",),
+        "neutral": ("decode_scale", "num_samples", "trace", "image_shape"),
+    }
+    KNOB: ClassVar[Knob | None] = None
+
+    sigma: float = 0.05
+    decode_scale: int = 1
+    num_samples: int = 1
+    trace: bool = False
+    image_shape: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        check_options(self, positive=("sigma",), integers={"decode_scale": 1, "num_samples": 1})
+        if self.image_shape is not None:
+            object.__setattr__(self, "image_shape", tuple(self.image_shape))
+
+    def evaluations(self) -> Evaluations:
+        """Model calls per sample."""
+        raise NotImplementedError(f"{type(self).__name__} counts no model calls")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class APSConfig(SharedConfig):
     """Static options of `aps_sample`; hashable, so a static argument of `jax.jit`.
 
     The defaults are the published algorithm (arXiv:2510.02291) without its perceptual term, which
@@ -131,10 +176,8 @@ class APSConfig:
       measurement_term: "l1" (mean absolute error + perceptual_weight * LPIPS) or "gaussian"
         (squared error / 2 sigma^2).
       perceptual_weight: lambda_p, used where the measurement is an image; the paper has 1e-3.
-      sigma: noise std of the "gaussian" term.
       prior_weight: lambda_prior of the prior term; 0 is the published Algorithm 1.
       prior_weighting: "elbo" scales the prior term by w_t (Theorem 3.3), "uniform" by 1 (ours).
-      prior_temperature: divides the prior's logits (ours).
       warm_start: phi starts at the previous timestep's phi instead of the prior's logits (ours).
       sensitivity_floor: scales Adam's updates by how much the measurement says about each token
         (`aps_jax.sampling.sensitivity`), those of the prior term included, and lets a warm start
@@ -149,33 +192,29 @@ class APSConfig:
         "standard" the prior x_theta (APS-I), "random" nobody's (control).
       draw: proposal per token: "quantized" nearest code to the mean code, "categorical" sample of
         x_phi, "argmax" of x_phi.
-      rule: "count" keeps a scheduled number, "threshold" all above a confidence.
+      rule: "count" keeps a scheduled number, "threshold" all above a confidence that falls from
+        `threshold` to 0 along a cosine (ours), "fixed_threshold" all above `threshold`.
       schedule: gamma, the share of masked tokens over progress, by name.
-      threshold: confidence in [0, 1] that the threshold rule starts from.
-      threshold_schedule: "cosine" lowers the threshold to 0, "fixed" keeps it.
+      threshold: confidence in [0, 1].
       guidance_scale: g of classifier-free guidance, (1 + g) cond - g uncond; 0 is off.
-      decode_scale: decode this many times larger and average down ("aps-l" has 2).
       num_samples: posterior samples per measurement. They must differ, so something must be
         random: `draw="categorical"`, or `remasking="random"` over several timesteps.
-      trace: also return losses of all inner steps and the tokens and image of every timestep.
-      image_shape: (H, W), or None to infer it from the operator and the measurement.
     """
 
     NAME: ClassVar = "aps"
     SUMMARY: ClassVar = "Anchored Posterior Sampling; also aps-i, aps-ii, aps-l and the presets"
     PAPER: ClassVar = "arXiv:2510.02291"
-    SOURCES: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    SOURCES: ClassVar = {
         "its paper": (
             "num_steps", "num_inner_steps", "learning_rate", "measurement_term", "sigma",
             "prior_weight", "remasking", "draw",
         ),
         "code of MMaDA": ("rule", "schedule"),
         "neutral": (
-            "perceptual_weight", "prior_temperature", "learning_rate_schedule", "keep_best",
-            "warm_start", "sensitivity_floor", "encoder_start", "guidance_scale", "decode_scale",
-            "num_samples", "trace", "image_shape",
+            "perceptual_weight", "learning_rate_schedule", "keep_best", "warm_start",
+            "sensitivity_floor", "encoder_start", "guidance_scale",
         ),
-        "ours": ("prior_weighting", "threshold", "threshold_schedule"),
+        "ours": ("prior_weighting", "threshold"),
     }  # fmt: skip
     KNOB: ClassVar = Knob("num_inner_steps")
 
@@ -186,10 +225,8 @@ class APSConfig:
     keep_best: bool = False
     measurement_term: str = "l1"
     perceptual_weight: float = 0.0
-    sigma: float = 0.05
     prior_weight: float = 0.0
     prior_weighting: str = "uniform"
-    prior_temperature: float = 1.0
     warm_start: bool = False
     sensitivity_floor: float = 0.0
     encoder_start: float = 0.0
@@ -198,19 +235,15 @@ class APSConfig:
     rule: str = "count"
     schedule: str = "cosine"
     threshold: float = 0.9
-    threshold_schedule: str = "cosine"
     guidance_scale: float = 0.0
-    decode_scale: int = 1
-    num_samples: int = 1
-    trace: bool = False
-    image_shape: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_options(
             self,
             choices=_CHOICES,
-            integers={"num_steps": 1, "num_inner_steps": 0, "decode_scale": 1, "num_samples": 1},
-            positive=("learning_rate", "sigma", "prior_temperature"),
+            integers={"num_steps": 1, "num_inner_steps": 0},
+            positive=("learning_rate",),
             not_negative=(
                 "perceptual_weight",
                 "prior_weight",
@@ -225,8 +258,6 @@ class APSConfig:
                 f"num_samples={self.num_samples} would give equal samples, since nothing is random "
                 'here: set draw="categorical", or remasking="random" with num_steps above 1'
             )
-        if self.image_shape is not None:
-            object.__setattr__(self, "image_shape", tuple(self.image_shape))
 
     @property
     def is_random(self) -> bool:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from aps_jax.config import VARIANTS, APSConfig
+from aps_jax.config import VARIANTS, APSConfig, SharedConfig
 from aps_jax.io.names import choose, suggestion
 
 _OURS: dict[str, Any] = {
@@ -35,7 +35,7 @@ def make_config(
     sampler: str = "aps",
     budget: int | None = None,
     **overrides: Any,
-) -> Any:
+) -> SharedConfig:
     """Options of a run, of `APSConfig` or of another sampler's class.
 
     A variant of APS starts from the preset, changed by the variant, changed by `overrides`; more
@@ -56,7 +56,7 @@ def make_config(
     options: dict[str, Any] = {}
     if sampler in VARIANTS:
         options = choose("preset", preset or "balanced", PRESETS) | VARIANTS[sampler]
-        kind: type[Any] = APSConfig
+        kind: type[SharedConfig] = APSConfig
     else:
         kind = config_class(sampler)
         if preset is not None:
@@ -85,7 +85,7 @@ def make_config(
     return with_budget(config, budget, fixed=given)
 
 
-def config_class(sampler: str) -> type[Any]:
+def config_class(sampler: str) -> type[SharedConfig]:
     """Class of options of a sampler or variant by name; ValueError if there is no such name."""
     if sampler in VARIANTS:
         return APSConfig
@@ -101,7 +101,7 @@ def config_class(sampler: str) -> type[Any]:
 _FIXED = ("image_shape", "trace")
 
 
-def option_types(kind: type[Any]) -> dict[str, type[Any]]:
+def option_types(kind: type[SharedConfig]) -> dict[str, type[Any]]:
     """Name and type (bool, int, float or str) of every option that a user may choose."""
     fields = dataclasses.fields(kind)
     return {field.name: type(field.default) for field in fields if field.name not in _FIXED}

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aps_jax.config import SharedConfig
 from aps_jax.io.snapshot import Snapshot, SnapshotError
 from aps_jax.presets import config_class
 from aps_jax.samplers import sampler_of
@@ -33,17 +34,19 @@ SNAPSHOT_SECONDS = 1.0
 
 
 @jax.jit
-def _init(config: Any, target: Target, key: Key) -> Any:
+def _init(config: SharedConfig, target: Target, key: Key) -> Any:
     return sampler_of(config).init(target, target.keys(key))
 
 
 @jax.jit
-def _step(config: Any, target: Target, state: Any, key: Key) -> tuple[Any, StepInfo]:
+def _step(config: SharedConfig, target: Target, state: Any, key: Key) -> tuple[Any, StepInfo]:
     return sampler_of(config).step(target, state, target.keys(key))
 
 
 @jax.jit
-def _finish(config: Any, target: Target, state: Any, info: StepInfo, key: Key) -> SampleResult:
+def _finish(
+    config: SharedConfig, target: Target, state: Any, info: StepInfo, key: Key
+) -> SampleResult:
     return collect(target, sampler_of(config).finish(target, state, target.keys(key)), info)
 
 
@@ -90,7 +93,7 @@ def restore(
     y: PyTree,
     key: Key,
     *,
-    config: Any,
+    config: SharedConfig,
     sampler: str = "aps",
     known_tokens: Array | None = None,
     on_step: Callable[[StepReport], None] | None = None,
@@ -132,7 +135,7 @@ def restore_target(
     target: Target,
     key: Key,
     *,
-    config: Any,
+    config: SharedConfig,
     on_step: Callable[[StepReport], None] | None = None,
     snapshot: Snapshot | None = None,
 ) -> Restored:
@@ -183,7 +186,7 @@ def restore_target(
 class _Loop:
     """The run so far; steps replace its state at once, so it is whole at any moment."""
 
-    def __init__(self, config: Any, target: Target, key: Key) -> None:
+    def __init__(self, config: SharedConfig, target: Target, key: Key) -> None:
         self.config, self.target, self.key = config, target, key
         self.num_steps: int = sampler_of(config).num_iterations
         self.seconds = {"compile": 0.0, "sample": 0.0, "decode": 0.0}

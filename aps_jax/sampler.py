@@ -8,18 +8,20 @@ for i = 1..T:
   anchors <- the proposals that the tilted x_phi is surest of; the rest is masked again
 image <- D(code of z)
 
-`APS.step` is one timestep. How phi starts, what is proposed and what is kept is chosen by
-`make_aps`, before anything is traced; `aps_sample` builds the target of a measurement and runs it.
+`APS.step` is one timestep. How phi starts, moves and is weighed, what is proposed and what is kept
+is chosen by `make_aps`, before anything is traced; `aps_sample` builds the target of a measurement
+and runs it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Float, Int
 
@@ -29,8 +31,7 @@ from aps_jax.config import APSConfig, Evaluations
 from aps_jax.sampling import objective, remasking, starts
 from aps_jax.sampling.draws import draw_tokens
 from aps_jax.sampling.inner_loop import Refined, descend
-from aps_jax.sampling.leaves import as_pytree, is_absent
-from aps_jax.sampling.optimizers import lenient
+from aps_jax.sampling.leaves import as_pytree, is_absent, or_none
 from aps_jax.sampling.run import SampleResult, StepInfo, collect, run, step_info
 from aps_jax.sampling.target import Target, fold, measurement_target, most_likely, split
 from aps_jax.types import Array, Key, Params, PyTree
@@ -101,7 +102,11 @@ def aps_init(
 def aps_step(
     params: Params, y: PyTree, state: APSState, key: Key, *, config: APSConfig
 ) -> tuple[APSState, StepInfo]:
-    """One timestep, the body of the scan of `aps_sample`; infos are per row [S * B]."""
+    """One timestep, the body of the scan of `aps_sample`; infos are per row [S * B].
+
+    What depends on y alone, such as its LPIPS features, is computed again at every call. A loop
+    that is to pay for it once builds `measurement_target` itself and calls `make_aps(config).step`.
+    """
     target = measurement_target(params, y, config=config)
     return make_aps(config).step(target, state, target.keys(key))
 
@@ -120,17 +125,20 @@ class APS:
     Attributes:
       config: the options.
       initial_phi: `(target, state, log x_theta) -> phi`.
+      prior_weight: `step -> weight` of the prior term; None leaves the term out.
+      move: `(phi, Adam's updates, state, j) -> phi` at inner step j.
       propose: `(target, phi, keys) -> x_0`, clean tokens.
       confidence: `(log x_phi, log x_theta, x_0, keys) -> [R, L]`.
-      remask: `(config, confidence, x_0, z, step, mask) -> next z`; proposals that it keeps are the
-        anchors, and clean tokens always stay.
+      select: `(confidence, is masked [R, L], step) -> anchors`, the proposals that are kept.
     """
 
     config: APSConfig
     initial_phi: Callable[[Target, APSState, Array], Array]
+    prior_weight: Callable[[Array], Any]
+    move: Callable[[Array, Array, APSState, Array], Array]
     propose: Callable[[Target, Array, Key], Array]
     confidence: Callable[[Array, Array, Array, Key], Array]
-    remask: Callable[[APSConfig, Array, Array, Array, Array, int], Array]
+    select: Callable[[Array, Array, Array], Array]
 
     def step(self, target: Target, state: APSState, keys: Key) -> tuple[APSState, StepInfo]:
         """One timestep."""
@@ -144,7 +152,8 @@ class APS:
             log_x_phi = jax.nn.log_softmax(refined.phi, axis=-1)
             x_0 = self.propose(target, refined.phi, keys_draw)
             confidence = self.confidence(log_x_phi, log_x_theta, x_0, keys_rank)
-            next_z = self.remask(self.config, confidence, x_0, z, state.step, target.mask)
+            anchors = self.select(confidence, z == target.mask, state.step)
+            next_z = jnp.where(anchors, x_0, z)  # What is clean stays; the rest is masked again.
         info = self._info(target, next_z, x_0, refined)
         warm_phi = None if state.phi is None else refined.phi  # Of a warm start (ours).
         return state._replace(tokens=next_z, step=state.step + 1, phi=warm_phi), info
@@ -157,35 +166,14 @@ class APS:
         log_prior: Float[Array, "R L K"],
     ) -> Refined:
         """M steps of Adam on phi, gradients through decoder and operator only."""
-        config = self.config
-        weight = None if is_absent(config.prior_weight) else config.prior_weight
-        if weight is not None and config.prior_weighting == "elbo":
-            elbo = schedules.elbo_weights(config.schedule, config.num_steps)
-            weight = weight * jnp.asarray(elbo)[state.step]
-
-        rates = None
-        if config.learning_rate_schedule != "constant":
-            rates = jnp.asarray(
-                schedules.learning_rates(
-                    config.learning_rate_schedule, config.num_steps, config.num_inner_steps
-                )
-            )
-
-        def move(phi: Array, updates: Array, j: Array) -> Array:
-            # Both factors are ours; the paper adds Adam's update as it is.
-            if state.sensitivity is not None:
-                updates = updates * state.sensitivity[..., None]
-            if rates is not None:
-                updates = updates * rates[state.step, j]
-            return phi + updates
-
+        weight = self.prior_weight(state.step)
         return descend(
             lambda phi, _: objective.loss(target, phi, log_prior, state.tokens, weight),
             phi,
-            lenient(optax.adam(config.learning_rate)),
-            config.num_inner_steps,
-            move=move,
-            keep_best=config.keep_best,
+            optax.adam(self.config.learning_rate),
+            self.config.num_inner_steps,
+            move=lambda phi, updates, j: self.move(phi, updates, state, j),
+            keep_best=self.config.keep_best,
         )
 
     def init(self, target: Target, keys: Key) -> APSState:
@@ -209,7 +197,7 @@ class APS:
             sensitivity=starts.token_sensitivity(target, config.sensitivity_floor)
             if has_floor
             else None,
-            estimate=None if is_absent(config.encoder_start) else starts.smooth_tokens(target),
+            estimate=starts.estimate_if(target, config.encoder_start),
         )
 
     def finish(self, target: Target, state: APSState, keys: Key) -> Int[Array, "R L"]:
@@ -247,11 +235,26 @@ class APS:
 
 def make_aps(config: APSConfig) -> APS:
     """The sampler that the options describe."""
+    return APS(
+        config=config,
+        initial_phi=_warm_start(config) if config.warm_start else _cold_start(config),
+        prior_weight=_PRIOR_WEIGHTS[config.prior_weighting](config),
+        move=_mover(_RATES[config.learning_rate_schedule](config)),
+        propose=_PROPOSALS[config.draw],
+        confidence=_CONFIDENCES[config.remasking],
+        select=_RULES[config.rule](config),
+    )
 
+
+def _cold_start(config: APSConfig) -> Callable[[Target, APSState, Array], Array]:
     def fresh(target: Target, state: APSState, log_prior: Array) -> Array:
-        if state.estimate is None:
-            return log_prior
-        return log_prior + starts.encoder_logits(target, state.estimate, config.encoder_start)
+        return starts.raised(target, log_prior, state.estimate, config.encoder_start)
+
+    return fresh
+
+
+def _warm_start(config: APSConfig) -> Callable[[Target, APSState, Array], Array]:
+    fresh = _cold_start(config)
 
     def from_last_phi(target: Target, state: APSState, log_prior: Array) -> Array:
         assert state.phi is not None  # It is carried where `warm_start` is on.
@@ -267,14 +270,41 @@ def make_aps(config: APSConfig) -> APS:
             lambda: from_last_phi(target, state, log_prior),
         )
 
-    return APS(
-        config=config,
-        initial_phi=warm if config.warm_start else fresh,
-        propose=_PROPOSALS[config.draw],
-        confidence=_CONFIDENCES[config.remasking],
-        remask=_RULES[config.rule],
-    )
+    return warm
 
+
+def _uniform(config: APSConfig) -> Callable[[Array], Any]:
+    weight = or_none(config.prior_weight)
+    return lambda step: weight
+
+
+def _elbo(config: APSConfig) -> Callable[[Array], Any]:
+    if is_absent(config.prior_weight):
+        return _uniform(config)
+    weights = schedules.elbo_weights(config.schedule, config.num_steps)
+    return lambda step: config.prior_weight * jnp.asarray(weights)[step]
+
+
+_PRIOR_WEIGHTS = {"uniform": _uniform, "elbo": _elbo}
+
+
+def _mover(rates: np.ndarray | None) -> Callable[[Array, Array, APSState, Array], Array]:
+    def move(phi: Array, updates: Array, state: APSState, j: Array) -> Array:
+        # Both factors are ours; the paper adds Adam's update as it is.
+        if state.sensitivity is not None:
+            updates = updates * state.sensitivity[..., None]
+        if rates is not None:
+            updates = updates * jnp.asarray(rates)[state.step, j]
+        return phi + updates
+
+    return move
+
+
+#: Shares of the learning rate [T, M].
+_RATES: dict[str, Callable[[APSConfig], np.ndarray | None]] = {
+    "constant": lambda config: None,
+    "cosine": lambda config: schedules.cosine_rates(config.num_steps, config.num_inner_steps),
+}
 
 _PROPOSALS: dict[str, Callable[[Target, Array, Key], Array]] = {
     "quantized": lambda target, phi, keys: quantized_expectation(target.codec, phi, target.grid)[1],
@@ -282,54 +312,37 @@ _PROPOSALS: dict[str, Callable[[Target, Array, Key], Array]] = {
     "argmax": lambda target, phi, keys: most_likely(phi),
 }
 
-
-def _random_scores(
-    log_probs: Float[Array, "R L K"],
-    log_prior: Float[Array, "R L K"],
-    proposal: Int[Array, "R L"],
-    keys: Key,
-) -> Float[Array, "R L"]:
-    return remasking.gumbel_scores(keys, jnp.zeros(proposal.shape, jnp.float32), 1.0)
-
-
+#: Of log x_phi, log x_theta [R, L, K] and proposals x_0 [R, L].
 _CONFIDENCES: dict[str, Callable[[Array, Array, Array, Key], Array]] = {
-    "anchored": lambda log_probs, log_prior, x, keys: remasking.confidence(log_probs, x),
-    "standard": lambda log_probs, log_prior, x, keys: remasking.confidence(log_prior, x),
-    "random": _random_scores,
+    "anchored": lambda log_phi, log_theta, x_0, keys: remasking.confidence(log_phi, x_0),
+    "standard": lambda log_phi, log_theta, x_0, keys: remasking.confidence(log_theta, x_0),
+    "random": lambda log_phi, log_theta, x_0, keys: remasking.random_scores(keys, x_0.shape),
 }
 
 
-def _keep_count(
-    config: APSConfig,
-    scores: Float[Array, "R L"],
-    proposal: Int[Array, "R L"],
-    tokens: Int[Array, "R L"],
-    step: Int[Array, ""],
-    mask: int,
-) -> Int[Array, "R L"]:
-    """The next z: the surest proposals, a scheduled number of them, and what was clean."""
-    counts = schedules.masked_counts(config.schedule, config.num_steps, tokens.shape[-1])
-    anchors = remasking.select_by_count(scores, tokens == mask, jnp.asarray(counts)[step])
-    return jnp.where(anchors, proposal, tokens)
+def _count(config: APSConfig) -> Callable[[Array, Array, Array], Array]:
+    """The surest proposals, a scheduled number of them."""
+
+    def select(scores: Array, is_masked: Array, step: Array) -> Array:
+        counts = schedules.masked_counts(config.schedule, config.num_steps, scores.shape[-1])
+        return remasking.select_by_count(scores, is_masked, jnp.asarray(counts)[step])
+
+    return select
 
 
-def _keep_threshold(
-    config: APSConfig,
-    scores: Float[Array, "R L"],
-    proposal: Int[Array, "R L"],
-    tokens: Int[Array, "R L"],
-    step: Int[Array, ""],
-    mask: int,
-) -> Int[Array, "R L"]:
-    """The next z: proposals above a scheduled confidence, at the last timestep all of them."""
-    limits = schedules.thresholds(config.threshold_schedule, config.num_steps)
-    threshold = jnp.asarray(limits, jnp.float32)[step] * config.threshold
-    threshold = jnp.where(step == config.num_steps - 1, 0.0, threshold)
-    anchors = remasking.select_by_threshold(scores, tokens == mask, threshold)
-    return jnp.where(anchors, proposal, tokens)
+def _threshold(config: APSConfig, shares: np.ndarray) -> Callable[[Array, Array, Array], Array]:
+    """Proposals above a share [T] of the threshold, at the last timestep all of them."""
+    shares = np.append(shares[:-1], np.float32(0))
+
+    def select(scores: Array, is_masked: Array, step: Array) -> Array:
+        limit = jnp.asarray(shares)[step] * config.threshold
+        return remasking.select_by_threshold(scores, is_masked, limit)
+
+    return select
 
 
-_RULES: dict[str, Callable[[APSConfig, Array, Array, Array, Array, int], Array]] = {
-    "count": _keep_count,
-    "threshold": _keep_threshold,
+_RULES: dict[str, Callable[[APSConfig], Callable[[Array, Array, Array], Array]]] = {
+    "count": _count,
+    "threshold": lambda config: _threshold(config, schedules.cosine_thresholds(config.num_steps)),
+    "fixed_threshold": lambda config: _threshold(config, np.ones(config.num_steps, np.float32)),
 }

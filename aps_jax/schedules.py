@@ -50,38 +50,20 @@ def elbo_weights(name: str, num_steps: int) -> np.ndarray:
     return ((shares[:-1] - shares[1:]) / shares[:-1]).astype(np.float32)
 
 
-def thresholds(kind: str, num_steps: int) -> np.ndarray:
+def cosine_thresholds(num_steps: int) -> np.ndarray:
     """Share of the threshold that a token needs to be kept at each step, float32 [num_steps].
 
-    Args:
-      kind: "fixed" is 1 throughout; "cosine" falls from 1 to 0 (ours).
-      num_steps: T.
+    It falls from 1 to 0 (ours).
     """
-    if kind == "fixed":
-        values = np.ones(num_steps)
-    elif kind == "cosine":
-        values = np.cos(np.pi / 2 * np.arange(num_steps) / max(num_steps - 1, 1))
-    else:
-        raise ValueError(f"unknown threshold schedule {kind!r}; choose from ['cosine', 'fixed']")
+    values = np.cos(np.pi / 2 * np.arange(num_steps) / max(num_steps - 1, 1))
     return np.clip(values, 0, 1).astype(np.float32)
 
 
-def learning_rates(kind: str, num_steps: int, num_inner_steps: int) -> np.ndarray:
+def cosine_rates(num_steps: int, num_inner_steps: int) -> np.ndarray:
     """Share of the learning rate at every inner step, float32 [num_steps, num_inner_steps] (ours).
 
-    Args:
-      kind: "constant" is 1 throughout; "cosine" falls from 1 to near 0 over all inner steps of all
-        timesteps.
-      num_steps: T.
-      num_inner_steps: M.
+    It falls from 1 to near 0 over all inner steps of all timesteps.
     """
     progress = np.arange(num_steps * num_inner_steps) / max(num_steps * num_inner_steps, 1)
-    if kind == "constant":
-        values = np.ones_like(progress)
-    elif kind == "cosine":
-        values = (1 + np.cos(np.pi * progress)) / 2
-    else:
-        raise ValueError(
-            f"unknown learning-rate schedule {kind!r}; choose from ['constant', 'cosine']"
-        )
+    values = (1 + np.cos(np.pi * progress)) / 2
     return values.reshape(num_steps, num_inner_steps).astype(np.float32)

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 
 Array = jax.Array
 PyTree = Any
+#: A number, or an array of no axes that JAX may have traced.
+Scalar = float | Array
 #: A typed PRNG key made by `jax.random.key`.
 Key = jax.Array
 #: (height, width) of an image, in pixels.

@@ -13,6 +13,7 @@ import aps_jax
 from aps_jax import APSConfig, Params, operators, schedules
 from aps_jax.codec.magvit2 import encode_tokens
 from aps_jax.sampler import make_aps
+from aps_jax.samplers import MaskGITConfig
 from aps_jax.sampling.starts import encoder_logits, smooth_estimate
 from aps_jax.sampling.target import measurement_target
 from aps_jax.types import Perceptual, image_keys
@@ -62,7 +63,7 @@ OPTIONS = {
     "linear": {"schedule": "linear", "warm_start": True},
     "sqrt": {"schedule": "sqrt", "remasking": "random"},
     "gaussian": {"measurement_term": "gaussian", "prior_weight": 1.0, "prior_weighting": "elbo"},
-    "perceptual, one step": {"perceptual_weight": 0.1, "prior_temperature": 0.7, "num_steps": 1},
+    "perceptual, one step": {"perceptual_weight": 0.1, "num_steps": 1},
     "guidance": {"guidance_scale": 1.5},
     "sensitivity": {"sensitivity_floor": 0.3, "warm_start": True, "prior_weight": 0.01},
     "cosine rate": {"learning_rate_schedule": "cosine", "keep_best": True, "warm_start": True},
@@ -137,7 +138,7 @@ def test_laws_of_every_option(operator, options):
 
 def test_a_threshold_of_one_reveals_one_token_per_step():
     # Nothing is ever that sure, so each step reveals one token and the last all the rest.
-    config = APSConfig(**SMALL, rule="threshold", threshold=1.0, threshold_schedule="fixed")
+    config = APSConfig(**SMALL, rule="fixed_threshold", threshold=1.0)
     result = sample(make_params(), measured(make_params()), jax.random.key(0), config=config)
     np.testing.assert_array_equal(result.info.num_masked[:, 0, 0], [15, 14, 13, 0])
 
@@ -324,15 +325,19 @@ def test_guidance_is_a_combination_of_logits():
         draw="argmax",
         warm_start=True,
         guidance_scale=2.0,
-        prior_temperature=0.5,
     )
     y = measured(params, batch=1)
     state = aps_jax.aps_init(params, y, config=config)
     after, _ = aps_jax.aps_step(params, y, state, jax.random.key(0), config=config)
-    expected = jax.nn.log_softmax((3 * cond - 2 * uncond) / 0.5, axis=-1)
+    expected = jax.nn.log_softmax(3 * cond - 2 * uncond, axis=-1)
     np.testing.assert_allclose(after.phi, expected, atol=1e-4)
     np.testing.assert_array_equal(after.tokens, np.argmax(expected, axis=-1))
-    assert np.abs(expected - jax.nn.log_softmax(cond / 0.5, axis=-1)).max() > 0.1
+    sharper = MaskGITConfig(guidance_scale=2.0, prior_temperature=0.5)
+    target = measurement_target(params, y, config=sharper)
+    np.testing.assert_allclose(
+        target.log_prior(state.tokens), jax.nn.log_softmax(2 * expected, axis=-1), atol=1e-4
+    )
+    assert np.abs(expected - jax.nn.log_softmax(cond, axis=-1)).max() > 0.1
 
     mute = params.replace(prior=prior.replace(apply_unconditional=None))
     with pytest.raises(ValueError, match="no unconditional form"):
@@ -648,7 +653,6 @@ NUMBERS = {
     "sigma": (0.3, 0.5),
     "learning_rate": (0.5, 0.2),
     "prior_weight": (0.1, 0.4),
-    "prior_temperature": (1.0, 0.6),
     "perceptual_weight": (0.1, 0.5),
     "sensitivity_floor": (0.3, 0.9),
     "encoder_start": (0.4, 0.1),

@@ -69,25 +69,19 @@ def test_elbo_weights_follow_from_alpha(name):
 
 
 def test_thresholds():
-    np.testing.assert_array_equal(schedules.thresholds("fixed", 3), [1] * 3)
-    np.testing.assert_allclose(schedules.thresholds("cosine", 3), [1, np.sqrt(0.5), 0], atol=1e-7)
-    np.testing.assert_array_equal(schedules.thresholds("cosine", 1), [1])
+    np.testing.assert_allclose(schedules.cosine_thresholds(3), [1, np.sqrt(0.5), 0], atol=1e-7)
+    np.testing.assert_array_equal(schedules.cosine_thresholds(1), [1])
 
 
 def test_learning_rates():
-    np.testing.assert_array_equal(schedules.learning_rates("constant", 2, 3), np.ones((2, 3)))
-    rates = schedules.learning_rates("cosine", 2, 3)
+    rates = schedules.cosine_rates(2, 3)
     expected = [[1, (2 + np.sqrt(3)) / 4, 0.75], [0.5, 0.25, (2 - np.sqrt(3)) / 4]]
     np.testing.assert_allclose(rates, expected, atol=1e-7)
-    assert schedules.learning_rates("cosine", 3, 0).shape == (3, 0)
+    assert schedules.cosine_rates(3, 0).shape == (3, 0)
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="unknown learning-rate schedule 'x'"):
-        schedules.learning_rates("x", 4, 5)
     with pytest.raises(ValueError, match="unknown schedule 'cosin'.*linear"):
         schedules.masked_share("cosin", 4)
     with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
         schedules.masked_share("cosine", 0)
-    with pytest.raises(ValueError, match="unknown threshold schedule 'x'"):
-        schedules.thresholds("x", 4)

@@ -16,11 +16,12 @@ import aps_jax
 from aps_jax import pretrained
 from aps_jax.cli.inputs import Problem, given_options
 from aps_jax.cli.options import Restore
+from aps_jax.config import SharedConfig
 from aps_jax.io.checkpoint import CARD_NAME, fingerprint, weights_path
 from aps_jax.text.tokenizer import TOKENIZER_NAME
 
 
-def run_facts(options: Restore, config: Any) -> dict[str, Any]:
+def run_facts(options: Restore, config: SharedConfig) -> dict[str, Any]:
     """What the samples of every image depend on, as JSON values."""
     folder = pretrained.model_folder(options.model)
     paths = (folder / CARD_NAME, *(weights_path(folder, name) for name in ("codec", "prior")))
@@ -48,7 +49,7 @@ def run_facts(options: Restore, config: Any) -> dict[str, Any]:
     }
 
 
-def problem_facts(options: Restore, config: Any, problem: Problem) -> dict[str, Any]:
+def problem_facts(options: Restore, config: SharedConfig, problem: Problem) -> dict[str, Any]:
     """Everything the samples depend on, as JSON values."""
     operator = hashlib.sha256()
     for leaf in jax.tree.leaves(problem.operator):

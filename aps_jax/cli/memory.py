@@ -10,7 +10,7 @@ import jax
 from aps_jax import images, pretrained
 from aps_jax.cli import inputs
 from aps_jax.codec import expectation
-from aps_jax.config import APSConfig
+from aps_jax.config import APSConfig, SharedConfig
 from aps_jax.samplers import SVDDConfig
 from aps_jax.types import Array, Codec
 
@@ -22,7 +22,7 @@ _LOGIT_COPIES, _KEPT_SHARE = 8, 0.7
 _AMPLE = 2**18
 
 
-def check(config: Any, model: pretrained.Model) -> None:
+def check(config: SharedConfig, model: pretrained.Model) -> None:
     """ValueError if one call surely needs more than the free memory."""
     free = inputs.free_memory()
     if free is None:
@@ -41,7 +41,7 @@ def check(config: Any, model: pretrained.Model) -> None:
         raise ValueError(advice(config, model))
 
 
-def estimate(config: Any, model: pretrained.Model) -> float:
+def estimate(config: SharedConfig, model: pretrained.Model) -> float:
     """Bytes that one call needs about, beside weights and LPIPS; rough for others than APS."""
     logits = _logit_bytes(config, model)
     if not config.evaluations().decoder_gradient:
@@ -49,7 +49,7 @@ def estimate(config: Any, model: pretrained.Model) -> float:
     return _LOGIT_COPIES * logits + _KEPT_SHARE * _kept_bytes(config, model)
 
 
-def advice(config: Any, model: pretrained.Model) -> str:
+def advice(config: SharedConfig, model: pretrained.Model) -> str:
     """What a call needs, what there is, and what would fit; for the user to read."""
     needed = estimate(config, model)
     (height, width), samples = config.image_shape, config.num_samples
@@ -73,7 +73,7 @@ def advice(config: Any, model: pretrained.Model) -> str:
     return f"{text}: not even the smallest image (--size {images.MIN_SIDE}) fits; free some memory"
 
 
-def _logit_bytes(config: Any, model: pretrained.Model) -> int:
+def _logit_bytes(config: SharedConfig, model: pretrained.Model) -> int:
     """Bytes of the logits of all samples, and of all candidates that are alive at once."""
     # Only these two samplers work on all their candidates at once.
     parallel = getattr(config, "num_particles", 1)
@@ -83,7 +83,7 @@ def _logit_bytes(config: Any, model: pretrained.Model) -> int:
     )
 
 
-def _kept_bytes(config: Any, model: pretrained.Model) -> int:
+def _kept_bytes(config: SharedConfig, model: pretrained.Model) -> int:
     """Bytes that automatic differentiation keeps of the decoder, weights left out."""
     grid = _field(config, model)
     shape = (config.num_samples, math.prod(grid), model.codec.quantizer.num_features)
@@ -102,6 +102,6 @@ def _kept_bytes(config: Any, model: pretrained.Model) -> int:
     return max(total - weights, 0)
 
 
-def _field(config: Any, model: pretrained.Model) -> tuple[int, ...]:
+def _field(config: SharedConfig, model: pretrained.Model) -> tuple[int, ...]:
     height, width = (side * config.decode_scale for side in config.image_shape)
     return model.codec.grid((height, width))

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from aps_jax import presets
+from aps_jax.config import SharedConfig
 from aps_jax.tasks import TASKS, Option, Task
 
 _MAX_SEED = 2**32
@@ -189,7 +190,7 @@ def check(options: Restore) -> None:
     config_of(options)
 
 
-def config_of(options: Restore) -> Any:
+def config_of(options: Restore) -> SharedConfig:
     """Options of the sampler; ValueError if one is unknown, not its own or out of range."""
     if options.budget is not None and options.budget < 1:
         raise ValueError(f"--budget must be at least 1, got {options.budget}")

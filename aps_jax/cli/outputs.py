@@ -13,7 +13,7 @@ import numpy as np
 from aps_jax import images
 from aps_jax.cli.inputs import Problem
 from aps_jax.cli.options import Restore, command_of
-from aps_jax.config import APSConfig
+from aps_jax.config import APSConfig, SharedConfig
 from aps_jax.pretrained import Model
 from aps_jax.restore import Restored
 from aps_jax.scores import report
@@ -33,7 +33,7 @@ class Outputs:
     def __init__(
         self,
         options: Restore,
-        config: Any,
+        config: SharedConfig,
         problem: Problem,
         restored: Restored,
         model: Model,
@@ -162,7 +162,7 @@ class Outputs:
         )
 
 
-def work_of(config: Any) -> str:
+def work_of(config: SharedConfig) -> str:
     """How much a sampler does, for people."""
     if isinstance(config, APSConfig):
         return f"{config.num_steps} timesteps of {config.num_inner_steps} inner steps"

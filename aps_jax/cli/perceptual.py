@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from aps_jax.cli.inputs import Problem
+from aps_jax.config import SharedConfig
 from aps_jax.scores.lpips import MIN_SIDE, PerceptualUnavailable, load_lpips
 from aps_jax.types import Perceptual
 
 
-def weight(config: Any) -> float:
+def weight(config: SharedConfig) -> float:
     """Weight of LPIPS in the sampler's objective, 0 for those without it."""
     return getattr(config, "perceptual_weight", 0.0)
 
 
-def load(problem: Problem, config: Any, notes: list[str]) -> Perceptual | None:
+def load(problem: Problem, config: SharedConfig, notes: list[str]) -> Perceptual | None:
     """LPIPS where something asks for it; a note says why not."""
     if problem.photo is None and weight(config) == 0:
         return None
@@ -29,7 +29,9 @@ def load(problem: Problem, config: Any, notes: list[str]) -> Perceptual | None:
         return None
 
 
-def settle(config: Any, problem: Problem, distance: Perceptual | None, notes: list[str]) -> Any:
+def settle(
+    config: SharedConfig, problem: Problem, distance: Perceptual | None, notes: list[str]
+) -> SharedConfig:
     """Drops the perceptual term where it cannot be computed, with a note."""
     if weight(config) == 0:
         return config

@@ -7,10 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from aps_jax.types import Array, Energy, PyTree, bind
+from aps_jax.types import Array, Energy, PyTree, Scalar, bind
 
 
-def scaled(energy: Energy, weight: Any) -> Energy:
+def scaled(energy: Energy, weight: Scalar) -> Energy:
     """`weight` times an energy; a leaf, so that other weights need no other compilation."""
     params = (energy.params, jnp.asarray(weight, jnp.float32))
     return Energy(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
 from aps_jax.operators.residuals import absolute_error, squared_error
-from aps_jax.types import Array, Energy, Operator, Perceptual, PyTree
+from aps_jax.types import Array, Energy, Operator, Perceptual, PyTree, Scalar
 
 
-def gaussian(operator: Operator, y: PyTree, sigma: Any) -> Energy:
+def gaussian(operator: Operator, y: PyTree, sigma: Scalar) -> Energy:
     """-log p(y | x) = ||A(x) - y||^2 / (2 sigma^2) up to a constant.
 
     Args:
@@ -31,7 +29,7 @@ def norm(operator: Operator, y: PyTree) -> Energy:
 
 
 def l1_lpips(
-    operator: Operator, y: PyTree, perceptual: Perceptual | None = None, weight: Any = 0.0
+    operator: Operator, y: PyTree, perceptual: Perceptual | None = None, weight: Scalar = 0.0
 ) -> Energy:
     """Mean |A(x) - y| + weight LPIPS(A(x), y), the measurement term of the paper's algorithm.
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from aps_jax.types import Array, Key, Operator, PyTree, image_keys
+from aps_jax.types import Array, Key, Operator, PyTree, Scalar, image_keys
 
 
 def measure(
-    key: Key, x: Array, *, operator: Operator, sigma: Any, masked_noise: bool = False
+    key: Key, x: Array, *, operator: Operator, sigma: Scalar, masked_noise: bool = False
 ) -> PyTree:
     """Measures images: y = A(x) + sigma n with n ~ N(0, I).
 

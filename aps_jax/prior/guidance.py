@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from aps_jax.prior.windows import prior_logits
-from aps_jax.types import Array, Prior
+from aps_jax.types import Array, Prior, Scalar
 
 #: Logits of codes that a prior excludes, in place of -inf, whose differences are NaN.
 LEAST_LOGIT = -1e4
@@ -22,8 +20,8 @@ def log_prior(
     tokens: Array,
     grid: tuple[int, ...],
     *,
-    guidance_scale: Any = None,
-    prior_temperature: Any = None,
+    guidance_scale: Scalar | None = None,
+    prior_temperature: Scalar | None = None,
 ) -> Array:
     """Log x_theta [R, L, K] at tokens [R, L]: one call of the denoiser, without gradient.
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
-from aps_jax.config import APSConfig
+from aps_jax.config import APSConfig, SharedConfig
 from aps_jax.sampler import make_aps
 from aps_jax.samplers.best_of_n import BestOfNConfig
 from aps_jax.samplers.entrgi import EntRGiConfig
@@ -38,13 +38,13 @@ class Entry(NamedTuple):
       defaults: names of options by where their defaults come from; every option is in one group.
     """
 
-    config: type[Any]
+    config: type[SharedConfig]
     summary: str
     paper: str
     defaults: Mapping[str, tuple[str, ...]]
 
 
-def _entry(kind: type[Any]) -> Entry:
+def _entry(kind: type[SharedConfig]) -> Entry:
     """The entry of a class of options; TypeError if it does not say where a default is from."""
     origin: dict[str, str] = {}
     for base in reversed(kind.__mro__):
@@ -98,7 +98,7 @@ __all__ = [
 
 
 def sample(
-    params: Params, y: PyTree, key: Key, *, config: Any, known_tokens: Array | None = None
+    params: Params, y: PyTree, key: Key, *, config: SharedConfig, known_tokens: Array | None = None
 ) -> SampleResult:
     """Samples as `aps_sample` does, by the sampler whose options `config` is.
 
@@ -119,7 +119,7 @@ def sample(
     return run(sampler_of(config), target, key)
 
 
-def sample_target(target: Target, key: Key, *, config: Any) -> SampleResult:
+def sample_target(target: Target, key: Key, *, config: SharedConfig) -> SampleResult:
     """Samples any target, such as a reward of `sampling.target.make_target`; pure, so jit it.
 
     Args:
@@ -133,6 +133,6 @@ def sample_target(target: Target, key: Key, *, config: Any) -> SampleResult:
     return run(sampler_of(config), target, key)
 
 
-def sampler_of(config: Any) -> Sampler:
+def sampler_of(config: SharedConfig) -> Sampler:
     """The sampler that a configuration describes."""
-    return make_aps(config) if isinstance(config, APSConfig) else config
+    return make_aps(config) if isinstance(config, APSConfig) else cast(Sampler, config)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from aps_jax.config import Evaluations, Knob, check_options
-from aps_jax.samplers import decoding
+from aps_jax.samplers import decoding, selection
 from aps_jax.samplers.config import DecodingConfig
 from aps_jax.samplers.decoding import Decoding
 from aps_jax.sampling.leaves import as_pytree
@@ -22,8 +22,7 @@ class _State(NamedTuple):
     """The candidate at work, and the best one so far."""
 
     candidate: Decoding
-    best: Array
-    loss: Array
+    best: selection.Best
     step: Array
 
     @property
@@ -65,8 +64,7 @@ class BestOfNConfig(DecodingConfig):
     def init(self, target: Target, keys: Key) -> _State:
         """Before the first candidate."""
         tokens = target.tokens
-        infinite = jnp.full(tokens.shape[0], jnp.inf, jnp.float32)
-        return _State(decoding.start(tokens), tokens, infinite, jnp.zeros((), jnp.int32))
+        return _State(decoding.start(tokens), selection.none_yet(tokens), jnp.zeros((), jnp.int32))
 
     def step(self, target: Target, state: _State, keys: Key) -> tuple[_State, StepInfo]:
         """One timestep of a candidate; after its last one it is weighed."""
@@ -74,26 +72,21 @@ class BestOfNConfig(DecodingConfig):
         keys = fold(keys, j)
         candidate, estimate = decoding.decode_step(self, target, keys, state.candidate, i)
 
-        def weigh() -> tuple[Decoding, Array, Array]:
-            loss = target.energy_of(candidate.tokens)
-            # The first candidate stands even if its energy is NaN: a failed run has no masks.
-            is_better = (loss < state.loss) | (j == 0) | jnp.isnan(state.loss)
-            best = jnp.where(is_better[:, None], candidate.tokens, state.best)
-            return decoding.start(target.tokens), best, jnp.where(is_better, loss, state.loss)
+        def weigh() -> tuple[Decoding, selection.Best]:
+            best = selection.keep_better(target, state.best, candidate.tokens, j == 0)
+            return decoding.start(target.tokens), best
 
-        def go_on() -> tuple[Decoding, Array, Array]:
-            return candidate, state.best, state.loss
-
-        candidate_after, best, loss = jax.lax.cond(i == self.num_steps - 1, weigh, go_on)
-        after = _State(candidate_after, best, loss, state.step + 1)
+        is_last = i == self.num_steps - 1
+        candidate_after, best = jax.lax.cond(is_last, weigh, lambda: (candidate, state.best))
+        after = _State(candidate_after, best, state.step + 1)
         # No candidate has been weighed yet: that is no failure.
-        finite = jnp.isfinite(loss) | (j == 0) & (i < self.num_steps - 1)
+        finite = jnp.isfinite(best.loss) | (j == 0) & ~is_last
         info = step_info(self, target, candidate.tokens, estimate, is_finite=finite)
-        return after, info._replace(loss=loss)
+        return after, info._replace(loss=best.loss)
 
     def finish(self, target: Target, state: _State, keys: Key) -> Array:
         """The best candidate [R, L]."""
-        return state.best
+        return state.best.tokens
 
     def evaluations(self) -> Evaluations:
         """Model calls per sample."""

@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection
-from typing import Any
+
+from aps_jax.config import SharedConfig
 
 
-def decoder_evaluations(config: Any) -> int:
+def decoder_evaluations(config: SharedConfig) -> int:
     """Runs of decoder and operator per sample, with or without gradient, but the final picture."""
     calls = config.evaluations()
     return calls.decoder + calls.decoder_gradient - 1
 
 
-def with_budget(config: Any, evaluations: int, *, fixed: Collection[str] = ()) -> Any:
+def with_budget(
+    config: SharedConfig, evaluations: int, *, fixed: Collection[str] = ()
+) -> SharedConfig:
     """`config` with as much work as `evaluations` runs of the decoder allow, never more.
 
     Args:
@@ -53,7 +56,7 @@ def with_budget(config: Any, evaluations: int, *, fixed: Collection[str] = ()) -
     return config
 
 
-def _largest(config: Any, name: str, least: int, limit: int) -> int | None:
+def _largest(config: SharedConfig, name: str, least: int, limit: int) -> int | None:
     """Largest value of an option, in which the cost is linear, within the limit."""
     base, step = (
         decoder_evaluations(dataclasses.replace(config, **{name: value}))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from aps_jax.config import Evaluations, Knob, check_options, num_passes
+from aps_jax.config import Evaluations, Knob, SharedConfig, check_options, num_passes
 from aps_jax.sampling.target import Target
 from aps_jax.schedules import SCHEDULES
 from aps_jax.types import Array, Key
@@ -16,47 +15,12 @@ REVEALS = ("confidence", "random", "ancestral", "remdm-cap", "remdm-rescale", "r
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplerConfig:
+class SamplerConfig(SharedConfig):
     """Options of every sampler here, which is also the sampler: it has the steps.
 
     Hashable, so a static argument of `jax.jit`; a pytree, so an ordinary one
-    (`aps_jax.sampling.leaves`). Subclasses add `init` and `step` of `sampling.run.Sampler`, and
-    declare what `aps_jax.samplers.SAMPLERS`, the command line and budgets say of them:
-
-    - `NAME`: key of `SAMPLERS`.
-    - `SUMMARY`: what it does, one line.
-    - `PAPER`: arXiv number of the method, or why there is none.
-    - `SOURCES`: names of options by where their defaults come from; of those that are not named,
-      the base class has told.
-    - `KNOB`: what a budget changes; None where the decoder is not called on the way.
-
-    Attributes:
-      sigma: noise std of the measurement energy ||A(x) - y||^2 / (2 sigma^2), one for all samplers.
-      decode_scale: decode this many times larger and average down.
-      num_samples: samples per measurement.
-      trace: also return losses of inner steps and the tokens and image of every step.
-      image_shape: (H, W), or None to infer it from the operator and the measurement.
+    (`aps_jax.sampling.leaves`). Subclasses add `init` and `step` of `sampling.run.Sampler`.
     """
-
-    NAME: ClassVar[str]
-    SUMMARY: ClassVar[str]
-    PAPER: ClassVar[str]
-    SOURCES: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "paper of APS": ("sigma",),
-        "neutral": ("decode_scale", "num_samples", "trace", "image_shape"),
-    }
-    KNOB: ClassVar[Knob | None] = None
-
-    sigma: float = 0.05
-    decode_scale: int = 1
-    num_samples: int = 1
-    trace: bool = False
-    image_shape: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        check_options(self, positive=("sigma",), integers={"decode_scale": 1, "num_samples": 1})
-        if self.image_shape is not None:
-            object.__setattr__(self, "image_shape", tuple(self.image_shape))
 
     @property
     def num_iterations(self) -> int:

@@ -19,23 +19,20 @@ import optax
 
 from aps_jax import schedules
 from aps_jax.config import Evaluations, Knob, check_options
-from aps_jax.samplers import decoding
+from aps_jax.samplers import decoding, selection
 from aps_jax.samplers.config import GradientConfig, PriorConfig
-from aps_jax.sampling import remasking
+from aps_jax.sampling import remasking, starts
 from aps_jax.sampling.draws import draw_tokens, top_p
 from aps_jax.sampling.inner_loop import Refined, descend
-from aps_jax.sampling.leaves import as_pytree, is_absent
-from aps_jax.sampling.optimizers import lenient
+from aps_jax.sampling.leaves import as_pytree
 from aps_jax.sampling.run import StepInfo, step_info
-from aps_jax.sampling.starts import encoder_logits, smooth_tokens
 from aps_jax.sampling.target import Target, fold, split
 from aps_jax.types import Array, Key
 
 
 class _State(NamedTuple):
     tokens: Array  # of the trajectory at work
-    best: Array  # of the best one so far
-    loss: Array
+    best: selection.Best
     step: Array
     estimate: Array | None  # tokens of the smooth start, if phi begins near them
 
@@ -109,10 +106,9 @@ class EntRGiConfig(GradientConfig, PriorConfig):
         tokens = target.tokens
         return _State(
             tokens=tokens,
-            best=tokens,
-            loss=jnp.full(tokens.shape[0], jnp.inf, jnp.float32),
+            best=selection.none_yet(tokens),
             step=jnp.zeros((), jnp.int32),
-            estimate=None if is_absent(self.encoder_start) else smooth_tokens(target),
+            estimate=starts.estimate_if(target, self.encoder_start),
         )
 
     def step(self, target: Target, state: _State, keys: Key) -> tuple[_State, StepInfo]:
@@ -120,9 +116,7 @@ class EntRGiConfig(GradientConfig, PriorConfig):
         n, i = state.step // self.num_steps, state.step % self.num_steps
         keys_refine, keys_draw = split(fold(fold(keys, n), i), 2)
         log_prior = target.carried_log_prior(state.tokens)
-        phi = log_prior
-        if state.estimate is not None:
-            phi = phi + encoder_logits(target, state.estimate, self.encoder_start)
+        phi = starts.raised(target, log_prior, state.estimate, self.encoder_start)
         refined = self._refine(target, keys_refine, phi, state.tokens)
         proposal = draw_tokens(keys_draw, refined.phi / self.temperature)
         if self.order == "anchor":
@@ -134,34 +128,30 @@ class EntRGiConfig(GradientConfig, PriorConfig):
         is_kept = remasking.select_by_count(scores, is_masked, num_left)
         tokens = jnp.where(is_kept, proposal, state.tokens)
 
-        def weigh() -> tuple[Array, Array, Array]:
-            loss = target.energy_of(tokens)
-            is_better = (loss < state.loss) | (n == 0) | jnp.isnan(state.loss)
-            best = jnp.where(is_better[:, None], tokens, state.best)
-            return target.tokens, best, jnp.where(is_better, loss, state.loss)
-
         is_last = i == self.num_steps - 1
-        after, best, loss = jax.lax.cond(is_last, weigh, lambda: (tokens, state.best, state.loss))
+        after, best = jax.lax.cond(
+            is_last,
+            lambda: (target.tokens, selection.keep_better(target, state.best, tokens, n == 0)),
+            lambda: (tokens, state.best),
+        )
         info = step_info(
             self, target, tokens, jnp.where(is_masked, proposal, state.tokens),
             # Before the first trajectory has been weighed an infinite loss is no failure.
-            is_finite=jnp.isfinite(loss) | (n == 0) & ~is_last,
+            is_finite=jnp.isfinite(best.loss) | (n == 0) & ~is_last,
             losses=refined.losses, num_inner_steps=self.num_inner_steps,
         )  # fmt: skip
-        state = state._replace(tokens=after, best=best, loss=loss, step=state.step + 1)
-        return state, info._replace(loss=loss)
+        state = state._replace(tokens=after, best=best, step=state.step + 1)
+        return state, info._replace(loss=best.loss)
 
     def finish(self, target: Target, state: _State, keys: Key) -> Array:
         """The best trajectory [R, L]."""
-        return state.best
+        return state.best.tokens
 
     def _refine(self, target: Target, keys: Key, phi: Array, tokens: Array) -> Refined:
         def losses_of(phi: Array, j: Array) -> Array:
             return target.objective_of(self.mixed_codes(target, fold(keys, j), phi, tokens))
 
-        return descend(
-            losses_of, phi, lenient(optax.adam(self.learning_rate)), self.num_inner_steps
-        )
+        return descend(losses_of, phi, optax.adam(self.learning_rate), self.num_inner_steps)
 
     def mixed_codes(self, target: Target, keys: Key, phi: Array, tokens: Array) -> Array:
         """The codes e [R, L, d] of the method, at masked tokens; the others have their own."""

@@ -11,7 +11,7 @@ for i = 1..T:
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,16 +22,14 @@ from aps_jax import schedules
 from aps_jax.config import check_options
 from aps_jax.samplers import decoding
 from aps_jax.samplers.config import StarConfig
-from aps_jax.sampling import remasking
+from aps_jax.sampling import remasking, starts
 from aps_jax.sampling.draws import draw_tokens, top_p
 from aps_jax.sampling.inner_loop import Refined, descend
-from aps_jax.sampling.leaves import as_pytree, is_absent
+from aps_jax.sampling.leaves import as_pytree
 from aps_jax.sampling.objective import kl_term
-from aps_jax.sampling.optimizers import lenient
 from aps_jax.sampling.run import StepInfo, step_info
-from aps_jax.sampling.starts import encoder_logits, smooth_tokens
 from aps_jax.sampling.target import Target, fold, most_likely, split
-from aps_jax.types import Array, Key
+from aps_jax.types import Array, Key, Scalar
 
 
 class _State(NamedTuple):
@@ -109,7 +107,7 @@ class G2D2Config(StarConfig):
             tokens=target.tokens,
             phi=jnp.zeros((*target.tokens.shape, target.mask), jnp.float32),
             step=jnp.zeros((), jnp.int32),
-            estimate=None if is_absent(self.encoder_start) else smooth_tokens(target),
+            estimate=starts.estimate_if(target, self.encoder_start),
         )
 
     def step(self, target: Target, state: _State, keys: Key) -> tuple[_State, StepInfo]:
@@ -118,9 +116,7 @@ class G2D2Config(StarConfig):
         keys_refine, keys_move = split(fold(keys, i), 2)
         log_prior = target.carried_log_prior(tokens)
         mixed = self.forget * log_prior + (1 - self.forget) * state.phi
-        start = log_prior
-        if state.estimate is not None:
-            start = start + encoder_logits(target, state.estimate, self.encoder_start)
+        start = starts.raised(target, log_prior, state.estimate, self.encoder_start)
         phi = jax.nn.log_softmax(jnp.where(i == 0, start, mixed), axis=-1)
         refined = self._refine(target, keys_refine, phi, log_prior, state)
         moved = self._move(target, keys_move, refined.phi, tokens, i)
@@ -147,7 +143,7 @@ class G2D2Config(StarConfig):
             return losses + kl_weight * jnp.sum(jnp.where(is_weighed, kl, 0.0), axis=-1)
 
         return descend(
-            losses_of, phi, lenient(optax.scale_by_radam()), self.num_inner_steps,
+            losses_of, phi, optax.scale_by_radam(), self.num_inner_steps,
             move=lambda phi, updates, _: jax.nn.log_softmax(phi - rate * updates, axis=-1),
         )  # fmt: skip
 
@@ -166,7 +162,7 @@ class G2D2Config(StarConfig):
         return star_transition(self, target, keys_mask, clean, i)
 
 
-def _decades(middle: Any, span: Any, num_steps: int, step: Array) -> Array:
+def _decades(middle: Scalar, span: Scalar, num_steps: int, step: Array) -> Array:
     """A number that falls by `span` decades over the run, at one timestep."""
     exponents = jnp.asarray(np.linspace(0.5, -0.5, num_steps), jnp.float32)
     return middle * 10 ** (span * exponents[step])

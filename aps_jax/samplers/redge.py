@@ -22,13 +22,12 @@ from aps_jax.codec.expectation import straight_through
 from aps_jax.config import check_options
 from aps_jax.samplers.config import StarConfig
 from aps_jax.samplers.g2d2 import star_transition
+from aps_jax.sampling import starts
 from aps_jax.sampling.draws import draw_tokens
 from aps_jax.sampling.inner_loop import descend
-from aps_jax.sampling.leaves import as_pytree, is_absent
+from aps_jax.sampling.leaves import as_pytree
 from aps_jax.sampling.objective import kl_term
-from aps_jax.sampling.optimizers import lenient
 from aps_jax.sampling.run import StepInfo, step_info
-from aps_jax.sampling.starts import encoder_logits, smooth_tokens
 from aps_jax.sampling.target import Target, fold, most_likely, split
 from aps_jax.types import Array, Key
 
@@ -94,7 +93,7 @@ class ReDGEConfig(StarConfig):
 
     def init(self, target: Target, keys: Key) -> _State:
         """Everything masked but the known tokens."""
-        estimate = None if is_absent(self.encoder_start) else smooth_tokens(target)
+        estimate = starts.estimate_if(target, self.encoder_start)
         return _State(target.tokens, jnp.zeros((), jnp.int32), estimate)
 
     def step(self, target: Target, state: _State, keys: Key) -> tuple[_State, StepInfo]:
@@ -102,9 +101,7 @@ class ReDGEConfig(StarConfig):
         i, tokens = state.step, state.tokens
         keys_refine, keys_draw, keys_mask = split(fold(keys, i), 3)
         log_prior = target.carried_log_prior(tokens)
-        phi = log_prior
-        if state.estimate is not None:
-            phi = phi + encoder_logits(target, state.estimate, self.encoder_start)
+        phi = starts.raised(target, log_prior, state.estimate, self.encoder_start)
         is_masked = tokens == target.mask
 
         def losses_of(phi: Array, j: Array) -> Array:
@@ -114,9 +111,7 @@ class ReDGEConfig(StarConfig):
             losses = self.measurement_weight * target.objective_of(codes)
             return losses + self.kl_weight * jnp.sum(kl, axis=-1)
 
-        refined = descend(
-            losses_of, phi, lenient(optax.adam(self.learning_rate)), self.num_inner_steps
-        )
+        refined = descend(losses_of, phi, optax.adam(self.learning_rate), self.num_inner_steps)
         # Clean tokens are not optimised, so they are drawn again as they are.
         clean = jnp.where(is_masked, draw_tokens(keys_draw, refined.phi), tokens)
         moved = star_transition(self, target, keys_mask, clean, i)

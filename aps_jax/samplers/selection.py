@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
+from aps_jax.sampling.target import Target
 from aps_jax.types import Array, Key, PyTree
 
 #: "argmax" takes the best; "sample" draws with weights exp(value / temperature); "standardized"
@@ -48,3 +51,32 @@ def take(candidates: PyTree, index: Array) -> PyTree:
     """Entry `index[r]` of each row: leaves [M, R, ...] become [R, ...]."""
     rows = jnp.arange(index.shape[0], dtype=jnp.int32)
     return jax.tree.map(lambda leaf: leaf[index, rows], candidates)
+
+
+class Best(NamedTuple):
+    """The best of the runs that were weighed so far.
+
+    Attributes:
+      tokens: int32 [R, L].
+      loss: their energy [R]; infinite before the first one.
+    """
+
+    tokens: Array
+    loss: Array
+
+
+def none_yet(tokens: Array) -> Best:
+    """Before the first run, of tokens [R, L]."""
+    return Best(tokens, jnp.full(tokens.shape[0], jnp.inf, jnp.float32))
+
+
+def keep_better(target: Target, best: Best, tokens: Array, is_first: Array) -> Best:
+    """Weighs clean tokens [R, L] by their energy; the earlier ones stay on ties.
+
+    The first run stands even if its energy is NaN: a failed run has no masks.
+    """
+    loss = target.energy_of(tokens)
+    is_better = (loss < best.loss) | is_first | jnp.isnan(best.loss)
+    return Best(
+        jnp.where(is_better[:, None], tokens, best.tokens), jnp.where(is_better, loss, best.loss)
+    )

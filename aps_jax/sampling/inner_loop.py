@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float
 
+from aps_jax.sampling.optimizers import lenient
 from aps_jax.types import Array, PyTree
 
 
@@ -46,13 +47,14 @@ def descend(
     Args:
       losses_of: `(phi, j) -> [R]`, the objective per row at inner step j.
       phi: where to start [R, L, K].
-      optimizer: starts afresh.
+      optimizer: starts afresh; may be one that strict promotion of dtypes would refuse.
       num_steps: M.
       move: `(phi, updates, j) -> phi`, what an update does; a sum by default.
       keep_best: end with the phi of the least objective that the second half of the steps has
         evaluated, in place of the last (ours). A single step has no choice.
     """
     rows = phi.shape[0]
+    optimizer = lenient(optimizer)
     if num_steps == 0:
         return Refined(phi, jnp.full(rows, jnp.nan, jnp.float32), jnp.zeros((0, rows), jnp.float32))
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from aps_jax.codec.expectation import quantized_expectation
 from aps_jax.sampling.target import Target
-from aps_jax.types import Array
+from aps_jax.types import Array, Scalar
 
 
 def measurement_term(
@@ -59,7 +57,7 @@ def loss(
     phi: Float[Array, "R L K"],
     log_prior: Float[Array, "R L K"],
     tokens: Int[Array, "R L"],
-    prior_weight: Any = None,
+    prior_weight: Scalar | None = None,
 ) -> Float[Array, " R"]:
     """Measurement term + prior_weight * prior term, per row [R]; None leaves the latter out."""
     value = measurement_term(target, phi, tokens)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from aps_jax.types import Array, Key
+from aps_jax.types import Array, Key, Scalar
 
 
 def confidence(
@@ -66,7 +64,7 @@ REMDM_STRENGTHS = {"cap": 0.008, "rescale": 0.015, "conf": 1.0}
 
 
 def remdm_chance(
-    rule: str, strength: Any, gamma_t: Array | float, gamma_s: Array | float
+    rule: str, strength: Scalar | None, gamma_t: Array | float, gamma_s: Array | float
 ) -> Float[Array, ""]:
     """Probability s that ReMDM masks a clean token again in a step from gamma_t to gamma_s masked.
 

@@ -8,8 +8,6 @@ can.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
@@ -18,7 +16,7 @@ from aps_jax.codec.expectation import Grid
 from aps_jax.codec.magvit2 import space_to_depth
 from aps_jax.operators.residuals import residuals
 from aps_jax.prior.windows import cover_field
-from aps_jax.types import Array, ImageShape, Operator, PyTree
+from aps_jax.types import Array, ImageShape, Operator, PyTree, Scalar
 
 #: Random images and random directions of y that `pixel_sensitivity` averages over.
 NUM_PROBES = 16
@@ -74,7 +72,7 @@ def token_sensitivity(
     grid: Grid,
     stride: int,
     decode_scale: int,
-    floor: Any,
+    floor: Scalar,
 ) -> Float[Array, "B L"]:
     """How much the measurement says about each token, in [0, 1] [B, L].
 

@@ -7,7 +7,7 @@ measurement says where to begin, and costs no run of the decoder.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,10 @@ from aps_jax.codec.magvit2 import encode_tokens
 from aps_jax.operators.residuals import squared_error
 from aps_jax.prior.windows import cover_field
 from aps_jax.sampling import sensitivity
+from aps_jax.sampling.leaves import is_absent
 from aps_jax.sampling.optimizers import lenient
 from aps_jax.sampling.target import Measurement, Target
-from aps_jax.types import Array, Codec, ImageShape, Operator, PyTree
+from aps_jax.types import Array, Codec, ImageShape, Operator, PyTree, Scalar
 
 #: Standard deviation of the difference of neighbouring pixels, for values in [-1, 1].
 SMOOTHNESS = 0.15
@@ -32,7 +33,7 @@ NUM_STEPS = 100
 
 
 def smooth_estimate(
-    operator: Operator, y: PyTree, *, image_shape: ImageShape, sigma: Any
+    operator: Operator, y: PyTree, *, image_shape: ImageShape, sigma: Scalar
 ) -> Float[Array, "B H W 3"]:
     """Images [B, H, W, 3] in [-1, 1] that explain y and have small differences between neighbours.
 
@@ -97,7 +98,21 @@ def encoder_tokens(
     return encode_tokens(codec, x).reshape(x.shape[0], -1)
 
 
-def encoder_logits(target: Target, tokens: Int[Array, "R L"], weight: Any) -> Float[Array, "R L K"]:
+def estimate_if(target: Target, weight: Scalar) -> Int[Array, "R L"] | None:
+    """`smooth_tokens`, or None where the weight of an encoder start says that there is none."""
+    return None if is_absent(weight) else smooth_tokens(target)
+
+
+def raised(
+    target: Target, logits: Float[Array, "R L K"], estimate: Array | None, weight: Scalar
+) -> Float[Array, "R L K"]:
+    """Logits [R, L, K] plus `encoder_logits` of an estimate; as they are without one."""
+    return logits if estimate is None else logits + encoder_logits(target, estimate, weight)
+
+
+def encoder_logits(
+    target: Target, tokens: Int[Array, "R L"], weight: Scalar
+) -> Float[Array, "R L K"]:
     """Logits [R, L, K] that fall with the squared distance to the codes of tokens [R, L].
 
     `-weight / 2 * ||C_k - C_token||^2`: with the codes of LFQ, `-2 * weight` per differing bit.
@@ -105,7 +120,7 @@ def encoder_logits(target: Target, tokens: Int[Array, "R L"], weight: Any) -> Fl
     return weight * expectation.similarity(target.codec, tokens, target.grid)
 
 
-def token_sensitivity(target: Target, floor: Any) -> Float[Array, "R L"]:
+def token_sensitivity(target: Target, floor: Scalar) -> Float[Array, "R L"]:
     """How much the measurement says about each token, in [0, 1] [R, L], for all samples.
 
     Source: ours; `sampling.sensitivity` has the definition.

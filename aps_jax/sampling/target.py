@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from aps_jax import energies
 from aps_jax.codec import expectation
 from aps_jax.codec.expectation import Grid
+from aps_jax.config import SharedConfig
 from aps_jax.prior import guidance
 from aps_jax.sampling.checks import fit_shape
 from aps_jax.sampling.leaves import or_none
@@ -31,6 +32,7 @@ from aps_jax.types import (
     Params,
     Prior,
     PyTree,
+    Scalar,
     image_keys,
 )
 
@@ -47,7 +49,7 @@ class Measurement:
 
     operator: Operator
     y: PyTree
-    sigma: Any
+    sigma: Scalar
 
 
 @flax.struct.dataclass
@@ -75,8 +77,8 @@ class Target:
     objective: Energy
     tokens: Int[Array, "R L"]
     measurement: Measurement | None = None
-    guidance_scale: Any = None
-    prior_temperature: Any = None
+    guidance_scale: Scalar | None = None
+    prior_temperature: Scalar | None = None
     grid: Grid = flax.struct.field(pytree_node=False, default=())
     num_samples: int = flax.struct.field(pytree_node=False, default=1)
     image_shape: ImageShape | None = flax.struct.field(pytree_node=False, default=None)
@@ -295,7 +297,7 @@ def _target(
 
 
 def measurement_target(
-    params: Params, y: PyTree, *, config: Any, known_tokens: Array | None = None
+    params: Params, y: PyTree, *, config: SharedConfig, known_tokens: Array | None = None
 ) -> Target:
     """The posterior of a measurement under the options of a sampler.
 

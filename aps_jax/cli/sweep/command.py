@@ -18,6 +18,7 @@ from aps_jax.cli.restore import check_prompt
 from aps_jax.cli.sweep import hosts, sources
 from aps_jax.cli.sweep.options import PROGRAM, Sweep, read_options
 from aps_jax.cli.sweep.share import Host, say
+from aps_jax.config import SharedConfig
 from aps_jax.io import checkpoint, rows
 from aps_jax.operators import make_operator
 
@@ -71,7 +72,7 @@ def run(options: Sweep) -> int:
     return 1 if failed else 0
 
 
-def _identity(options: Sweep, config: Any) -> dict[str, Any]:
+def _identity(options: Sweep, config: SharedConfig) -> dict[str, Any]:
     """What every result of one folder has in common."""
     shared = facts.run_facts(options, config)
     for name in ("kernel", "mask"):

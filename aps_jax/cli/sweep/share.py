@@ -29,6 +29,7 @@ from aps_jax.cli import errors, inputs, perceptual
 from aps_jax.cli import options as cli_options
 from aps_jax.cli.sweep import batches, hosts, memory, sources
 from aps_jax.cli.sweep.options import PROGRAM, Sweep
+from aps_jax.config import SharedConfig
 from aps_jax.io import rows
 from aps_jax.samplers import sample
 from aps_jax.scores import report
@@ -177,7 +178,7 @@ class Host:
         return self._distance
 
     def _sample(
-        self, params: Params, y: Any, keys: Key, config: Any
+        self, params: Params, y: Any, keys: Key, config: SharedConfig
     ) -> tuple[aps_jax.SampleResult, float]:
         """One batch over this host's devices, back as NumPy arrays, and its seconds.
 
