@@ -58,6 +58,7 @@ def degrade_photo(options: Restore, key_operator: Key, key_noise: Key) -> Proble
 def load_measured(options: Restore) -> Problem:
     """Loads a measurement, and finds the image size behind it."""
     path, task = options.image, options.task
+    assert path is not None  # `options.check` has refused --measured without one.
     given = task_options(options)
     y = images.load_measurement(path)
     if y.ndim < 2:
@@ -133,9 +134,9 @@ def task_options(options: Restore) -> dict[str, Any]:
         given["params"] = _load_weights(given.pop("weights", None))
 
     if "kernel" in given:
-        given["kernel"] = load_kernel(options.kernel)
+        given["kernel"] = load_kernel(given["kernel"])
     if "mask" in given:
-        given["mask"] = load_mask(options.mask)
+        given["mask"] = load_mask(given["mask"])
     return given
 
 

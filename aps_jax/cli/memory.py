@@ -12,7 +12,7 @@ from aps_jax.cli import inputs
 from aps_jax.codec import expectation
 from aps_jax.config import APSConfig, SharedConfig
 from aps_jax.samplers import SVDDConfig
-from aps_jax.types import Array, Codec
+from aps_jax.types import Array, Codec, ImageShape
 
 #: What a call of APS needs beside the weights, as XLA plans it on CPUs: copies of the logits, and a
 #: share of what automatic differentiation keeps of the decoder. Within 10 % of the plan for photo64
@@ -29,8 +29,7 @@ def check(config: SharedConfig, model: pretrained.Model) -> None:
         return
     if isinstance(config, APSConfig) and config.num_inner_steps:
         surely = 0.75 * _LOGIT_COPIES * _logit_bytes(config, model)
-        assert config.image_shape is not None  # Settled when the problem was posed.
-        pixels = config.num_samples * math.prod(config.image_shape) * config.decode_scale**2
+        pixels = config.num_samples * math.prod(_size(config)) * config.decode_scale**2
         # Elsewhere XLA fuses more, and says so itself when memory runs out; the system of a CPU
         # ends the process.
         if jax.local_devices()[0].platform == "cpu" and free < _AMPLE * pixels:
@@ -52,7 +51,7 @@ def estimate(config: SharedConfig, model: pretrained.Model) -> float:
 def advice(config: SharedConfig, model: pretrained.Model) -> str:
     """What a call needs, what there is, and what would fit; for the user to read."""
     needed = estimate(config, model)
-    (height, width), samples = config.image_shape, config.num_samples
+    (height, width), samples = _size(config), config.num_samples
     text = (
         f"{samples} sample(s) of {width}x{height} pixels need about {needed / 2**30:.2f} GiB of "
         "memory"
@@ -103,5 +102,10 @@ def _kept_bytes(config: SharedConfig, model: pretrained.Model) -> int:
 
 
 def _field(config: SharedConfig, model: pretrained.Model) -> tuple[int, ...]:
-    height, width = (side * config.decode_scale for side in config.image_shape)
+    height, width = (side * config.decode_scale for side in _size(config))
     return model.codec.grid((height, width))
+
+
+def _size(config: SharedConfig) -> ImageShape:
+    assert config.image_shape is not None  # Settled when the problem was posed.
+    return config.image_shape

@@ -173,6 +173,11 @@ class Sweep:
     """Restores a folder of images on as many devices and hosts as there are."""
 
 
+def task_file(options: Restore, name: str) -> Path | None:
+    """The file or folder that an option of tasks, such as `mask`, was given as."""
+    return getattr(options, name)  # These fields are added at run time.
+
+
 def check(options: Restore) -> None:
     """Finds what is wrong with the options alone, before anything is loaded."""
     if not 0 <= options.sigma < math.inf:

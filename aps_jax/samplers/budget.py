@@ -38,7 +38,8 @@ def with_budget(
     is_free = knob.scales_steps and "num_steps" not in fixed
     if is_free:
         change = math.sqrt(evaluations / decoder_evaluations(config))
-        config = dataclasses.replace(config, num_steps=max(1, round(config.num_steps * change)))
+        num_steps = getattr(config, "num_steps")  # noqa: B009 - of subclasses
+        config = dataclasses.replace(config, num_steps=max(1, round(num_steps * change)))
     value = _largest(config, knob.name, knob.least, evaluations)
     if value is None and is_free:
         value = knob.least

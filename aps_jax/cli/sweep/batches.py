@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from aps_jax.cli import inputs
-from aps_jax.cli.options import Restore
+from aps_jax.cli.options import Restore, task_file
 from aps_jax.cli.sweep import sources
 from aps_jax.io import rows
 from aps_jax.types import Key, Operator
@@ -102,4 +102,8 @@ def operator_of(options: Restore, jobs: list[Job]) -> Operator:
 
 def _has_masks(options: Restore) -> bool:
     """Whether each image says by its transparent pixels what is missing."""
-    return options.measured and options.task == "inpainting_mask" and options.mask is None
+    return (
+        options.measured
+        and options.task == "inpainting_mask"
+        and task_file(options, "mask") is None
+    )

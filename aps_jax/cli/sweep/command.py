@@ -76,12 +76,13 @@ def _identity(options: Sweep, config: SharedConfig) -> dict[str, Any]:
     """What every result of one folder has in common."""
     shared = facts.run_facts(options, config)
     for name in ("kernel", "mask"):
-        path = getattr(options, name)
+        path = cli_options.task_file(options, name)
         if path is not None:
             shared["task"]["options"][name] = checkpoint.fingerprint(path)
-    if options.weights is not None:  # A folder, of which the values count.
-        card = options.weights / checkpoint.CARD_NAME
-        weights = checkpoint.weights_path(options.weights, "kernel_wizard")
+    folder = cli_options.task_file(options, "weights")
+    if folder is not None:  # Of which the values count.
+        card = folder / checkpoint.CARD_NAME
+        weights = checkpoint.weights_path(folder, "kernel_wizard")
         shared["task"]["options"]["weights"] = {
             path.name: checkpoint.fingerprint(path) for path in (card, weights)
         }
