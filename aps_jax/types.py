@@ -311,6 +311,24 @@ class Perceptual:
 
 
 @flax.struct.dataclass
+class Features:
+    """What a network makes of images at several depths.
+
+    Attributes:
+      params: weights.
+      apply: `(params, x) -> blocks`, a tuple of arrays [B, h, w, C] from the first block to the
+        deepest, for images [B, H, W, 3] in [-1, 1].
+    """
+
+    params: PyTree
+    apply: Callable[[PyTree, Array], tuple[Array, ...]] = _static()
+
+    def __call__(self, x: Array) -> tuple[Array, ...]:
+        """The blocks of `x`."""
+        return self.apply(self.params, x)
+
+
+@flax.struct.dataclass
 class Params:
     """Everything `aps_sample` reads besides the measurement: all arrays are leaves.
 

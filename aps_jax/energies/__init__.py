@@ -16,7 +16,12 @@ are for measurements.
 from __future__ import annotations
 
 from aps_jax.energies.combine import on_region, scaled, total
-from aps_jax.energies.measurement import gaussian, l1_lpips, norm
+from aps_jax.energies.features import content, style
+from aps_jax.energies.measurement import gaussian, known, l1_lpips, norm
+from aps_jax.energies.rewards import classifier, clip_image, clip_text
 from aps_jax.types import Energy
 
-__all__ = ["Energy", "gaussian", "l1_lpips", "norm", "on_region", "scaled", "total"]
+__all__ = [
+    "Energy", "classifier", "clip_image", "clip_text", "content", "gaussian", "known", "l1_lpips",
+    "norm", "on_region", "scaled", "style", "total",
+]  # fmt: skip

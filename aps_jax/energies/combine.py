@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
@@ -28,16 +29,25 @@ def total(*energies: Energy) -> Energy:
     )
 
 
-def on_region(energy: Energy, *, rows: tuple[int, int], columns: tuple[int, int]) -> Energy:
+def on_region(
+    energy: Energy,
+    *,
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+    size: tuple[int, int] | None = None,
+) -> Energy:
     """An energy of one rectangle of the image; what lies outside is free.
 
     Args:
-      energy: of images as large as the rectangle.
+      energy: of images as large as the rectangle, or of `size`.
       rows: first row and the one after the last.
       columns: likewise.
+      size: (H, W) that the rectangle is brought to first, for networks that take one size; by
+        triangles as wide as the larger of the two pixels, so small sizes do not alias.
     """
+    settings = {"rows": tuple(rows), "columns": tuple(columns)}
     return Energy(
-        apply=bind(_on_region, inner=energy.apply, rows=tuple(rows), columns=tuple(columns)),
+        apply=bind(_on_region, inner=energy.apply, size=size and tuple(size), **settings),
         params=energy.params,
         data=energy.data,
         name=energy.name,
@@ -66,5 +76,9 @@ def _on_region(
     inner: Any,
     rows: tuple[int, int],
     columns: tuple[int, int],
+    size: tuple[int, int] | None,
 ) -> Float[Array, " B"]:
-    return inner(params, data, x[:, slice(*rows), slice(*columns)])
+    part = x[:, slice(*rows), slice(*columns)]
+    if size is not None:
+        part = jax.image.resize(part, (part.shape[0], *size, part.shape[3]), "linear")
+    return inner(params, data, part)

