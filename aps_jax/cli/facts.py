@@ -23,23 +23,35 @@ from aps_jax.text.tokenizer import TOKENIZER_NAME
 
 def run_facts(options: Restore, config: SharedConfig) -> dict[str, Any]:
     """What the samples of every image depend on, as JSON values."""
+    return {
+        "task": {"name": options.task, "options": given_options(options)},
+        "sigma": options.sigma,
+        "is_measured": options.measured,
+        "prompt": options.prompt,
+        "sampler": options.sampler,
+    } | model_facts(options, config, has_words=options.prompt is not None)
+
+
+def model_facts(options: Any, config: Any, *, has_words: bool) -> dict[str, Any]:
+    """What every command's samples depend on: seed, model, options of the sampler, versions.
+
+    Args:
+      options: with `seed`, `model` and `dtype`.
+      config: of the sampler.
+      has_words: the tokenizer counts, too.
+    """
     folder = pretrained.model_folder(options.model)
     paths = (folder / CARD_NAME, *(weights_path(folder, name) for name in ("codec", "prior")))
     weights = {path.name: fingerprint(path) for path in paths}
-    if options.prompt is not None:
+    if has_words:
         tokenizer = (folder / TOKENIZER_NAME).read_bytes()
         weights[TOKENIZER_NAME] = hashlib.sha256(tokenizer).hexdigest()
     packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     image_shape = config.image_shape and list(config.image_shape)
     return {
-        "task": {"name": options.task, "options": given_options(options)},
-        "sigma": options.sigma,
         "seed": options.seed,
-        "is_measured": options.measured,
         "model": {"name": options.model, "sha256": weights},
         "dtype": options.dtype,
-        "prompt": options.prompt,
-        "sampler": options.sampler,
         "config": dataclasses.asdict(config) | {"image_shape": image_shape},
         "versions": {
             "aps_jax": aps_jax.__version__,
@@ -54,13 +66,18 @@ def problem_facts(options: Restore, config: SharedConfig, problem: Problem) -> d
     operator = hashlib.sha256()
     for leaf in jax.tree.leaves(problem.operator):
         operator.update(np.asarray(leaf).tobytes())
-    device = jax.local_devices()[0]
     return run_facts(options, config) | {
         "image": problem.source | {"shape": list(problem.image_shape)},
         "measurement_sha256": hashlib.sha256(np.asarray(problem.y).tobytes()).hexdigest(),
         "operator_sha256": operator.hexdigest(),
-        "device": {"platform": device.platform, "kind": device.device_kind, "cpus": os.cpu_count()},
+        "device": device_facts(),
     }
+
+
+def device_facts() -> dict[str, Any]:
+    """The device, whose rounding the samples depend on."""
+    device = jax.local_devices()[0]
+    return {"platform": device.platform, "kind": device.device_kind, "cpus": os.cpu_count()}
 
 
 def identity(facts: dict[str, Any]) -> dict[str, Any]:

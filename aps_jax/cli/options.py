@@ -16,7 +16,7 @@ from aps_jax import presets
 from aps_jax.config import SharedConfig
 from aps_jax.tasks import TASKS, Option, Task
 
-_MAX_SEED = 2**32
+MAX_SEED = 2**32
 
 
 def _named(metavar: str) -> Any:
@@ -182,8 +182,8 @@ def check(options: Restore) -> None:
     """Finds what is wrong with the options alone, before anything is loaded."""
     if not 0 <= options.sigma < math.inf:
         raise ValueError(f"--sigma must be a number >= 0, got {options.sigma}")
-    if not 0 <= options.seed < _MAX_SEED:
-        raise ValueError(f"--seed must be from 0 to {_MAX_SEED - 1}, got {options.seed}")
+    if not 0 <= options.seed < MAX_SEED:
+        raise ValueError(f"--seed must be from 0 to {MAX_SEED - 1}, got {options.seed}")
     if not 0 <= options.guidance_scale < math.inf:
         raise ValueError(f"--guidance-scale must be a number >= 0, got {options.guidance_scale}")
     if options.resume and options.overwrite:
@@ -235,7 +235,7 @@ def command_of(options: Any, **changes: Any) -> str:
         value = getattr(options, field.name)
         flag = "--" + field.name.replace("_", "-")
         is_shown = field.name in ("task", "sampler", "sigma", "seed", "out")
-        if field.name == "image" or (value == field.default and not is_shown):
+        if field.name == "image" or value is None or (value == field.default and not is_shown):
             continue
         for item in value if isinstance(value, tuple) else (value,):
             text = str(item)

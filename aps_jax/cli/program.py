@@ -13,12 +13,15 @@ from collections.abc import Sequence
 
 import tyro
 
+from aps_jax.cli import wishes
 from aps_jax.cli.errors import UsageError, guarded, message_of
 from aps_jax.cli.options import Convert, Doctor, Models, Restore, Samplers, Sweep, Tasks, check
 from aps_jax.io import names
 
 _COMMANDS = {
     "restore": Restore,
+    "edit": wishes.Edit,
+    "stylize": wishes.Stylize,
     "tasks": Tasks,
     "samplers": Samplers,
     "models": Models,
@@ -52,6 +55,10 @@ def _run(argv: list[str]) -> int:
         from aps_jax.cli import restore
 
         return restore.run(options)
+    if isinstance(options, wishes.Wish):
+        wishes.check(options)
+        name = type(options).__name__.lower()
+        return importlib.import_module(f"aps_jax.cli.{name}").run(options)
     from aps_jax.cli import doctor
 
     if isinstance(options, Tasks):
@@ -63,7 +70,9 @@ def _run(argv: list[str]) -> int:
     return doctor.diagnose(options.model)
 
 
-def _parse(argv: list[str]) -> Restore | Tasks | Samplers | Models | Doctor | None:
+def _parse(
+    argv: list[str],
+) -> Restore | wishes.Wish | Tasks | Samplers | Models | Doctor | None:
     """The options, or None if help was asked for and printed."""
     if not argv[0].startswith("-") and argv[0] not in _COMMANDS:
         names.choose("command", argv[0], _COMMANDS)

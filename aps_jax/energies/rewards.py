@@ -38,13 +38,13 @@ def classifier(
     static, params = _split(net)
     if not isinstance(label, Mapping):
         return Energy(apply=bind(_class, net=static, label=int(label)), params=params, name="class")
-    names = list(getattr(net, "names", ()) if names is None else names)
+    names = getattr(net, "names", ()) if names is None else names
+    known = {name: column for column, name in enumerate(names)}
     columns, values = [], []
     for name, value in label.items():
-        choose("attribute", name, names)
+        columns.append(choose("attribute", name, known))
         if not 0 <= value <= 1:
             raise ValueError(f"attribute {name} must be from 0 (absent) to 1 (there), got {value}")
-        columns.append(names.index(name))
         values.append(value)
     wanted = jnp.asarray(values, jnp.float32)
     apply = bind(_attributes, net=static, columns=tuple(columns))

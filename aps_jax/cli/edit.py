@@ -1,0 +1,155 @@
+"""`aps-jax edit`: a face changed by words or rewards, in a part of the picture or all over."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aps_jax import energies, metrics
+from aps_jax.cli import wished
+from aps_jax.cli.wished import Figures, Job
+from aps_jax.cli.wishes import Edit, rewards_of
+from aps_jax.io.masks import SIDES, load_mask
+from aps_jax.operators import denoising, inpainting_mask
+from aps_jax.pretrained import Model
+from aps_jax.sampling.edits import part_target, whole_target
+from aps_jax.scores import report
+from aps_jax.types import Array
+
+#: Likeness of edits without a mask, if none is given.
+LIKENESS = 1.0
+
+
+def run(options: Edit) -> int:
+    """Edits one picture as the options say; returns the exit code."""
+    return wished.run(options, "edited", _job)
+
+
+def _job(options: Edit, model: Model) -> Job:
+    photo, source = wished.load_photo(options.image, options.size)
+    mask, sources = None, {"image": source}
+    if options.mask is not None:
+        mask = _mask(options, photo)
+        digest = hashlib.sha256(options.mask.read_bytes()).hexdigest()
+        sources["mask"] = {"path": str(options.mask), "sha256": digest}
+    _check_fit(options, model, photo)
+    x, net = wished.batch(photo), None
+    reward = None
+    if options.reward:
+        net = load_attributes()
+        wanted = rewards_of(options)
+        reward = energies.scaled(energies.classifier(net, wanted), options.reward_weight)
+    fields = {
+        "guidance_scale": options.guidance_scale or None,
+        "num_samples": options.num_samples,
+    }
+    likeness = None
+    if mask is None:
+        likeness = LIKENESS if options.likeness is None else options.likeness
+        energy = energies.scaled(energies.l1_lpips(denoising(), x), likeness)
+        if reward is not None:  # Weighed against the prior of the picture, not of a token.
+            count = model.codec.grid(photo.shape[:2])
+            energy = energies.total(energy, energies.scaled(reward, 1 / np.prod(count)))
+        target = whole_target(model.prior, model.codec, x, energy, **fields)
+    else:
+        target = part_target(model.prior, model.codec, x, mask, reward=reward, **fields)
+    again = report.codec_reconstruction(model.codec, x[0], 1)
+    return Job(
+        target=target,
+        sources=sources,
+        settings={
+            "reward": list(options.reward),
+            "reward_weight": options.reward_weight,
+            "guidance_scale": options.guidance_scale,
+            "likeness": likeness,
+        },
+        panels=_panels(photo, mask),
+        figures=_figures(options, x[0], mask, net),
+        compared={"photo": x[0], "codec_reconstruction": again},
+        settled=_pasting(options, x, mask),
+        files={} if mask is None else {"mask.png": 2 * mask[..., None] - 1},
+    )
+
+
+def load_attributes() -> Any:
+    """The embedded classifier; ValueError without one."""
+    import aps_jax
+
+    return aps_jax.load_attributes()
+
+
+def _mask(options: Edit, photo: np.ndarray) -> np.ndarray:
+    """The mask [H, W] as large as the photo, 1 where it stays."""
+    mask = load_mask(options.mask)
+    if options.size is not None:
+        with_channel = 2 * mask[..., None] - 1
+        mask = (wished.square(with_channel, options.size)[..., 0] > 0).astype(np.float32)
+    if mask.shape != photo.shape[:2]:
+        (height, width), (rows, columns) = photo.shape[:2], mask.shape
+        raise ValueError(
+            f"--mask {options.mask} has {columns}x{rows} pixels, the picture {width}x{height}; "
+            "make them one size"
+        )
+    if mask.all() or not mask.any():
+        misses = "nothing" if mask.all() else "everything"
+        raise ValueError(
+            f"--mask {options.mask} frees {misses} of the picture that --size {options.size} "
+            f"leaves: {SIDES}"
+        )
+    return mask
+
+
+def _check_fit(options: Edit, model: Model, photo: np.ndarray) -> None:
+    """ValueError for a picture of another size than the model's, which it may know only one of."""
+    side = model.card.get("prior", {}).get("absolute_side")
+    if side is None or model.codec.grid(photo.shape[:2])[:2] == (side, side):
+        return
+    pixels = side * model.codec.stride
+    height, width = photo.shape[:2]
+    raise ValueError(
+        f"--model {options.model} knows pictures of {pixels}x{pixels} pixels only, {options.image} "
+        f"has {width}x{height}; add --size {pixels}, which cuts out the middle"
+    )
+
+
+def _panels(photo: np.ndarray, mask: np.ndarray | None) -> list[tuple[str, Any]]:
+    if mask is None:
+        return [("photo", photo)]
+    return [("photo", photo), ("to be drawn", np.where(mask[..., None] > 0, photo, 0))]
+
+
+def _pasting(options: Edit, x: Array, mask: np.ndarray | None) -> Callable[[Array], Array]:
+    if not options.paste_known or mask is None:
+        return lambda image: image
+    operator = inpainting_mask(mask)
+    known = operator(x)
+    return lambda image: report.paste_known(operator, image, known)
+
+
+def _figures(
+    options: Edit, photo: Array, mask: np.ndarray | None, net: Any
+) -> Callable[[Array], Figures]:
+    """Distance to the photo where it is to stay, and the probability of what is wanted."""
+    wanted = rewards_of(options)
+    kept = np.ones(photo.shape[:2], bool) if mask is None else mask > 0
+    name = "psnr" if mask is None else "psnr_outside"
+
+    def figures(image: Array) -> Figures:
+        # Rows of pixels are as good as any other shape.
+        difference = float(metrics.psnr(image[kept][None, None], photo[kept][None, None])[0])
+        values: dict[str, float | None] = {name: difference if np.isfinite(difference) else None}
+        if net is not None:
+            chance = jax.nn.sigmoid(net(jnp.clip(image, -1, 1)[None]))[0]
+            for attribute, value in wanted.items():
+                column = list(net.names).index(attribute)
+                values[f"{attribute}={value:g}"] = float(
+                    chance[column] if value else 1 - chance[column]
+                )
+        return values
+
+    return figures

@@ -1,0 +1,192 @@
+"""Options of `aps-jax edit` and `aps-jax stylize`, checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from aps_jax import presets
+from aps_jax.cli.options import MAX_SEED
+from aps_jax.config import VARIANTS
+
+#: Options of APS for wishes instead of measurements. Nothing measured says where to start inside a
+#: mask; a picture that is only to be changed a little says it everywhere.
+_PART = {"encoder_start": 0.0, "sensitivity_floor": 0.0, "draw": "categorical"}
+_WHOLE = {"encoder_start": 0.5, "sensitivity_floor": 0.0}
+#: Timesteps of the samplers that draw from the prior alone.
+_PRIOR_STEPS = 12
+
+
+def _named(metavar: str, **look: Any) -> Any:
+    return tyro.conf.arg(metavar=metavar, **look)
+
+
+def _optional(metavar: str) -> Any:
+    return _named(metavar, help_behavior_hint="")
+
+
+_Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+_Words = tyro.conf.UseAppendAction[tuple[str, ...]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What both commands are told, beside what they are for.
+
+    Attributes:
+      dtype: of the networks' activations; the model's own if left out.
+      prompt: what the picture is to show, for models that read text.
+      negative: what it is not to show, likewise.
+      sampler: any of `aps-jax samplers` that reads what is wished for.
+      preset: draft, balanced or paper; of aps and its variants only.
+      num_steps: timesteps, instead of the preset's or the sampler's own.
+      num_inner_steps: optimiser steps per timestep, likewise.
+      option: any other option of the sampler as NAME=VALUE; may be repeated.
+      num_samples: samples, each another answer to the same wish.
+      seed: of sampling.
+      size: first resize and crop the picture to a square of so many pixels.
+      out: folder for the results, made if needed.
+      resume: continue the interrupted run in the folder.
+      overwrite: replace earlier results in the folder.
+    """
+
+    dtype: Annotated[str | None, _optional("float32|bfloat16")] = None
+    prompt: Annotated[str | None, _optional("TEXT")] = None
+    negative: Annotated[str | None, _optional("TEXT")] = None
+    sampler: Annotated[str | None, _optional("NAME")] = None
+    preset: Annotated[str | None, _optional("NAME")] = None
+    num_steps: Annotated[int | None, _optional("N")] = None
+    num_inner_steps: Annotated[int | None, _optional("M")] = None
+    option: Annotated[_Words, _named("NAME=VALUE")] = ()
+    num_samples: Annotated[int, _named("S")] = 1
+    seed: int = 0
+    size: Annotated[int | None, _optional("PX")] = None
+    resume: _Flag = False
+    overwrite: _Flag = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Edit(Wish):
+    """Changes a face by words or rewards, in a part of the picture or all over.
+
+    With --mask, tokens that lie wholly outside it are given and never change. Without, all of the
+    picture is drawn again, and --likeness holds it to what it was.
+
+    Attributes:
+      image: the picture.
+      mask: picture of the same size, black or transparent where the picture may change, white
+        where it stays.
+      reward: an attribute of the face as NAME=1 or NAME=0, judged by the embedded classifier; may
+        be repeated.
+      reward_weight: how much the rewards count against the prior.
+      guidance_scale: how much more the words count than no words at all; 0 is off.
+      likeness: without a mask, how much the picture holds to what it was.
+      paste_known: put the pixels outside the mask back into the result.
+      model: face64, or a model folder.
+    """
+
+    image: Annotated[Path, tyro.conf.Positional, _named("IMAGE")]
+    mask: Annotated[Path | None, _optional("FILE")] = None
+    reward: Annotated[_Words, _named("NAME=VALUE")] = ()
+    reward_weight: Annotated[float, _named("W")] = 20.0
+    guidance_scale: Annotated[float, _named("G")] = 4.0
+    likeness: Annotated[float | None, _optional("W")] = None
+    paste_known: _Flag = False
+    model: Annotated[str, _named("face64|DIR")] = "face64"
+    out: Annotated[Path, _named("DIR")] = Path("edited")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stylize(Wish):
+    """Paints a photo in the style of another picture.
+
+    The style is that of VGG16's Gram matrices, the content that of its features (LPIPS's weights:
+    aps-jax convert lpips).
+
+    Attributes:
+      image: the photo, whose content stays.
+      style: swirls, mosaic or woodcut, which are in the package, or a picture file.
+      strength: how much the style counts against the content.
+      style_size: first resize the style to this shorter side: smaller makes finer strokes.
+      model: photo64, or a model folder.
+    """
+
+    image: Annotated[Path, tyro.conf.Positional, _named("CONTENT")]
+    style: Annotated[str, _named("swirls|mosaic|woodcut|FILE")]
+    strength: Annotated[float, _named("S")] = 1.0
+    style_size: Annotated[int | None, _optional("PX")] = None
+    guidance_scale: Annotated[float, _named("G")] = 0.0
+    model: Annotated[str, _named("photo64|DIR")] = "photo64"
+    out: Annotated[Path, _named("DIR")] = Path("stylized")
+
+
+def check(options: Any) -> None:
+    """Finds what is wrong with the options alone, before anything is loaded."""
+    if not 0 <= options.seed < MAX_SEED:
+        raise ValueError(f"--seed must be from 0 to {MAX_SEED - 1}, got {options.seed}")
+    if options.resume and options.overwrite:
+        raise ValueError("--resume and --overwrite exclude each other; choose one")
+    for name in ("guidance_scale", "reward_weight", "likeness", "strength"):
+        value = getattr(options, name, None)
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} must be a number >= 0, got {value}")
+    if isinstance(options, Edit):
+        _check_edit(options)
+    config_of(options)
+
+
+def _check_edit(options: Edit) -> None:
+    wanted = rewards_of(options)
+    if options.prompt is None and options.negative is None and not wanted:
+        raise ValueError("nothing is wished for; give --prompt, --negative or --reward")
+    if options.mask is not None and options.likeness is not None:
+        raise ValueError("--likeness is for edits without --mask, which keeps what it covers")
+    if options.paste_known and options.mask is None:
+        raise ValueError("--paste-known needs a --mask, which says what is known")
+
+
+def rewards_of(options: Edit) -> dict[str, float]:
+    """Wanted attributes by name; ValueError for a word of another form."""
+    wanted: dict[str, float] = {}
+    for word in options.reward:
+        name, equals, text = word.partition("=")
+        if not equals or text not in ("0", "1"):
+            raise ValueError(f"--reward {word} must be NAME=1 (there) or NAME=0 (absent)")
+        if name in wanted:
+            raise ValueError(f"--reward {name} is given twice")
+        wanted[name] = float(text)
+    return wanted
+
+
+def sampler_name(options: Any) -> str:
+    """The sampler asked for; by default the prior's own where there is no energy to follow."""
+    if options.sampler is not None:
+        return options.sampler
+    is_free = isinstance(options, Edit) and options.mask is not None and not options.reward
+    return "maskgit" if is_free else "aps"
+
+
+def config_of(options: Any) -> Any:
+    """Options of the sampler; ValueError if one is unknown, not its own or out of range."""
+    sampler = sampler_name(options)
+    flags = {
+        "num_steps": options.num_steps,
+        "num_inner_steps": options.num_inner_steps,
+        "num_samples": options.num_samples,
+        "guidance_scale": options.guidance_scale or None,
+    }
+    chosen = presets.parse_options(sampler, options.option)
+    for name in chosen.keys() & flags.keys():
+        flag = "--" + name.replace("_", "-")
+        raise ValueError(f"--option {name} has a flag of its own; use {flag}")
+    known = presets.option_types(presets.config_class(sampler))
+    ours = _PART if isinstance(options, Edit) and options.mask is not None else _WHOLE
+    if sampler not in VARIANTS:
+        ours = {"encoder_start": 0.0, "num_steps": _PRIOR_STEPS if sampler == "maskgit" else None}
+    given = {name: value for name, value in (flags | chosen).items() if value is not None}
+    given = {name: value for name, value in ours.items() if name in known} | given
+    return presets.make_config(preset=options.preset, sampler=sampler, **given)
