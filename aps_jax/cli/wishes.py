@@ -17,6 +17,8 @@ from aps_jax.config import VARIANTS
 #: mask; a picture that is only to be changed a little says it everywhere.
 _PART = {"encoder_start": 0.0, "sensitivity_floor": 0.0, "draw": "categorical"}
 _WHOLE = {"encoder_start": 0.5, "sensitivity_floor": 0.0}
+#: Half the timesteps of a restoration look as well, and the features of a style take their time.
+_STYLE_STEPS = 4
 #: Timesteps of the samplers that draw from the prior alone.
 _PRIOR_STEPS = 12
 
@@ -93,7 +95,7 @@ class Edit(Wish):
     mask: Annotated[Path | None, _optional("FILE")] = None
     reward: Annotated[_Words, _named("NAME=VALUE")] = ()
     reward_weight: Annotated[float, _named("W")] = 20.0
-    guidance_scale: Annotated[float, _named("G")] = 4.0
+    guidance_scale: Annotated[float, _named("G")] = 3.0
     likeness: Annotated[float | None, _optional("W")] = None
     paste_known: _Flag = False
     model: Annotated[str, _named("face64|DIR")] = "face64"
@@ -184,7 +186,9 @@ def config_of(options: Any) -> Any:
         flag = "--" + name.replace("_", "-")
         raise ValueError(f"--option {name} has a flag of its own; use {flag}")
     known = presets.option_types(presets.config_class(sampler))
-    ours = _PART if isinstance(options, Edit) and options.mask is not None else _WHOLE
+    ours: dict[str, Any] = _WHOLE if getattr(options, "mask", None) is None else _PART
+    if isinstance(options, Stylize) and options.preset is None:
+        ours = ours | {"num_steps": _STYLE_STEPS}
     if sampler not in VARIANTS:
         ours = {"encoder_start": 0.0, "num_steps": _PRIOR_STEPS if sampler == "maskgit" else None}
     given = {name: value for name, value in (flags | chosen).items() if value is not None}
