@@ -141,7 +141,7 @@ def test_plots_show_every_method_and_number(tmp_path, monkeypatch):
 
 
 def test_everything_that_decides_the_rows_is_in_the_identity(monkeypatch):
-    monkeypatch.setattr(spread.study, "model_facts", lambda folder: {})
+    monkeypatch.setattr(spread, "model_facts", lambda folder: {})
     plain = spread.Arguments(out=None)
     others = [{"sigma": 0.1}, {"num_samples": 4}, {"seed": 1}, {"count": 3}, {"size": 32}]
     found = [spread.identity(dataclasses.replace(plain, **other)) for other in ({}, *others)]

@@ -7,22 +7,20 @@ not widen it.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from aps_jax.io.files import write_atomically
 from experiments.bench.rows import Row
 from experiments.bench.study import Study
 from experiments.bench.summary import UNITS, Scores, gain, scores_of, tasks_of
+from experiments.figures import DPI, figure, save_figure
 
 _METRICS = ("psnr", "lpips")
 #: Costs are told apart, and axes are logarithmic, from these ratios on.
 _MIN_RATIO, _LOG_RATIO = 1.5, 20
-_DPI = 110
 _FEWER = ", fewer photos"
 _COSTS = {"decoder_evaluations": "decoder evaluations", "seconds": "seconds"}
 
@@ -50,31 +48,6 @@ def plot(study: Study, rows: Sequence[Row], folder: Path) -> list[Path]:
         if any(task.x is not None for task in study.tasks.values()):
             paths.append(_plot_tasks(study, rows, label, folder / f"tasks{suffix}.png"))
     return [path for path in paths if path is not None]
-
-
-def figure(num_rows: int, num_columns: int, size: tuple[float, float]) -> Any:
-    """A figure and its axes [rows, columns], each of `size` in inches."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    width, height = size
-    return plt.subplots(
-        num_rows, num_columns, squeeze=False, figsize=(width * num_columns, height * num_rows),
-        layout="constrained",
-    )  # fmt: skip
-
-
-def save_figure(figure: Any, path: Path) -> Path:
-    """Writes a figure as PNG, whole or not at all, and closes it."""
-    import matplotlib.pyplot as plt
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=_DPI, format="png")
-    plt.close(figure)
-    write_atomically(path, buffer.getvalue())
-    return path
 
 
 def _begun(study: Study, rows: Sequence[Row], budget: str | None) -> list[str]:
@@ -186,7 +159,7 @@ def _plot_tasks(study: Study, rows: Sequence[Row], budget: str | None, path: Pat
     for label in _begun(study, rows, budget):
         task = study.tasks[label]
         if task.x is not None:
-            families.setdefault(task.series, []).append((task.x, label))
+            families.setdefault(task.family, []).append((task.x, label))
     if not families:
         return None
     picture, axes = figure(len(families), 2, (4.5, 3.4))
@@ -263,7 +236,7 @@ def _plot_quality(study: Study, rows: Sequence[Row], budget: str | None, path: P
         for place, photos in scores.items()
     }  # fmt: skip
     names = {task: _cost_of([costs[task, label] for label in samplers]) for task in tasks}
-    is_timed = any(other and other.like for other in study.budgets)
+    is_timed = any(other and other.seconds_of for other in study.budgets)
     tasks = [task for task in tasks if names[task] and (is_timed or names[task] != "seconds")]
     if not tasks:
         return None
@@ -298,7 +271,7 @@ def _name_points(picture: Any, labels: Sequence[tuple[Any, str, tuple[float, flo
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
-    picture.set_dpi(_DPI)
+    picture.set_dpi(DPI)
     picture.draw_without_rendering()  # Places are known only now.
     picture.set_layout_engine("none")
     taken: dict[Any, list[Any]] = {}

@@ -28,9 +28,9 @@ from aps_jax.io.names import choose
 from aps_jax.presets import config_class
 from aps_jax.samplers import sample
 from aps_jax.samplers.budget import with_budget
-from experiments.bench.plots import figure, save_figure
-from experiments.bench.study import described, digest
+from experiments.bench.identity import described, digest
 from experiments.command import command
+from experiments.figures import figure, save_figure
 from experiments.studies import toy_priors
 from experiments.studies.toy_priors import Toy
 

@@ -41,7 +41,8 @@ from aps_jax.presets import make_config
 from aps_jax.pretrained import Model, model_folder
 from aps_jax.sampler import SampleResult
 from experiments import photos
-from experiments.bench import plots, restoring, study, summary
+from experiments.bench import plots, restoring, summary
+from experiments.bench.identity import described, model_facts
 from experiments.command import command
 
 PRESET = "draft"
@@ -192,8 +193,8 @@ def identity(arguments: Arguments) -> dict[str, Any]:
     names = ("model", "count", "size", "num_samples", "sigma", "seed", "smoke")
     return {name: getattr(arguments, name) for name in names} | {
         "version": aps_jax.__version__,
-        "weights": study.model_facts(model_folder(arguments.model)),
-        "methods": {name: study.described("aps", config_of(name, arguments)) for name in METHODS},
+        "weights": model_facts(model_folder(arguments.model)),
+        "methods": {name: described("aps", config_of(name, arguments)) for name in METHODS},
     }
 
 
