@@ -7,49 +7,36 @@ model's weights and the version of this package; `fingerprint` names all of that
 from __future__ import annotations
 
 import json
-import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StrictBool,
-    ValidationError,
-    WrapValidator,
-    model_validator,
-)
+from pydantic import AfterValidator, ConfigDict, Field, StrictBool, ValidationError, model_validator
 from typing_extensions import TypedDict
 
-from aps_jax.io.names import choose, suggestion
+from aps_jax.io.names import choose
 from aps_jax.presets import config_class
 from aps_jax.tasks import TASKS
 from experiments.bench.identity import config_of
+from experiments.bench.settings import (
+    FORBID,
+    Count,
+    Index,
+    Number,
+    Settings,
+    Sigma,
+    in_one_line,
+    require_known,
+)
 
 #: Better is larger, or smaller.
 METRICS = {"psnr": 1, "ssim": 1, "lpips": -1, "residual": -1}
-_FORBID = ConfigDict(extra="forbid", frozen=True)
-
-
-def _as_written(value: Any, check: Callable[[Any], Any]) -> Any:
-    """Checks a number and keeps it as it is: 0 and 0.0 have different fingerprints."""
-    check(value)
-    return value
-
-
-Count = Annotated[int, Field(strict=True, ge=1)]
-Index = Annotated[int, Field(strict=True, ge=0)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Sigma = Annotated[Number, Field(ge=0), WrapValidator(_as_written)]
 
 
 class Photos(TypedDict):
     """`count` and `offset` of `photos.evaluation_crops`."""
 
-    __pydantic_config__ = _FORBID
+    __pydantic_config__ = FORBID
     count: NotRequired[Count]
     offset: NotRequired[Index]
 
@@ -65,18 +52,8 @@ class Images(Photos):
 class TuningImages(TypedDict):
     """How many photos are tuned on."""
 
-    __pydantic_config__ = _FORBID
+    __pydantic_config__ = FORBID
     count: Count
-
-
-class Settings(BaseModel):
-    """A part of a configuration, in which nothing unknown may stand."""
-
-    model_config = _FORBID
-
-    def changed(self, **values: Any) -> Self:
-        """The same with some values replaced."""
-        return self.model_copy(update=values)
 
 
 class Part(Settings):
@@ -103,7 +80,7 @@ class Placed(Part):
     x: Number | None = None
 
     @model_validator(mode="after")
-    def _has_a_place(self) -> Placed:
+    def _has_a_place(self) -> Self:
         if self.series is not None and self.x is None:
             raise ValueError("has a series but no place on it; add x")
         return self
@@ -124,9 +101,9 @@ class Task(Placed):
     best_of: Count = 1
 
     @model_validator(mode="after")
-    def _has_known_options(self) -> Task:
+    def _has_known_options(self) -> Self:
         known = [name for name in choose("task", self.task, TASKS).options if name != "params"]
-        _require_known(self.options, [*type(self).model_fields, *known], "unknown key")
+        require_known(self.options, [*type(self).model_fields, *known], "unknown key")
         return self
 
     @property
@@ -165,11 +142,11 @@ class Method(Placed):
     tune: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
 
     @model_validator(mode="after")
-    def _has_known_options(self) -> Method:
+    def _has_known_options(self) -> Self:
         if self.kind == "sampler":
             fields = config_class(self.sampler).__dataclass_fields__
             what = f"sampler {self.sampler!r} has no option"
-            _require_known((*self.config, *self.tune), fields, what)
+            require_known((*self.config, *self.tune), fields, what)
         return self
 
     @property
@@ -273,7 +250,7 @@ class Study(Settings):
         return raw
 
     @model_validator(mode="after")
-    def _is_sound(self) -> Study:
+    def _is_sound(self) -> Self:
         choose("method (compare_to)", self.compare_to, self.methods)
         budgets = [budget for budget in self.budgets if budget is not None]
         for part in (*self.methods.values(), *budgets, self.tuning):
@@ -323,13 +300,6 @@ def _labelled(name: str, label: str, defaults: dict[str, Any], entry: Any) -> An
     return defaults | entry | own | {"label": label}
 
 
-def _require_known(names: Iterable[str], known: Iterable[str], what: str) -> None:
-    for name in names:
-        if name not in known:
-            hint = suggestion(name, known) or f"; there are {', '.join(known)}"
-            raise ValueError(f"{what} {name!r}{hint}")
-
-
 #: All keys of a configuration, to find what was meant.
 _KEYS = sorted(
     {"sigma", *Images.__annotations__}.union(
@@ -359,19 +329,4 @@ def parse(raw: Any) -> Study:
     try:
         return Study.model_validate(raw)
     except ValidationError as error:
-        raise ValueError(_in_one_line(error)) from None
-
-
-def _in_one_line(error: ValidationError) -> str:
-    """The first thing that pydantic found wrong: where, what, and what was meant."""
-    first = error.errors(include_url=False)[0]
-    place, message = list(first["loc"]), first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        name = place.pop()
-        message = f"unknown key {name!r}{suggestion(name, _KEYS) or '; remove it'}"
-    elif first["type"] == "missing":
-        message = f"lacks {place.pop()!r}; add it"
-    elif first["type"] != "value_error":
-        message = f"{message[0].lower()}{message[1:]}, got {reprlib.repr(first['input'])}"
-    where = ".".join(map(str, place))
-    return f"{where}: {message}" if where else message
+        raise ValueError(in_one_line(error, _KEYS)) from None
