@@ -74,8 +74,7 @@ def test_tasks_are_plotted_by_family(figures, tmp_path):
     names = [text.get_text() for text in legend.get_texts()]
     assert names == ["a", "b", "c", "d", "d, fewer photos"]
     figures.clear()
-    assert plots._plot_tasks(parsed, [], None, tmp_path / "none.png") is None and not figures
-    assert plots._plot_tasks(parsed, rows[:1], None, tmp_path / "one.png") is None and not figures
+    assert plot(parsed, [], tmp_path) == plot(parsed, rows[:1], tmp_path) == [] and not figures
     assert path is picture
 
 
@@ -92,7 +91,7 @@ def test_places_of_tasks_do_not_change_fingerprints(model):
     assert found[0].expected() == found[1].expected()
 
 
-def test_points_of_fewer_photos_are_hollow(monkeypatch, tmp_path):
+def test_points_of_fewer_photos_are_hollow(figures, tmp_path):
     methods = {f"m{x}": {"series": "s", "x": x} for x in (1, 2, 3)}
     raw = {"tasks": {"hdr": {}}, "methods": methods, "compare_to": "m1", "budgets": {}}
     rows = [
@@ -100,11 +99,9 @@ def test_points_of_fewer_photos_are_hollow(monkeypatch, tmp_path):
          "psnr": 10.0 * x + photo, "lpips": 0.1 * photo}
         for x in (1, 2, 3) for photo in range(2 if x == 3 else 4)
     ]  # fmt: skip
-    figures = []
-    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
-    plots._plot_sweep(study.parse(STUDY | raw), rows, None, tmp_path / "sweep.png")
+    plot(study.parse(STUDY | raw), rows, tmp_path)
     heights = ((11.5, 21.5, 31.5), (0.15, 0.15, 0.15))  # Those of 4 photos, and paired gains.
-    for axis, expected in zip(figures[0].axes, heights, strict=True):
+    for axis, expected in zip(figures[tmp_path / "sweep.png"].axes, heights, strict=True):
         hollow = [line for line in axis.get_lines() if line.get_markerfacecolor() == "white"]
         assert [tuple(line.get_xdata()) for line in hollow] == [(3,)]
         assert hollow[0].get_ydata()[0] == pytest.approx(expected[2])

@@ -171,9 +171,9 @@ ERRORS = {
     "seeds": ({"seeds": [-1]}, "seeds.0: input should be greater than or equal to 0, got -1"),
     "size": ({"images": {"size": "16"}}, "images.size: input should be a valid integer, got '16'"),
     "label": ({"tasks": {"a|b": {"task": "hdr"}}}, "without | or #"),
-    "list": ({"methods": ["aps"]}, "methods: input should be a valid dictionary, got ['aps']"),
+    "list": ({"methods": ["aps"]}, "valid dictionary, got ['aps']"),
     "count": ({"methods": {"no prior": {"count": 0}}}, "no prior.count: input should be"),
-    "space": ({"methods": {"no prior": {"tune": {"num_steps": 3}}}}, "input should be a valid list"),
+    "space": ({"methods": {"no prior": {"tune": {"num_steps": 3}}}}, "should be a valid list"),
     "photos for tuning": (
         {"images": {"size": 16}, "tuning": {"images": {"count": 2}}}, "no photos are left"
     ),

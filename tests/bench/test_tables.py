@@ -24,14 +24,14 @@ def test_aggregation_against_numpy(rng):
     del rows[2]["psnr"]
     rows[2]["error"] = "not finite"
     psnr[0, 0, 2] = np.nan
-    one, two = (summary.scores_of(rows, "hdr", name, None) for name in "ab")
+    one, two = (summary.Scores(rows).of("hdr", name, None) for name in "ab")
     means = np.nanmean(psnr, axis=2)
-    np.testing.assert_allclose([one[f"{i}"]["psnr"] for i in range(4)], means[0])
+    np.testing.assert_allclose(one["psnr"].loc[list("0123")], means[0])
     found = summary.gain(one, two, "psnr")
     difference = means[0] - means[1]
     assert found.mean == pytest.approx(difference.mean())
     assert found.half_width == pytest.approx(3.182446 * difference.std(ddof=1) / 2)
-    assert summary.gain({"0": one["0"]}, two, "psnr") is None
+    assert summary.gain(one.loc[["0"]], two, "psnr") is None
     parsed = study.parse(
         STUDY | {"tasks": {"hdr": {}}, "methods": {"a": {}, "b": {}}, "compare_to": "b",
                  "budgets": {}}
@@ -57,11 +57,11 @@ def test_gains_over_another_method_are_only_printed(bench, tmp_path, capsys):
     text = capsys.readouterr().out
     rows = read(tmp_path)
     own, other = (
-        summary.scores_of(rows, "super_resolution", name, "4 decodes")
+        summary.Scores(rows).of("super_resolution", name, "4 decodes")
         for name in ("bicubic", "no prior")
     )
     found = summary.gain(other, own, "psnr")
-    mean = np.mean([photo["psnr"] for photo in own.values()])
+    mean = own["psnr"].mean()
     assert f"| bicubic | {mean:.2f}; – (3) |" in text
     assert f"| no prior | {found.mean:+.2f} ± {found.half_width:.2f}; – (3) |" in text
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
