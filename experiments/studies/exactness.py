@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 from rich.progress import track
 
 import aps_jax
@@ -33,6 +34,7 @@ from experiments.command import command
 from experiments.figures import figure, save_figure
 from experiments.studies import toy_priors
 from experiments.studies.toy_priors import Toy
+from experiments.tables import markdown
 
 #: Toy and whether absolute values are measured, by name.
 CASES = {
@@ -239,25 +241,24 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: total variation (KL in nats) by case, method and budget."""
     done = {(row["case"], row["method"], row["budget"]) for row in rows}
     missing = [job for job in jobs(Arguments()) if job not in done]
-    lines = [f"Incomplete: {len(missing)} results are still missing.", ""] if missing else []
+    parts = [f"Incomplete: {len(missing)} results are still missing.\n"] if missing else []
+    found = pd.DataFrame(rows)
+    found["budget"] = found["budget"].fillna(0)
+    found["cell"] = found.apply(lambda row: f"{row.total_variation:.3f} ({row.kl:.2f})", axis=1)
     for case in CASES:
-        chosen = [row for row in rows if row["case"] == case]
-        if not chosen:
+        chosen = found[found["case"] == case]
+        if chosen.empty:
             continue
-        columns = ["sampler", *(f"{budget} decodes" for budget in BUDGETS)]
-        lines += [f"### {case}", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-        for method in METHODS:
-            own = {row["budget"]: row for row in chosen if row["method"] == method}
-            if None in own:
-                own = dict.fromkeys(BUDGETS, own[None])
-            cells = [
-                f"{own[b]['total_variation']:.3f} ({own[b]['kl']:.2f})" if b in own else "–"
-                for b in BUDGETS
-            ]
-            lines.append("| " + " | ".join([method, *cells]) + " |")
-        floor = f"{chosen[0]['floor']:.3f} ({chosen[0]['kl_floor']:.2f})"
-        lines += ["| " + " | ".join(["perfect samples", *[floor] * len(BUDGETS)]) + " |", ""]
-    return "\n".join(lines)
+        cells = chosen.pivot(index="method", columns="budget", values="cell")
+        # Methods without a budget have one result for all.
+        cells = cells.reindex(columns=[0, *BUDGETS])
+        cells = pd.DataFrame({budget: cells[budget].fillna(cells[0]) for budget in BUDGETS})
+        cells.columns = [f"{budget} decodes" for budget in BUDGETS]
+        first = chosen.iloc[0]
+        cells = cells.reindex(METHODS)
+        cells.loc["perfect samples"] = f"{first.floor:.3f} ({first.kl_floor:.2f})"
+        parts.append(f"### {case}\n\n{markdown(cells.reset_index(names='sampler'))}\n")
+    return "\n".join(parts)
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
