@@ -16,10 +16,11 @@ from experiments.train.optimizer import (
     apply_gradients,
     init_state,
     make_optimizer,
+    make_update,
 )
 
 __all__ = [
     "RunConfig", "TrainState", "apply_gradients", "claim", "device_name", "facts", "fit",
-    "init_state", "initial_sizes", "make_optimizer", "origin", "plot_curves", "read_rows", "run",
-    "save_grid",
+    "init_state", "initial_sizes", "make_optimizer", "make_update", "origin", "plot_curves",
+    "read_rows", "run", "save_grid",
 ]  # fmt: skip

@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import tyro
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
 import aps_jax
 from aps_jax.io import rows
@@ -145,35 +147,20 @@ def run(
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[int, int, str], None]]:
     """A bar on a terminal, with the time left; elsewhere one line per method."""
-    if not sys.stderr.isatty():
-        shown: list[str] = []
+    console = Console(stderr=True)
+    shown = ""
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, speed_estimate_period=600) as bar:
+        job = bar.add_task("starting", total=None, visible=console.is_terminal)
 
         def say(done: int, total: int, name: str) -> None:
-            if not shown or shown[-1] != name:
-                shown.append(name)
+            nonlocal shown
+            if name != shown and not console.is_terminal:
                 print(f"{done}/{total} {name}", file=sys.stderr, flush=True)
+            shown = name
+            bar.update(job, completed=done, total=total, description=name)
 
         yield say
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as bar:
-        job = bar.add_task("starting", total=None)
-        yield lambda done, total, name: bar.update(
-            job, completed=done, total=total, description=name
-        )
 
 
 def tune(study: Study, identity: str, arguments: Arguments) -> Session:

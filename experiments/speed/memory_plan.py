@@ -28,10 +28,12 @@ How to read the numbers:
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,19 @@ class Arguments:
     smoke: bool = False
 
 
+def cases(arguments: Arguments) -> Iterator[tuple[int, int, Mesh]]:
+    """Side of the images, batch and mesh of every case."""
+    for image_size, case in itertools.product(arguments.image_sizes, arguments.meshes):
+        batch, shape = case.split(":")
+        yield image_size, int(batch), sharding.make_mesh(*map(int, shape.split("x")))
+
+
+def described(image_size: int, batch: int, mesh: Mesh) -> dict[str, Any]:
+    """What a row says of its case."""
+    shape = "x".join(str(size) for size in mesh.shape.values())
+    return {"image_size": image_size, "batch": batch, "mesh": shape}
+
+
 def abstract_params(
     prior: TransformerConfig, codec: CodecConfig, prompt: PromptConfig, num_text: int
 ) -> Params:
@@ -199,10 +214,7 @@ def plan(
         )
     arguments = bytes_per_device((place(half, mesh), *inputs[1:]))
     total = arguments + memory.temp_size_in_bytes + memory.output_size_in_bytes
-    return {
-        "image_size": image_size,
-        "batch": batch,
-        "mesh": "x".join(str(size) for size in mesh.shape.values()),
+    return described(image_size, batch, mesh) | {
         "argument_bytes": arguments,
         "compiled_argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
@@ -227,9 +239,6 @@ def flops(params: Params, image_size: int, batch: int, config: APSConfig) -> flo
 def table(result: dict[str, Any]) -> str:
     """The plan as Markdown."""
     rows = pd.DataFrame(result["rows"])
-    gigabytes = {
-        name: rows[f"{name}_bytes"].map(lambda size: f"{size / 1e9:.2f}") for name in _PARTS
-    }
     shown = pd.DataFrame(
         {"pixels": rows["image_size"], "batch": rows["batch"], "mesh (data x model)": rows["mesh"]}
         | {
@@ -265,16 +274,12 @@ def confirm_all(
     config = APSConfig(num_steps=1, num_inner_steps=1)
     path = arguments.out / "confirmed.json"
     rows = {_case(row): row for row in json.loads(path.read_text())} if path.exists() else {}
-    for image_size in arguments.image_sizes:
-        for case in arguments.meshes:
-            batch, shape = case.split(":")
-            mesh = sharding.make_mesh(*map(int, shape.split("x")))
-            compiled, inputs = compile_case(params, image_size, int(batch), mesh, config)
-            row = {"image_size": image_size, "batch": int(batch), "mesh": shape}
-            row |= confirm(compiled, inputs, mesh.devices.size)
-            print(json.dumps(row), flush=True)
-            rows[_case(row)] = row
-            write_json(path, [rows[case] for case in sorted(rows)])
+    for image_size, batch, mesh in cases(arguments):
+        compiled, inputs = compile_case(params, image_size, batch, mesh, config)
+        row = described(image_size, batch, mesh) | confirm(compiled, inputs, mesh.devices.size)
+        print(json.dumps(row), flush=True)
+        rows[_case(row)] = row
+        write_json(path, [rows[case] for case in sorted(rows)])
 
 
 def _case(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -315,15 +320,12 @@ def main(arguments: Arguments) -> None:
         earlier = json.loads(path.read_text())
         rows = earlier.pop("rows") if facts.items() <= earlier.items() else []
     done = {tuple(row[key] for key in _KEYS) for row in rows}
-    for image_size in arguments.image_sizes:
-        for case in arguments.meshes:
-            batch, shape = case.split(":")
-            if (image_size, int(batch), shape) in done:
-                continue
-            mesh = sharding.make_mesh(*map(int, shape.split("x")))
-            row = plan(params, half_params, image_size, int(batch), mesh, config)
-            row["flops"] = flops(half_params, image_size, int(batch), config)
-            rows = sorted([*rows, row], key=lambda row: [row[k] for k in _KEYS])
-            print(json.dumps(row), flush=True)
-            write_json(path, {**facts, "rows": rows})
-            write_atomically(arguments.out / "plan.md", table({**facts, "rows": rows}).encode())
+    for image_size, batch, mesh in cases(arguments):
+        if tuple(described(image_size, batch, mesh).values()) in done:
+            continue
+        row = plan(params, half_params, image_size, batch, mesh, config)
+        row["flops"] = flops(half_params, image_size, batch, config)
+        rows = sorted([*rows, row], key=lambda row: [row[k] for k in _KEYS])
+        print(json.dumps(row), flush=True)
+        write_json(path, {**facts, "rows": rows})
+        write_atomically(arguments.out / "plan.md", table({**facts, "rows": rows}).encode())

@@ -24,7 +24,7 @@ from aps_jax.sampling import objective
 from aps_jax.types import Array, Params, image_keys
 from experiments.speed import timing
 from experiments.speed.flops import count_flops
-from experiments.speed.step import Step, images, with_lpips
+from experiments.speed.step import Step, codes_like, images, sample, with_lpips
 
 
 def loop_section(params: Params, arguments: Any) -> dict[str, Any]:
@@ -50,7 +50,6 @@ def _inside_and_alone(params: Params, config: aps_jax.APSConfig, arguments: Any)
     long = dataclasses.replace(config, num_steps=1, num_inner_steps=1 + count)
     short = dataclasses.replace(long, num_inner_steps=1)
     step = Step(params, arguments.batch_size, arguments.image_size, long)
-    sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
     alone, key = step.alone(), jax.random.key(0)
     seconds = timing.interleave(
         {
@@ -90,9 +89,7 @@ def _part_runs(step: Step, arguments: Any) -> tuple[dict[str, Callable[[], Any]]
     """Every part of a timestep, repeated in a compiled loop, and the FLOP of some, by name."""
     params, optimizer, grid = step.params, step.optimizer, step.tokens_grid()
     codec, phi, count = params.codec, step.log_prior, arguments.inner_steps
-    codes = jnp.sign(
-        jax.random.normal(jax.random.key(1), (*grid.shape, codec.quantizer.num_features))
-    )
+    codes = codes_like(codec, grid.shape)
     target = images(arguments.batch_size, arguments.image_size)
     both = jax.grad(lambda codes, params: jnp.sum((codec.decode(params, codes) - target) ** 2))
     expectation = jax.grad(lambda phi, codec: jnp.sum(codec.quantizer.expect(phi) ** 2))
@@ -186,13 +183,10 @@ def core_section(params: Params, arguments: Any) -> dict[str, Any]:
     count = len(jax.devices())
     batch = math.ceil(arguments.batch_size / count) * count
     config = aps_jax.APSConfig(num_steps=arguments.num_steps, num_inner_steps=arguments.inner_steps)
-    sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
     codec = params.codec
     gradient = jax.jit(jax.grad(lambda codes, params: jnp.sum(codec.decode(params, codes) ** 2)))
     side = arguments.image_size // codec.stride
-    codes = jnp.sign(
-        jax.random.normal(jax.random.key(1), (batch, side, side, codec.quantizer.num_features))
-    )
+    codes = codes_like(codec, (batch, side, side))
     y = params.operator(images(batch, arguments.image_size))
     keys = image_keys(jax.random.key(0), batch)
     runs: dict[str, Callable[[], Any]] = {}
@@ -229,7 +223,6 @@ def whole_run(
     if bits != params.codec.quantizer.num_features:
         params = _random_model(params, bits)
     config = aps_jax.APSConfig(num_steps=T, num_inner_steps=M)
-    sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
     y = params.operator(images(batch, side))
     return lambda: sample(params, y, jax.random.key(0), config=config).images
 

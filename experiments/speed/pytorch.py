@@ -19,7 +19,7 @@ from aps_jax.types import Array, Params
 from experiments.speed import timing
 from experiments.speed.decoder_at_full_size import random_params
 from experiments.speed.flops import count_flops
-from experiments.speed.step import Step, images
+from experiments.speed.step import Step, images, sample
 
 #: A variant whose gradient takes so many times as long as ours is not timed as a whole: bfloat16 on
 #: a CPU without instructions for it takes minutes per run, and no one's best choice is lost.
@@ -43,7 +43,6 @@ def sampler_section(model: Model, arguments: Any) -> dict[str, Any]:
     y = images(arguments.batch_size, arguments.image_size)
     counts = {"num_steps": arguments.num_steps, "num_inner_steps": arguments.inner_steps}
     config = aps_jax.APSConfig(**counts)
-    sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
     runs: dict[str, Callable[[], Any]] = {}
     problems = {}
     for dtype in DTYPES:
@@ -92,7 +91,6 @@ def _equal_pixels(sampler: Any, params: Params, y: Array) -> float:
     """
     counts = {"num_steps": 2, "num_inner_steps": 2}
     config = aps_jax.APSConfig(**counts)
-    sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
     ours = np.asarray(sample(params, y, jax.random.key(0), config=config).images)
     theirs = _sample(sampler, y, counts).permute(0, 2, 3, 1).numpy()
     return float(np.mean(np.abs(ours - theirs) < 1e-3))

@@ -16,12 +16,22 @@ from aps_jax.sampler import make_aps
 from aps_jax.sampling import objective
 from aps_jax.sampling.target import Target, measurement_target
 from aps_jax.scores.lpips import MIN_SIDE, PerceptualUnavailable, load_lpips
-from aps_jax.types import Array, Params
+from aps_jax.types import Array, Codec, Params
 
 
 def images(batch: int, side: int) -> Array:
     """Noise in [-1, 1]: [B, side, side, 3]."""
     return jax.random.uniform(jax.random.key(0), (batch, side, side, 3), minval=-1, maxval=1)
+
+
+def codes_like(codec: Codec, shape: tuple[int, ...]) -> Array:
+    """Random codes of +-1 for a grid [B, h, w]."""
+    shape = (*shape, codec.quantizer.num_features)
+    return jnp.sign(jax.random.normal(jax.random.key(1), shape))
+
+
+#: The published sampler, compiled for each configuration.
+sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
 
 
 class Step:
@@ -65,8 +75,7 @@ class Step:
         """The same with its lower half known, and arrays of logits for the upper one alone."""
         step, codec, (height, width) = copy.copy(self), self.params.codec, self.grid
         step.grid = (height // 2, width)
-        shape = (len(self.tokens), height - height // 2, width, codec.quantizer.num_features)
-        known = jnp.sign(jax.random.normal(jax.random.key(1), shape))
+        known = codes_like(codec, (len(self.tokens), height - height // 2, width))
 
         def decode(params: Any, codes: Array) -> Array:
             return codec.decode(params, jnp.concatenate([codes, known], axis=1))

@@ -201,12 +201,7 @@ def jobs(arguments: Arguments) -> list[tuple[str, str, int | None]]:
 
 
 def run(arguments: Arguments) -> None:
-    """Computes the missing rows."""
-    with rows_of.alone(arguments.out / "rows.jsonl"):
-        _run(arguments)
-
-
-def _run(arguments: Arguments) -> None:
+    """Computes the missing rows; nobody else may write to the log meanwhile."""
     log = arguments.out / "rows.jsonl"
     rows = rows_of.read(log, NEEDED)
     if not all(is_own(row, arguments) for row in rows):
@@ -251,7 +246,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             continue
         cells = chosen.pivot(index="method", columns="budget", values="cell")
         # Methods without a budget have one result for all.
-        cells = cells.reindex(columns=[0, *BUDGETS])
+        cells = cells.reindex(columns=[0, *BUDGETS]).astype(object)
         cells = pd.DataFrame({budget: cells[budget].fillna(cells[0]) for budget in BUDGETS})
         cells.columns = [f"{budget} decodes" for budget in BUDGETS]
         first = chosen.iloc[0]
@@ -268,13 +263,14 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     for axis, case in zip(axes[0], cases, strict=True):
         chosen = [row for row in rows if row["case"] == case]
         for index, method in enumerate(METHODS):
-            own = [row for row in chosen if row["method"] == method]
-            points = sorted((row["budget"], row["total_variation"]) for row in own if row["budget"])
+            own = {r["budget"]: r["total_variation"] for r in chosen if r["method"] == method}
             style = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "-."}
-            if points:
-                axis.plot(*zip(*points, strict=True), marker="o", label=method, **style)
+            if None in own:
+                axis.axhline(own[None], label=method, **style)
             elif own:
-                axis.axhline(own[0]["total_variation"], label=method, **style)
+                axis.plot(
+                    *zip(*sorted(own.items()), strict=True), marker="o", label=method, **style
+                )
         axis.axhline(chosen[0]["floor"], color="black", linestyle=":", label="perfect samples")
         axis.set_xscale("log", base=2)
         axis.set_ylim(0, 1)
@@ -299,7 +295,8 @@ def main(arguments: Arguments) -> None:
     if arguments.smoke:
         arguments = dataclasses.replace(arguments, num_measurements=1, num_draws=20)
     if not arguments.table:
-        run(arguments)
+        with rows_of.alone(arguments.out / "rows.jsonl"):
+            run(arguments)
     rows = rows_of.read(arguments.out / "rows.jsonl", NEEDED)
     if not rows:
         raise ValueError(f"{arguments.out} has no rows; leave out --table")

@@ -139,7 +139,6 @@ def learn(
     """Trains until the end or the minutes are over; `score` gets all averaged weights and a row."""
     sizes = dataclasses.replace(config.codec, dtype=config.dtype)
     optimizer = training.make_optimizer(config)
-    flip_key = jax.random.key(config.seed + 2)
     trained = initial_params(config, pictures)
     frozen = {"encoder": trained.pop("encoder")} if config.freeze_encoder else {}
 
@@ -149,11 +148,8 @@ def learn(
         encode, decode = (functools.partial(part, params) for part in (codec.encode, codec.decode))
         return codec_loss(encode, decode, x, key, config, perceptual)
 
-    @jax.jit
-    def step(state, frozen, batch):
-        key = jax.random.fold_in(flip_key, state.step)
-        (_, terms), grads = jax.value_and_grad(loss, has_aux=True)(state.params, frozen, batch, key)
-        return training.apply_gradients(state, grads, optimizer, config.ema_decay), terms
+    key = jax.random.key(config.seed + 2)
+    step = training.make_update(loss, optimizer, config.ema_decay, key)
 
     def batches(steps):
         return photos.prefetched_batches(

@@ -17,34 +17,6 @@ from experiments.train.config import RunConfig
 from experiments.train.optimizer import TrainState
 
 
-class Checkpoints:
-    """Latest training state in `folder`, through Orbax; a half-written one is never restored."""
-
-    def __init__(self, folder: Path):
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
-        )
-
-    def restore(self, state: TrainState) -> TrainState:
-        """The saved state if there is one, else `state`."""
-        latest = self._manager.latest_step()
-        if latest is None:
-            return state
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        return self._manager.restore(latest, args=ocp.args.StandardRestore(abstract))
-
-    def save(self, state: TrainState) -> None:
-        """Saves `state` and waits until it is on disk."""
-        step = int(state.step)
-        if self._manager.latest_step() != step:
-            self._manager.save(step, args=ocp.args.StandardSave(state))
-        self._manager.wait_until_finished()
-
-    def close(self) -> None:
-        """Ends Orbax's background threads."""
-        self._manager.close()
-
-
 def fit(
     state: TrainState,
     update: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
@@ -72,21 +44,22 @@ def fit(
     """
     mesh = sharding.make_mesh()
     write_event = _event_writer(config)
-    checkpoints = Checkpoints(config.out / "state")
-    state = jax.device_put(checkpoints.restore(state), sharding.replicated(mesh))
+    # Of a half-written state Orbax restores nothing.
+    checkpoints = ocp.CheckpointManager(
+        (config.out / "state").absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1)
+    )
+    state = jax.device_put(_latest(checkpoints, state), sharding.replicated(mesh))
     first = int(state.step)
     truncate_log(log, first)
-    earlier = read_rows(log) if first else []
-    seconds_before = earlier[-1]["seconds"] if earlier else 0.0
-    start = time.monotonic()
+    before = read_rows(log)[-1]["seconds"] if first else 0.0
+    start = time.monotonic() - before
     for step, batch in batches(range(first, config.steps)):
         state, terms = update(state, sharding.shard_batch(jax.tree.map(jnp.asarray, batch), mesh))
-        # Steps queue up on the device otherwise, and the clock would not see them.
-        terms = jax.device_get(terms)
+        terms = jax.device_get(terms)  # Else steps queue up, and the clock does not see them.
         done, elapsed = step + 1, time.monotonic() - start
-        out_of_time = bool(config.minutes) and elapsed > 60 * config.minutes
+        out_of_time = bool(config.minutes) and elapsed - before > 60 * config.minutes
         last = done == config.steps or out_of_time
-        row = {"step": done, "seconds": round(seconds_before + elapsed, 2)}
+        row = {"step": done, "seconds": round(elapsed, 2)}
         if done % 25 == 0 or last:
             row |= {name: float(value) for name, value in terms.items()}
         if done % config.eval_every == 0 or last:
@@ -97,12 +70,21 @@ def fit(
             write_event(row)
             print(" ".join(f"{k}={v:.4g}" for k, v in row.items()), flush=True)
         if done % config.save_every == 0 or last:
-            checkpoints.save(state)
+            checkpoints.save(done, args=ocp.args.StandardSave(state), force=True)
+            checkpoints.wait_until_finished()
         if out_of_time:
             print(f"stopped after {config.minutes} minutes; start again to go on", flush=True)
             break
     checkpoints.close()
     return state
+
+
+def _latest(checkpoints: ocp.CheckpointManager, state: TrainState) -> TrainState:
+    """The saved state if there is one, else `state`."""
+    if checkpoints.latest_step() is None:
+        return state
+    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+    return checkpoints.restore(None, args=ocp.args.StandardRestore(shapes))
 
 
 def _event_writer(config: RunConfig) -> Callable[[dict[str, float]], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -78,3 +79,23 @@ def apply_gradients(
     decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
     ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
     return TrainState(step, params, opt_state, ema)
+
+
+def make_update(
+    loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]],
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    key: jax.Array,
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """A compiled step `(state, *inputs)` that follows `loss(params, *inputs, key)` downwards.
+
+    The loss also returns the terms that are logged; its key is a function of the step alone.
+    """
+
+    @jax.jit
+    def update(state: TrainState, *inputs: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        own = jax.random.fold_in(key, state.step)
+        (_, terms), grads = jax.value_and_grad(loss, has_aux=True)(state.params, *inputs, own)
+        return apply_gradients(state, grads, optimizer, ema_decay), terms
+
+    return update

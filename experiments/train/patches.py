@@ -16,7 +16,7 @@ from aps_jax.io import checkpoint
 from aps_jax.types import PyTree
 from experiments import photos
 from experiments.train.codec_loss import codec_loss
-from experiments.train.optimizer import apply_gradients, init_state, make_optimizer
+from experiments.train.optimizer import init_state, make_optimizer, make_update
 
 
 def train_patches(params: PyTree, pictures: Sequence[Image.Image], config: Any) -> PyTree:
@@ -32,9 +32,8 @@ def train_patches(params: PyTree, pictures: Sequence[Image.Image], config: Any) 
     )
     optimizer = make_optimizer(settings)
 
-    flip_key = jax.random.key(config.seed + 1)
-
-    def loss(params, x, key):
+    def loss(params, patches, key):
+        x = patches.astype(jnp.float32) / 127.5 - 1
         return codec_loss(
             lambda x: encoder.apply({"params": params["encoder"]}, x),
             lambda codes: decoder.apply({"params": params["decoder"]}, codes),
@@ -43,12 +42,7 @@ def train_patches(params: PyTree, pictures: Sequence[Image.Image], config: Any) 
             settings,
         )
 
-    @jax.jit
-    def update(state, patches):
-        x = patches.astype(jnp.float32) / 127.5 - 1
-        key = jax.random.fold_in(flip_key, state.step)
-        (_, terms), grads = jax.value_and_grad(loss, has_aux=True)(state.params, x, key)
-        return apply_gradients(state, grads, optimizer, config.ema_decay), terms
+    update = make_update(loss, optimizer, config.ema_decay, jax.random.key(config.seed + 1))
 
     rng = np.random.default_rng((config.seed, 1))
     chosen = rng.permutation(len(pictures))

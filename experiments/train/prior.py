@@ -17,6 +17,7 @@ made of the words of the captions.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -221,16 +222,12 @@ def learn(
     params = initial_params(config, model)
     compute = dataclasses.replace(model, dtype=config.dtype)
     optimizer = training.make_optimizer(config)
-    mask_key = jax.random.key(config.seed + 1)
-    frame = None if prompts is None else prompts.vocabulary.prompt
-
-    @jax.jit
-    def update(state, batch):
-        key = jax.random.fold_in(mask_key, state.step)
-        (_, terms), grads = jax.value_and_grad(masked_loss, has_aux=True)(
-            state.params, *batch, key, compute, config.num_targets, frame
-        )
-        return training.apply_gradients(state, grads, optimizer, config.ema_decay), terms
+    loss = functools.partial(
+        masked_loss, model=compute, num_targets=config.num_targets,
+        prompt=None if prompts is None else prompts.vocabulary.prompt,
+    )  # fmt: skip
+    key = jax.random.key(config.seed + 1)
+    step = training.make_update(loss, optimizer, config.ema_decay, key)
 
     def batches(steps):
         for step in steps:
@@ -238,7 +235,14 @@ def learn(
             yield step, (grids, prompts and prompts.draw(chosen, config, step))
 
     start = training.init_state(params, optimizer)
-    training.fit(start, update, batches, score, config, config.out / "prior.jsonl")
+    training.fit(
+        start,
+        lambda state, batch: step(state, *batch),
+        batches,
+        score,
+        config,
+        config.out / "prior.jsonl",
+    )
 
 
 def train(config: Config) -> None:
