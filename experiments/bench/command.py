@@ -147,15 +147,17 @@ def run(
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[int, int, str], None]]:
     """A bar on a terminal, with the time left; elsewhere one line per method."""
-    console = Console(stderr=True)
-    shown = ""
+    console, shown = Console(stderr=True), ""
+    is_shown = console.is_terminal
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, speed_estimate_period=600) as bar:
-        job = bar.add_task("starting", total=None, visible=console.is_terminal)
+    with Progress(
+        *columns, console=console, speed_estimate_period=600, disable=not is_shown
+    ) as bar:
+        job = bar.add_task("starting", total=None)
 
         def say(done: int, total: int, name: str) -> None:
             nonlocal shown
-            if name != shown and not console.is_terminal:
+            if name != shown and not is_shown:
                 print(f"{done}/{total} {name}", file=sys.stderr, flush=True)
             shown = name
             bar.update(job, completed=done, total=total, description=name)
