@@ -1,10 +1,5 @@
-"""`python -m experiments.codec_yardsticks`: the codec against JPEG and patch VQ."""
+"""`python -m experiments.codec_yardsticks`: a codec against JPEG and patches of the same rate."""
 
-import sys
+from experiments.command import start
 
-import tyro
-
-from experiments.train.codec_yardsticks import Arguments, main
-
-if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Arguments)))
+start(__name__, "experiments.train.codec_yardsticks")

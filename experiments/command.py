@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_type_hints
+
+import tyro
 
 from aps_jax.cli.errors import guarded
 
@@ -27,3 +31,13 @@ def command(
         return main
 
     return decorate
+
+
+def start(name: str, module: str) -> None:
+    """Runs `main` of a module with what the command line says, if `name` is that of a program.
+
+    `python -m experiments.NAME` runs a file that has only this call; the work is in the rooms.
+    """
+    if name == "__main__":
+        main = importlib.import_module(module).main
+        sys.exit(main(tyro.cli(get_type_hints(main)["arguments"])))

@@ -1,10 +1,5 @@
-"""`python -m experiments.convert_scale`: converts and loads a checkpoint of gigabytes."""
+"""`python -m experiments.convert_scale`: converts and loads a large synthetic checkpoint."""
 
-import sys
+from experiments.command import start
 
-import tyro
-
-from experiments.speed.convert_scale import Arguments, main
-
-if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Arguments)))
+start(__name__, "experiments.speed.convert_scale")

@@ -1,10 +1,5 @@
-"""`python -m experiments.decoder_at_full_size`: the full MagVIT-v2 decoder once."""
+"""`python -m experiments.decoder_at_full_size`: runs the full MagVIT-v2 decoder once."""
 
-import sys
+from experiments.command import start
 
-import tyro
-
-from experiments.speed.decoder_at_full_size import Arguments, main
-
-if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Arguments)))
+start(__name__, "experiments.speed.decoder_at_full_size")

@@ -1,10 +1,5 @@
-"""`python -m experiments.exactness`: every sampler against enumerated posteriors."""
+"""`python -m experiments.exactness`: samplers against posteriors that can be enumerated."""
 
-import sys
+from experiments.command import start
 
-import tyro
-
-from experiments.studies.exactness import Arguments, main
-
-if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Arguments)))
+start(__name__, "experiments.studies.exactness")

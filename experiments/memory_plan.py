@@ -1,10 +1,5 @@
-"""`python -m experiments.memory_plan`: what the sampler needs at the size of MMaDA-8B."""
+"""`python -m experiments.memory_plan`: what a call of the sampler needs at the size of MMaDA-8B."""
 
-import sys
+from experiments.command import start
 
-import tyro
-
-from experiments.speed.memory_plan import Arguments, main
-
-if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Arguments)))
+start(__name__, "experiments.speed.memory_plan")

@@ -1,10 +1,5 @@
-"""`python -m experiments.spread`: whether the spread of samples tells their error."""
+"""`python -m experiments.spread`: whether the spread of posterior samples tells their error."""
 
-import sys
+from experiments.command import start
 
-import tyro
-
-from experiments.studies.spread import Arguments, main
-
-if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Arguments)))
+start(__name__, "experiments.studies.spread")

@@ -1,10 +1,5 @@
-"""`python -m experiments.window_placement`: how windows of the prior should overlap."""
+"""`python -m experiments.window_placement`: how windows of the prior are best laid."""
 
-import sys
+from experiments.command import start
 
-import tyro
-
-from experiments.train.window_placement import Arguments, main
-
-if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Arguments)))
+start(__name__, "experiments.train.window_placement")

@@ -17,9 +17,19 @@ import aps_jax
 from aps_jax.codec import lfq
 from aps_jax.codec.magvit2 import PatchPath, init_codec_params, make_codec, space_to_depth
 from aps_jax.io.checkpoint import load_params, read_card
-from experiments import captions, celeba_captions, photos, train_codec, train_prior, training
+from experiments import photos, training
 from experiments.bench import command as benchmark
-from experiments.train import codec_yardsticks, prior_scores, window_placement
+from experiments.train import (
+    captions,
+    celeba_captions,
+    codec_loss,
+    codec_yardsticks,
+    patches,
+    prior_scores,
+    window_placement,
+)
+from experiments.train import codec as train_codec
+from experiments.train import prior as train_prior
 
 
 @pytest.fixture(scope="module")
@@ -251,10 +261,10 @@ def test_patch_training_comes_first_and_is_not_repeated(folder, codec_run, tmp_p
     np.testing.assert_allclose(codec.encode(start, x), features, atol=1e-6)
     pictures = photos.load_photos([folder], min_side=32)
     longer = dataclasses.replace(config, patch_steps=60, warmup=5)
-    learnt = train_codec.train_patches(random, pictures, longer)
+    learnt = patches.train_patches(random, pictures, longer)
     held_out = photos.to_float([photo.crop((0, 0, 32, 32)) for photo in pictures])
     scores = [
-        train_codec.evaluate(params, held_out, config.codec)["eval_psnr"]
+        codec_loss.evaluate(params, held_out, config.codec)["eval_psnr"]
         for params in (start, learnt)
     ]
     assert scores[1] > scores[0] + 2

@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 
 from experiments.bench import command as benchmark
-from experiments.bench import parsing, summary, tuning
+from experiments.bench import summary, tuning
 from experiments.bench.calibration import Calibration
 from experiments.bench.session import Plan, without_weights
+from experiments.bench.study import load
 from experiments.readme import FILES, filled
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +49,7 @@ def test_the_studies_tables_are_those_of_their_rows():
         folder = ROOT / "experiments" / "results" / config.stem
         if not (folder / "rows.jsonl").exists():
             continue
-        study, left_out = without_weights(parsing.load(config), None)
+        study, left_out = without_weights(load(config), None)
         if study.tuning is not None:
             arguments = benchmark.Arguments(config=config, out=folder)
             identity = benchmark.tuning_identity(study, arguments)

@@ -8,7 +8,7 @@ import pytest
 from aps_jax import load_pretrained
 from aps_jax.codec.magvit2 import decode_tokens
 from aps_jax.prior.windows import window_starts
-from experiments.train_prior import complete
+from experiments.train.completion import complete
 
 
 def step_at_borders(images, stride, borders):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from aps_jax.io import rows
-from experiments.studies import spread
+from experiments.studies import spread, spread_measures, spread_report
 
 MASK = 9
 
@@ -18,14 +18,16 @@ def test_samples_and_photo_of_one_distribution_are_calibrated():
     rng = np.random.default_rng(0)
     scale = rng.uniform(0.02, 0.3, (64, 64, 3))
     samples = scale * rng.normal(size=(6, 64, 64, 3))
-    predicted, error = spread.spread_and_error(samples, scale * rng.normal(size=scale.shape))
+    predicted, error = spread_measures.spread_and_error(
+        samples, scale * rng.normal(size=scale.shape)
+    )
     assert np.sqrt(np.mean(predicted**2)) == pytest.approx(np.sqrt(np.mean(error**2)), rel=0.03)
 
 
 def test_too_narrow_samples_predict_too_small_an_error():
     rng = np.random.default_rng(0)
     samples = 0.5 * rng.normal(size=(2, 64, 64, 3))
-    predicted, error = spread.spread_and_error(samples, rng.normal(size=(64, 64, 3)))
+    predicted, error = spread_measures.spread_and_error(samples, rng.normal(size=(64, 64, 3)))
     # The variance of (half of x1 + half of x2) / 2 - x is 1/8 + 1; predicted are 1/4 * 3/2.
     assert np.mean(predicted**2) == pytest.approx(0.375, rel=0.05)
     assert np.mean(error**2) == pytest.approx(1.125, rel=0.05)
@@ -37,14 +39,14 @@ def test_overlap_of_anchors_by_hand():
     tokens[0, 1, 1:3] = 2  # the second one step earlier with 1 and 2.
     tokens[1, 1, 1:5] = 2
     tokens[2] = 1
-    np.testing.assert_allclose(spread.anchor_overlaps(tokens, MASK), [2 / 3, 2 / 3])
+    np.testing.assert_allclose(spread_measures.anchor_overlaps(tokens, MASK), [2 / 3, 2 / 3])
     # A third with nothing in common with the first, half of it in common with the second.
     third = np.full((3, 1, 8), MASK)
     third[0, 0, [2, 7]] = 0
     third[1:] = 0
     tokens[1, 0, :3] = MASK
     tokens[1, 0, [0, 1, 6]] = 1
-    overlaps = spread.anchor_overlaps(np.concatenate([tokens, third], axis=1), MASK)
+    overlaps = spread_measures.anchor_overlaps(np.concatenate([tokens, third], axis=1), MASK)
     one, two, three = 1 / 4, 0, 1 / 3  # of first and second, first and third, second and third
     np.testing.assert_allclose(overlaps, [(one + two) / 2, (one + three) / 2, (two + three) / 2])
 
@@ -54,7 +56,7 @@ def test_overlap_of_random_anchors_is_the_chance_level():
     tokens = np.full((1, 40, 400), MASK)
     for sample in tokens[0]:
         sample[rng.permutation(400)[:100]] = 0
-    assert np.mean(spread.anchor_overlaps(tokens, MASK)) == pytest.approx(1 / 7, abs=0.01)
+    assert np.mean(spread_measures.anchor_overlaps(tokens, MASK)) == pytest.approx(1 / 7, abs=0.01)
 
 
 def test_row_pools_every_pixel_once():
@@ -62,7 +64,7 @@ def test_row_pools_every_pixel_once():
     x = np.float32(rng.uniform(-1, 1, (8, 8, 3)))
     samples = np.float32(x + rng.normal(scale=0.1, size=(4, 8, 8, 3)))
     tokens = np.zeros((1, 4, 5), int)
-    row = spread.row_of(samples, tokens, MASK, x)
+    row = spread_measures.row_of(samples, tokens, MASK, x)
     assert sum(row["pixels"]) == 8 * 8 * 3
     assert sum(row["squared_error"]) == pytest.approx(row["error"] ** 2 * 192)
     assert row["psnr_of_means"]["4"] > row["psnr_of_means"]["1"]
@@ -74,7 +76,9 @@ def test_row_pools_every_pixel_once():
 
 def test_equal_samples_have_no_correlation():
     x = np.zeros((4, 4, 3), np.float32)
-    row = spread.row_of(np.full((2, 4, 4, 3), 0.5, np.float32), np.zeros((1, 2, 5), int), MASK, x)
+    row = spread_measures.row_of(
+        np.full((2, 4, 4, 3), 0.5, np.float32), np.zeros((1, 2, 5), int), MASK, x
+    )
     assert row["correlation"] == 0 and row["predicted"] == 0
 
 
@@ -83,13 +87,13 @@ def test_means_are_of_groups_without_overlap():
     x = np.zeros((2, 2, 3), np.float32)
     errors = np.array([0.1, -0.1, 0.2, 0.0, 0.3], np.float32)
     samples = np.broadcast_to(errors[:, None, None, None], (5, 2, 2, 3))
-    found = spread.psnr_of_means(samples, x)
+    found = spread_measures.psnr_of_means(samples, x)
     assert list(found) == ["1", "2", "4", "5"]
     assert found["5"] == pytest.approx(20 * np.log10(2 / 0.1), abs=1e-3)
     assert found["4"] == pytest.approx(20 * np.log10(2 / 0.05), abs=1e-3)
     samples = samples + np.float32(0.1)  # Pairs are off by 0.1 and 0.2, the fifth is in none.
     pairs = np.mean(20 * np.log10(2 / np.array([0.1, 0.2])))
-    assert spread.psnr_of_means(samples, x)["2"] == pytest.approx(pairs, abs=1e-3)
+    assert spread_measures.psnr_of_means(samples, x)["2"] == pytest.approx(pairs, abs=1e-3)
 
 
 def scored_rows(psnr, overlap, method=None):
@@ -109,17 +113,17 @@ def test_agreement_is_compared_with_quality_within_a_photo():
     psnr = [[20, 21, 22, 23], [30, 31, 32, 33], [25, 26, 27, 28]]
     overlap = [[0.8, 0.81, 0.82, 0.83], [0.1, 0.2, 0.4, 0.3], [0.5, 0.5, 0.5, 0.5]]
     found = scored_rows(psnr, overlap)
-    values, mean = spread.agreement(found)
+    values, mean = spread_report.agreement(found)
     assert values == pytest.approx([1, 0.8]) and mean.mean == pytest.approx(0.9)
     assert mean.half_width == pytest.approx(12.7062 * 0.1, rel=1e-4)
-    text = spread.table(found)
+    text = spread_report.table(found)
     assert "| 3 | 10.00 ± 8.16 | 12.00 ± " in text and "| +0.90 ± 1.27 (2) |" in text
 
 
 def test_gains_of_means_have_paired_intervals():
     found = scored_rows([[1, 2]] * 3, [[0, 1]] * 3)
     # Photos are 10 dB apart, gains 1 dB: only the latter widens the interval.
-    assert spread.gains_of_means(found) == [
+    assert spread_report.gains_of_means(found) == [
         (1, pytest.approx(10), 0),
         (2, pytest.approx(12), pytest.approx(4.302653 / np.sqrt(3), rel=1e-5)),
     ]
@@ -127,10 +131,10 @@ def test_gains_of_means_have_paired_intervals():
 
 def test_plots_show_every_method_and_number(tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr(spread.plots, "save_figure", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(spread_report, "save_figure", lambda figure, path: figures.append(figure))
     methods = list(spread.METHODS)[:2]
     found = [row for name in methods for row in scored_rows([[1, 2]] * 3, [[0, 1]] * 3, name)]
-    spread.plot_samples(found, tmp_path / "samples.png")
+    spread_report.plot_samples(found, tmp_path / "samples.png")
     axis = figures[0].axes[0]
     assert [text.get_text() for text in axis.get_legend().get_texts()] == methods
     for container in axis.containers:
@@ -141,7 +145,7 @@ def test_plots_show_every_method_and_number(tmp_path, monkeypatch):
 
 
 def test_everything_that_decides_the_rows_is_in_the_identity(monkeypatch):
-    monkeypatch.setattr(spread.study, "model_facts", lambda folder: {})
+    monkeypatch.setattr(spread, "model_facts", lambda folder: {})
     plain = spread.Arguments(out=None)
     others = [{"sigma": 0.1}, {"num_samples": 4}, {"seed": 1}, {"count": 3}, {"size": 32}]
     found = [spread.identity(dataclasses.replace(plain, **other)) for other in ({}, *others)]

@@ -17,7 +17,7 @@ from aps_jax.prior.prompts import PromptConfig
 from aps_jax.prior.transformer import TransformerConfig, init_transformer_params
 from aps_jax.text import chat
 from aps_jax.text.tokenizer import TextError, encode_prompt, load_tokenizer, until
-from experiments import captions
+from experiments.train import captions
 
 TURNS = [("user", " What is 2+2? "), ("assistant", "4"), ("user", "Sure?")]
 

@@ -75,7 +75,7 @@ class Calibration:
         name = self._name(task, method, budget.label)
         if self.entries.get(name, {}).get("source") == source:
             return
-        target = _mean_seconds(rows, task, budget.like, under.label)
+        target = _mean_seconds(rows, task, budget.seconds_of, under.label)
         own = _mean_seconds(rows, task, method, under.label)
         if target is None or own is None:
             raise ValueError(

@@ -23,17 +23,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import tyro
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
 import aps_jax
 from aps_jax.io import rows
 from aps_jax.io.files import write_atomically, write_json
 from aps_jax.io.names import choose
 from experiments import photos
-from experiments.bench import parsing, plots, summary, tuning
+from experiments.bench import plots, summary, tuning
 from experiments.bench.calibration import Calibration
+from experiments.bench.identity import digest
 from experiments.bench.plan import Plan
 from experiments.bench.session import OutOfTime, Session, without_weights
-from experiments.bench.study import Study, digest
+from experiments.bench.study import Study, load
 from experiments.command import command
 
 
@@ -77,30 +80,29 @@ def smoked(study: Study) -> Study:
     """A tiny form of the study: every method on the first task, one on the others."""
     methods, first = {}, next(iter(study.tasks))
     samplers = [label for label, method in study.methods.items() if method.kind == "sampler"]
-    everywhere = next((b.like for b in study.budgets if b and b.like), (samplers or [None])[0])
+    everywhere = next(
+        (b.seconds_of for b in study.budgets if b and b.seconds_of), (samplers or [None])[0]
+    )
     for label, method in study.methods.items():
         knobs = ("num_steps", "num_inner_steps", "num_likelihood_steps", "num_candidates")
-        options = method.options | {
-            name: min(2, value) for name, value in method.options.items() if name in knobs
+        options = method.config | {
+            name: min(2, value) for name, value in method.config.items() if name in knobs
         }
         if "perceptual_weight" in options:  # Works without LPIPS weights.
             options["perceptual_weight"] = 0.0
         tasks = tuple(study.tasks) if label == everywhere else (first,)
-        methods[label] = dataclasses.replace(
-            method, options=options, tasks=tasks, count=None,
-            space={name: values[:3] for name, values in method.space.items()},
+        methods[label] = method.changed(config=options, tasks=tasks, count=None,
+            space={name: values[:3] for name, values in method.tune.items()},
         )  # fmt: skip
     tuned = None
     if study.tuning is not None:
-        tuned = dataclasses.replace(
-            study.tuning, images=study.tuning.images | {"count": 2}, trials=2, tasks=(first,)
+        tuned = study.tuning.changed(
+            images=study.tuning.images | {"count": 2}, trials=2, tasks=(first,)
         )
     budgets = tuple(
-        None if b is None else dataclasses.replace(b, evaluations=min(b.evaluations, 32))
-        for b in study.budgets
+        None if b is None else b.changed(evaluations=min(b.evaluations, 32)) for b in study.budgets
     )
-    return dataclasses.replace(
-        study, images=study.images | {"count": 2}, lpips=False, seeds=study.seeds[:1],
+    return study.changed(images=study.images | {"count": 2}, lpips=False, seeds=study.seeds[:1],
         batch_size=2, methods=methods, budgets=budgets, tuning=tuned,
     )  # fmt: skip
 
@@ -126,7 +128,7 @@ def run(
         crops = crops.first(arguments.limit)
     model = aps_jax.load_pretrained(study.model)
     needs_lpips = study.lpips or any(
-        m.options.get("perceptual_weight", 0) > 0 or m.preset == "paper"
+        m.config.get("perceptual_weight", 0) > 0 or m.preset == "paper"
         for m in study.methods.values()
     )
     perceptual = aps_jax.load_lpips() if needs_lpips else None
@@ -145,35 +147,22 @@ def run(
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[int, int, str], None]]:
     """A bar on a terminal, with the time left; elsewhere one line per method."""
-    if not sys.stderr.isatty():
-        shown: list[str] = []
+    console, shown = Console(stderr=True), ""
+    is_shown = console.is_terminal
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns, console=console, speed_estimate_period=600, disable=not is_shown
+    ) as bar:
+        job = bar.add_task("starting", total=None)
 
         def say(done: int, total: int, name: str) -> None:
-            if not shown or shown[-1] != name:
-                shown.append(name)
+            nonlocal shown
+            if name != shown and not is_shown:
                 print(f"{done}/{total} {name}", file=sys.stderr, flush=True)
+            shown = name
+            bar.update(job, completed=done, total=total, description=name)
 
         yield say
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as bar:
-        job = bar.add_task("starting", total=None)
-        yield lambda done, total, name: bar.update(
-            job, completed=done, total=total, description=name
-        )
 
 
 def tune(study: Study, identity: str, arguments: Arguments) -> Session:
@@ -213,7 +202,7 @@ def tuning_identity(study: Study, arguments: Arguments) -> str:
 )
 def main(arguments: Arguments) -> int:
     """Does what the command line says; returns the exit code."""
-    study = parsing.load(arguments.config)
+    study = load(arguments.config)
     study, left_out = without_weights(study, arguments.blur_weights)
     for label in left_out:
         print(f"note: task {label} is left out: it needs --blur-weights", file=sys.stderr)
@@ -265,7 +254,7 @@ def gains_over(label: str, study: Study, found: Sequence[rows.Row]) -> str:
     """The overview with another reference; ValueError if there are no rows of it."""
     if not any(row["method"] == label for row in found):
         raise ValueError(f"--compare-to {label!r} has no rows yet; run it, or choose another")
-    return summary.overview(dataclasses.replace(study, compare_to=label), found)
+    return summary.overview(study.changed(compare_to=label), found)
 
 
 def _outcome(session: Session) -> int:

@@ -13,26 +13,17 @@ from aps_jax.pretrained import load_kernel_wizard, model_folder
 from aps_jax.types import Operator
 from experiments.bench import restoring
 from experiments.bench.calibration import Calibration
+from experiments.bench.identity import config_of, described, digest, fingerprint, model_facts
 from experiments.bench.rows import Cell, Row, cell_of, read_rows, require_own, require_version
-from experiments.bench.study import (
-    Budget,
-    Method,
-    Study,
-    Task,
-    config_of,
-    described,
-    digest,
-    fingerprint,
-    model_facts,
-)
+from experiments.bench.study import Budget, Method, Study, Task
 
 
 def operator_of(task: Task, weights: Path | None) -> Operator:
     """The operator of a task, random state not drawn yet; `weights` are those of nonlinear blur."""
     options = dict(task.options)
-    if task.name == "nonlinear_blur":
+    if task.task == "nonlinear_blur":
         options["params"] = load_kernel_wizard(weights)
-    return make_operator(task.name, **options)
+    return make_operator(task.task, **options)
 
 
 class Plan:
@@ -73,7 +64,7 @@ class Plan:
     def config(self, task: Task, method: Method, budget: Budget | None) -> Any:
         """Configuration of a sampler, or None where it is not known before the run."""
         evaluations = None if budget is None else budget.evaluations
-        if budget is not None and budget.like is not None and method.is_budgeted:
+        if budget is not None and budget.seconds_of is not None and method.budgeted:
             evaluations = self.calibration.evaluations(
                 task.label, method.label, budget.label, self.source(task, method, budget)
             )
@@ -84,11 +75,11 @@ class Plan:
     @property
     def in_evaluations(self) -> Budget:
         """The budget whose rows say what the others in seconds come to."""
-        return next(budget for budget in self.study.budgets if budget.like is None)
+        return next(budget for budget in self.study.budgets if budget.seconds_of is None)
 
     def source(self, task: Task, method: Method, budget: Budget) -> str:
         """Fingerprints of the rows that a budget in seconds is found from."""
-        methods = (method, self.study.methods[budget.like])
+        methods = (method, self.study.methods[budget.seconds_of])
         return digest([self.mark(task, m, self.in_evaluations)["fingerprint"] for m in methods])
 
     def mark(self, task: Task, method: Method, budget: Budget | None) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +19,10 @@ from aps_jax.io.rows import append as append_rows
 from aps_jax.pretrained import Model
 from aps_jax.types import Array, Params
 from experiments.bench import restoring
+from experiments.bench.identity import config_of
 from experiments.bench.plan import Plan
 from experiments.bench.rows import Cell, Row, cell_of, require_devices
-from experiments.bench.study import Budget, Method, Study, Task, config_of
+from experiments.bench.study import Budget, Method, Study, Task
 from experiments.photos import Crops
 
 
@@ -34,15 +34,15 @@ def without_weights(study: Study, weights: Path | None) -> tuple[Study, list[str
     """The study without the tasks whose network weights are not given, and their labels."""
     if weights is not None:
         return study, []
-    left_out = [label for label, task in study.tasks.items() if task.name == "nonlinear_blur"]
+    left_out = [label for label, task in study.tasks.items() if task.task == "nonlinear_blur"]
     tasks = {label: task for label, task in study.tasks.items() if label not in left_out}
     if not tasks:
         raise ValueError("all tasks are nonlinear_blur, which needs --blur-weights FOLDER")
     tuning = study.tuning
     if tuning is not None and tuning.tasks is not None:
         kept = tuple(label for label in tuning.tasks if label in tasks)
-        tuning = dataclasses.replace(tuning, tasks=kept or None)
-    return dataclasses.replace(study, tasks=tasks, tuning=tuning), left_out
+        tuning = tuning.changed(tasks=kept or None)
+    return study.changed(tasks=tasks, tuning=tuning), left_out
 
 
 class Session:
@@ -80,7 +80,7 @@ class Session:
         )
         self.on_progress, self.deadline = on_progress, deadline
         self.rows = plan.rows(version=aps_jax.__version__, ignored=ignored)
-        if any(budget and budget.like for budget in plan.study.budgets):
+        if any(budget and budget.seconds_of for budget in plan.study.budgets):
             require_devices(plan.log, self.rows, only=self.mesh.size)
         self.done: dict[Cell, set[str]] = {}
         for row in self.rows:
@@ -129,7 +129,7 @@ class Session:
         name = f"{task.label}, {method.label}" + (f", {budget.label}" if budget else "")
         self.on_progress(self.num_done, self.num_all, name)
         is_sampler = method.kind == "sampler"
-        if budget is not None and budget.like and method.is_budgeted and is_sampler:
+        if budget is not None and budget.seconds_of and method.budgeted and is_sampler:
             self._calibrate(task, method, budget)
         config = self.plan.config(task, method, budget) if is_sampler else None
         mark = self.plan.mark(task, method, budget)

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from experiments.bench.rows import Row
 from experiments.bench.study import METRICS, Study
-
-#: Photo -> metric -> mean over seeds.
-Scores = dict[str, dict[str, float]]
+from experiments.tables import markdown
 
 UNITS = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS", "residual": "residual"}
 _DIGITS = {"psnr": 2, "ssim": 3, "lpips": 3, "residual": 4}
-_COSTS = ("denoiser_evaluations", "decoder_evaluations", "gradient_evaluations", "seconds")
+_SHOWN = ("psnr", "lpips")
+_COSTS = {
+    "denoiser_evaluations": "denoiser evaluations",
+    "decoder_evaluations": "decoder evaluations",
+    "gradient_evaluations": "with gradient",
+    "seconds": "seconds",
+}
+_CELL = ["task", "method", "budget"]
 
 
 class Gain(NamedTuple):
@@ -26,35 +32,53 @@ class Gain(NamedTuple):
     mean: float
     half_width: float
 
-
-def scores_of(rows: Sequence[Row], task: str, method: str, budget: str | None) -> Scores:
-    """Scores and costs of each photo, means over seeds; failed restorations are left out."""
-    table: dict[str, dict[str, list[float]]] = {}
-    wanted = (task, method, budget)
-    for row in rows:
-        if (row["task"], row["method"], row["budget"]) != wanted or "error" in row:
-            continue
-        photo = table.setdefault(row["image"], {})
-        for name in (*METRICS, *_COSTS):
-            if name in row:
-                photo.setdefault(name, []).append(row[name])
-    return {
-        image: {name: float(np.mean(values)) for name, values in photo.items()}
-        for image, photo in table.items()
-    }
+    def shown(self, digits: int) -> str:
+        """With its sign and so many digits."""
+        return f"{self.mean:+.{digits}f} ± {self.half_width:.{digits}f}"
 
 
-def gain(scores: Scores, reference: Scores, metric: str) -> Gain | None:
+class Scores:
+    """Scores and costs of all photos, means over seeds; failed restorations are left out.
+
+    Attributes:
+      rows: of the log.
+      budgets: labels of those that have rows, in their order; None without budgets.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+        self.budgets = list(dict.fromkeys(row["budget"] for row in rows))
+        found = pd.DataFrame([row for row in rows if "error" not in row])
+        found = found.reindex(columns=[*_CELL, "image", *METRICS, *_COSTS]).astype(
+            dict.fromkeys((*METRICS, *_COSTS), float)
+        )
+        means = found.groupby([*_CELL, "image"], dropna=False, sort=False).mean()
+        groups = means.reset_index().groupby(_CELL, dropna=False, sort=False)
+        self._cells = {
+            (task, method, None if pd.isna(budget) else budget): photos.set_index("image")
+            for (task, method, budget), photos in groups
+        }
+        self._none = means.reset_index(_CELL).iloc[:0]
+
+    def of(self, task: str, method: str, budget: str | None) -> pd.DataFrame:
+        """Scores and costs by photo; empty if there are none."""
+        return self._cells.get((task, method, budget), self._none)
+
+    def begun(self, study: Study, budget: str | None) -> list[str]:
+        """Tasks of a study with rows under the budget of this label."""
+        begun = {row["task"] for row in self.rows if row["budget"] == budget}
+        return [
+            task for task in study.tasks
+            if task in begun and any((b and b.label) == budget for b in study.budgets_of(task))
+        ]  # fmt: skip
+
+
+def gain(scores: pd.DataFrame, reference: pd.DataFrame, metric: str) -> Gain | None:
     """Difference to the reference on the photos that both have; None for fewer than two."""
-    pairs = [
-        scores[image][metric] - reference[image][metric]
-        for image in scores.keys() & reference.keys()
-        if metric in scores[image] and metric in reference[image]
-    ]
-    return interval(pairs)
+    return interval((scores[metric] - reference[metric]).dropna())
 
 
-def interval(values: Sequence[float]) -> Gain | None:
+def interval(values: Sequence[float] | pd.Series) -> Gain | None:
     """Mean and Student's interval, for values normal over photos; None for fewer than two."""
     if len(values) < 2:
         return None
@@ -67,42 +91,43 @@ def table(study: Study, rows: Sequence[Row]) -> str:
 
     Scores are means over seeds first, so that photos, not restorations, are counted.
     """
-    has_budgets = study.budgets != (None,)
-    lines = []
+    scores = Scores(rows)
+    costs = list(_COSTS) if study.budgets != (None,) else ["decoder_evaluations"]
     begun = {(row["task"], row["budget"]) for row in rows}
+    parts = []
     for task in study.tasks:
         for budget in study.budgets_of(task):
-            if (task, budget.label if budget else None) not in begun:
+            label = budget and budget.label
+            if (task, label) not in begun:
                 continue
-            lines += [f"### {task}, {budget.label}" if budget else f"### {task}", ""]
-            columns = ["method", "photos", *(UNITS[metric] for metric in METRICS)]
-            columns += ["denoiser evaluations"] * has_budgets + ["decoder evaluations"]
-            columns += ["with gradient", "seconds"] * has_budgets
-            columns += [f"PSNR gain over {study.compare_to}", "LPIPS gain"]
-            lines += [line(columns), "|" + "---|" * len(columns)]
-            label = budget.label if budget else None
-            reference = scores_of(rows, task, study.compare_to, label)
-            for method in study.methods:
-                scores = scores_of(rows, task, method, label)
-                if not scores:
-                    continue
-                cells = [method, str(len(scores))]
-                cells += [_spread(scores, metric) for metric in METRICS]
-                cells += [_cost(scores, "denoiser_evaluations")] * has_budgets
-                cells += [_cost(scores, "decoder_evaluations")]
-                if has_budgets:
-                    cells += [_cost(scores, "gradient_evaluations"), _cost(scores, "seconds", 2)]
-                is_reference = method == study.compare_to
-                for metric in ("psnr", "lpips"):
-                    found = None if is_reference else gain(scores, reference, metric)
-                    cells.append(_signed(found, _DIGITS[metric]))
-                lines.append(line(cells))
-            lines.append("")
+            lines = [
+                _line(method, scores.of(task, method, label), reference, costs, study.compare_to)
+                for reference in [scores.of(task, study.compare_to, label)]
+                for method in study.methods
+                if len(scores.of(task, method, label))
+            ]
+            if lines:
+                title = f"{task}, {label}" if label else task
+                parts.append(f"### {title}\n\n{markdown(pd.DataFrame(lines))}\n")
     failed = [row for row in rows if "error" in row]
     if failed:
         labels = sorted({f"{row['method']} on {row['task']}" for row in failed})
-        lines += [f"Failed restorations, left out: {len(failed)} ({', '.join(labels)}).", ""]
-    return "\n".join(lines)
+        parts.append(f"Failed restorations, left out: {len(failed)} ({', '.join(labels)}).\n")
+    return "\n".join(parts)
+
+
+def _line(
+    method: str, own: pd.DataFrame, reference: pd.DataFrame, costs: list[str], compare_to: str
+) -> dict[str, str | None]:
+    """A line of the table by the heads of its columns."""
+    gains = {m: None if own is reference else gain(own, reference, m) for m in _SHOWN}
+    psnr, lpips = (found and found.shown(_DIGITS[m]) for m, found in gains.items())
+    return (
+        {"method": method, "photos": str(len(own))}
+        | {UNITS[metric]: spread(own[metric], _DIGITS[metric]) for metric in METRICS}
+        | {_COSTS[name]: _mean(own[name], 2 if name == "seconds" else 0) for name in costs}
+        | {f"PSNR gain over {compare_to}": psnr, "LPIPS gain": lpips}
+    )
 
 
 def overview(study: Study, rows: Sequence[Row]) -> str:
@@ -110,72 +135,43 @@ def overview(study: Study, rows: Sequence[Row]) -> str:
 
     Only gains say how methods compare, since not all of them are run on all photos.
     """
-    lines = []
-    begun = {row["budget"] for row in rows}
+    scores = Scores(rows)
+    methods = sorted(study.methods, key=lambda method: method != study.compare_to)
+    parts = []
     for budget in study.budgets:
-        label = budget.label if budget else None
-        if label not in begun:
+        label = budget and budget.label
+        if label not in scores.budgets:
             continue
-        found = {
-            (task, method): scores_of(rows, task, method, label)
-            for task in tasks_of(study, label)
-            for method in study.methods
-        }
-        tasks = [task for task in study.tasks if any(found.get((task, m)) for m in study.methods)]
-        lines += [f"### {label}", ""] if len(begun) > 1 else []
-        lines += [line(["PSNR, dB; LPIPS (photos)", *tasks]), "|" + "---|" * (len(tasks) + 1)]
-        for method in sorted(study.methods, key=lambda m: m != study.compare_to):
-            if any(found[task, method] for task in tasks):
-                references = [found[task, study.compare_to] for task in tasks]
-                scores = [found[task, method] for task in tasks]
-                is_reference = method == study.compare_to
-                cells = [
-                    _means(own) if is_reference else _gains(own, reference)
-                    for own, reference in zip(scores, references, strict=True)
-                ]
-                lines.append(line([method, *cells]))
-        lines.append("")
-    return "\n".join(lines)
+        lines = []
+        for method in methods:
+            found = {task: scores.of(task, method, label) for task in scores.begun(study, label)}
+            if any(map(len, found.values())):
+                references = (scores.of(task, study.compare_to, label) for task in found)
+                cells = map(_short, found.values(), references)
+                head = {"PSNR, dB; LPIPS (photos)": method}
+                lines.append(head | dict(zip(found, cells, strict=True)))
+        title = [f"### {label}\n"] if len(scores.budgets) > 1 else []
+        parts.append("\n".join([*title, markdown(pd.DataFrame(lines)), ""]))
+    return "\n".join(parts)
 
 
-def _means(scores: Scores) -> str:
-    shown = (_spread(scores, metric).split(" ")[0] for metric in ("psnr", "lpips"))
-    return f"{'; '.join(shown)} ({len(scores)})" if scores else "–"
+def _short(own: pd.DataFrame, reference: pd.DataFrame) -> str | None:
+    """Means of the reference, gains of another method; None where there are none."""
+    if own is reference:
+        shown = [_mean(own[metric], _DIGITS[metric]) or "–" for metric in _SHOWN]
+        return f"{'; '.join(shown)} ({len(own)})" if len(own) else None
+    gains = [gain(own, reference, metric) for metric in _SHOWN]
+    if gains[0] is None:
+        return None
+    shown = [g.shown(_DIGITS[m]) if g else "–" for g, m in zip(gains, _SHOWN, strict=True)]
+    return f"{'; '.join(shown)} ({len(own.index.intersection(reference.index))})"
 
 
-def _gains(scores: Scores, reference: Scores) -> str:
-    found = [gain(scores, reference, metric) for metric in ("psnr", "lpips")]
-    if found[0] is None:
-        return "–"
-    psnr, lpips = (_signed(g, _DIGITS[m]) for g, m in zip(found, ("psnr", "lpips"), strict=True))
-    return f"{psnr}; {lpips} ({len(scores.keys() & reference.keys())})"
+def spread(values: pd.Series, digits: int) -> str | None:
+    """Mean and standard deviation; None if all are missing."""
+    mean = _mean(values, digits)
+    return mean and f"{mean} ± {values.std(ddof=0):.{digits}f}"
 
 
-def line(cells: Iterable[str]) -> str:
-    """A line of a Markdown table."""
-    return "| " + " | ".join(cells) + " |"
-
-
-def _spread(scores: Scores, metric: str) -> str:
-    values = [photo[metric] for photo in scores.values() if metric in photo]
-    if not values:
-        return "–"
-    digits = _DIGITS[metric]
-    return f"{np.mean(values):.{digits}f} ± {np.std(values):.{digits}f}"
-
-
-def _cost(scores: Scores, name: str, digits: int = 0) -> str:
-    values = [photo[name] for photo in scores.values() if name in photo]
-    return f"{np.mean(values):.{digits}f}" if values else "–"
-
-
-def _signed(found: Gain | None, digits: int) -> str:
-    return "–" if found is None else f"{found.mean:+.{digits}f} ± {found.half_width:.{digits}f}"
-
-
-def tasks_of(study: Study, budget: str | None) -> list[str]:
-    """Tasks that are run under the budget of this label."""
-    return [
-        task for task in study.tasks
-        if any((b.label if b else None) == budget for b in study.budgets_of(task))
-    ]  # fmt: skip
+def _mean(values: pd.Series, digits: int) -> str | None:
+    return f"{values.mean():.{digits}f}" if values.notna().any() else None

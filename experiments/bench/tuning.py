@@ -8,7 +8,6 @@ run uses it.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import itertools
 import json
 import zlib
@@ -19,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from aps_jax.io.files import write_json
+from experiments.bench.identity import config_of
 from experiments.bench.rows import Row
-from experiments.bench.study import METRICS, Budget, Method, Study, config_of
+from experiments.bench.study import METRICS, Budget, Method, Study
 
 
 def trials_of(study: Study, method: Method) -> list[dict[str, Any]]:
@@ -30,12 +30,12 @@ def trials_of(study: Study, method: Method) -> list[dict[str, Any]]:
       ValueError: if the search space has too few points, so that methods would not be tuned alike.
     """
     # In the order of the configuration, so that an option may get another name.
-    count, names = study.tuning.trials, list(method.space)
+    count, names = study.tuning.trials, list(method.tune)
     points = [
         dict(zip(names, values, strict=True))
-        for values in itertools.product(*(method.space[name] for name in names))
+        for values in itertools.product(*(method.tune[name] for name in names))
     ]
-    points = [point for point in points if method.options | point != method.options]
+    points = [point for point in points if method.config | point != method.config]
     if study.tuning.distinct:
         first = _built(study, method, [{}, *points])
         points = [point for i, point in enumerate(points, start=1) if first[i] == i]
@@ -54,7 +54,7 @@ def _built(study: Study, method: Method, points: Sequence[dict[str, Any]]) -> li
     budget = _budget(study)
     configs = [
         [
-            config_of(method.changed(point), study.tasks[label], budget and budget.evaluations)
+            config_of(method.configured(point), study.tasks[label], budget and budget.evaluations)
             for label in labels_of(study, method)
         ]
         for point in points
@@ -63,7 +63,7 @@ def _built(study: Study, method: Method, points: Sequence[dict[str, Any]]) -> li
 
 
 def _budget(study: Study) -> Budget | None:
-    return next(b for b in study.budgets if b is None or b.like is None)
+    return next(b for b in study.budgets if b is None or b.seconds_of is None)
 
 
 def labels_of(study: Study, method: Method) -> list[str]:
@@ -87,17 +87,16 @@ def tuning_study(study: Study) -> Study:
     tuning = study.tuning
     methods = {}
     for method in study.methods.values():
-        if method.space:
+        if method.tune:
             labels_of(study, method)
             for index, options in enumerate(trials_of(study, method)):
                 label = _label(method, index)
-                trial = dataclasses.replace(method.changed(options), label=label, space={})
-                methods[label] = dataclasses.replace(trial, count=None)
+                trial = method.configured(options)
+                methods[label] = trial.changed(label=label, tune={}, count=None)
     if not methods:
         raise ValueError("no method has a search space; add `tune` to some")
     labels = tuning.tasks or tuple(study.tasks)
-    return dataclasses.replace(
-        study,
+    return study.changed(
         images=study.images | tuning.images | {"offset": 0, "without": _places(study.images)},
         seeds=(tuning.seed,),
         tasks={label: study.tasks[label] for label in labels},
@@ -134,7 +133,7 @@ def record(study: Study, rows: Sequence[Row], identity: str) -> dict[str, Any]:
     """
     tuning, found = study.tuning, {}
     for method in study.methods.values():
-        if not method.space:
+        if not method.tune:
             continue
         labels, points = labels_of(study, method), trials_of(study, method)
         trials, is_finished = [], True
@@ -211,13 +210,13 @@ def tuned(study: Study, path: Path, identity: str, *, wanted: Collection[str] = 
         raise ValueError(
             f"{path} is of another configuration or model; run with --tune and another --out"
         )
-    lacking = [label for label in wanted if study.methods[label].space and label not in options]
+    lacking = [label for label in wanted if study.methods[label].tune and label not in options]
     if lacking:
         raise ValueError(
             f"not tuned yet: {', '.join(lacking)}; run --tune to the end, or name other methods "
             "with --only"
         )
     methods = {
-        label: method.changed(options.get(label, {})) for label, method in study.methods.items()
+        label: method.configured(options.get(label, {})) for label, method in study.methods.items()
     }
-    return dataclasses.replace(study, methods=methods)
+    return study.changed(methods=methods)

@@ -1,10 +1,5 @@
 """`python -m experiments.speed`: how fast the sampler is, and where its time goes."""
 
-import sys
+from experiments.command import start
 
-import tyro
-
-from experiments.speed.command import Arguments, main
-
-if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Arguments)))
+start(__name__, "experiments.speed.command")

@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+import pandas as pd
 
 import aps_jax
 from aps_jax.cli.doctor import num_cpus
@@ -32,9 +33,11 @@ from aps_jax.codec.magvit2 import CodecConfig
 from aps_jax.io.files import write_atomically, write_json
 from aps_jax.types import Params
 from experiments.command import command
+from experiments.speed import levers as speed_levers
 from experiments.speed import parts as speed_parts
 from experiments.speed import pytorch as speed_torch
 from experiments.speed import timing
+from experiments.tables import markdown
 
 SECTIONS = ("loop", "levers", "parts", "cores", "torch", "decoder", "start", "growth")
 
@@ -214,7 +217,7 @@ def measure(
     params = Params(prior=model.prior, codec=model.codec, operator=operator)
     sections: dict[str, Callable[[], Any]] = {
         "loop": lambda: speed_parts.loop_section(params, arguments),
-        "levers": lambda: speed_parts.lever_section(params, arguments),
+        "levers": lambda: speed_levers.lever_section(params, arguments),
         "parts": lambda: speed_parts.part_section(params, arguments),
         "cores": lambda: cores_section(params, arguments),
         "torch": lambda: speed_torch.sampler_section(model, arguments),
@@ -289,35 +292,36 @@ def _kept(
     return facts | {"load average": loads} | kept
 
 
+#: Figures of one line.
+_SPREAD = ("median", "low", "high", "cpu")
+
+
 def table(result: dict[str, Any]) -> str:
     """Markdown: a table per section, one line per leaf; ratios and seconds with quartiles."""
     versions = f"JAX {result['jax']}, aps_jax {result['aps_jax']} (source {result['source']})"
     lines = [f"{result['device']}, {result['cpus']} cores, {versions}", ""]
-    for section in SECTIONS:
-        if section not in result:
-            continue
+    for section in [name for name in SECTIONS if name in result]:
         before, after = result["load average"][section]
         load = f"Load average {before:.1f} before the run, {after:.1f} after this section."
-        lines += [f"### {section}", "", load, ""]
-        lines += ["| what | median | quartiles | cpu |", "|---|---|---|---|"]
-        lines += _lines(result[section], "")
-        lines.append("")
+        leaves = pd.DataFrame(list(_leaves(result[section], ""))).fillna("")
+        lines += [f"### {section}", "", load, "", markdown(leaves), ""]
     return "\n".join(lines)
 
 
-def _lines(value: Any, name: str) -> list[str]:
+def _leaves(value: Any, name: str) -> Iterator[dict[str, Any]]:
+    """Lines of a table: a number, or a spread of numbers, each."""
+    columns = {"what": name, "median": "", "quartiles": "", "cpu": ""}
     if not isinstance(value, dict):
-        shown = f"{value:.4g}" if isinstance(value, float) else value
-        return [f"| {name} | {shown} | | |"]
-    own, rest = [], value
+        yield columns | {"median": f"{value:.4g}" if isinstance(value, float) else value}
+        return
     if "median" in value:
-        cpu = f"{value['cpu']:.4g}" if "cpu" in value else ""
-        quartiles = f"{value['low']:.4g} – {value['high']:.4g}"
-        own = [f"| {name} | {value['median']:.4g} | {quartiles} | {cpu} |"]
-        rest = {k: v for k, v in value.items() if k not in ("median", "low", "high", "cpu")}
-    for key, item in rest.items():
-        own += _lines(item, f"{name}: {key}" if name else str(key))
-    return own
+        shown = {
+            key: f"{value[key]:.4g}" for key in ("median", "low", "high", "cpu") if key in value
+        }
+        quartiles = f"{shown.pop('low')} – {shown.pop('high')}"
+        yield columns | shown | {"quartiles": quartiles}
+    for key in [key for key in value if key not in _SPREAD]:
+        yield from _leaves(value[key], f"{name}: {key}" if name else str(key))
 
 
 @command("speed", memory_cure="lower --batch-size or --image-size")

@@ -28,38 +28,38 @@ How to read the numbers:
 from __future__ import annotations
 
 import dataclasses
-import gc
+import itertools
 import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-_FLAG = "--xla_force_host_platform_device_count=8"
-if "device_count" not in os.environ.get("XLA_FLAGS", ""):  # Read once, when JAX starts.
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from jax.sharding import Mesh, NamedSharding
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from jax.sharding import Mesh, NamedSharding  # noqa: E402
-
-import aps_jax  # noqa: E402
-from aps_jax import APSConfig, Params, sharding  # noqa: E402
-from aps_jax.codec.magvit2 import CodecConfig, init_codec_params, make_codec  # noqa: E402
-from aps_jax.io.files import write_atomically, write_json  # noqa: E402
-from aps_jax.prior.bundle import make_prompted_prior  # noqa: E402
-from aps_jax.prior.prompts import PromptConfig, frame_prompt  # noqa: E402
-from aps_jax.prior.transformer import (  # noqa: E402
+import aps_jax
+from aps_jax import APSConfig, Params, sharding
+from aps_jax.codec.magvit2 import CodecConfig, init_codec_params, make_codec
+from aps_jax.io.files import write_atomically, write_json
+from aps_jax.prior.bundle import make_prompted_prior
+from aps_jax.prior.prompts import PromptConfig, frame_prompt
+from aps_jax.prior.transformer import (
     TransformerConfig,
     init_transformer_params,
     num_params,
 )
-from aps_jax.types import PyTree, image_keys  # noqa: E402
-from convert.llada import IMAGE_PROMPT, WINDOW  # noqa: E402
-from experiments.command import command  # noqa: E402
-from experiments.speed.flops import count_flops  # noqa: E402
+from aps_jax.types import PyTree, image_keys
+from convert.llada import IMAGE_PROMPT, WINDOW
+from experiments.command import command
+from experiments.speed.flops import count_flops
+from experiments.speed.memory_run import confirm
+from experiments.tables import markdown
 
 MMADA = TransformerConfig(
     vocab_size=134656,
@@ -80,6 +80,10 @@ TINY_CODEC = CodecConfig(
 )
 TINY_PROMPT = PromptConfig(num_codes=16, mask_token_id=16, begin_id=17, end_id=18, pad_token_id=19)
 _KEYS = ("image_size", "batch", "mesh")
+#: Bytes of a row, and what the table calls them.
+_PARTS = {
+    "argument": "arguments", "temporary": "temporaries", "output": "output", "total": "total",
+}  # fmt: skip
 #: Text ids of a prompt, about that of 25 words.
 PROMPT_LENGTH = 25
 #: Memory of the parts that a mesh may be made of, in bytes.
@@ -113,6 +117,19 @@ class Arguments:
     confirm: bool = False
     num_layers: int = 8
     smoke: bool = False
+
+
+def cases(arguments: Arguments) -> Iterator[tuple[int, int, Mesh]]:
+    """Side of the images, batch and mesh of every case."""
+    for image_size, case in itertools.product(arguments.image_sizes, arguments.meshes):
+        batch, shape = case.split(":")
+        yield image_size, int(batch), sharding.make_mesh(*map(int, shape.split("x")))
+
+
+def described(image_size: int, batch: int, mesh: Mesh) -> dict[str, Any]:
+    """What a row says of its case."""
+    shape = "x".join(str(size) for size in mesh.shape.values())
+    return {"image_size": image_size, "batch": batch, "mesh": shape}
 
 
 def abstract_params(
@@ -170,73 +187,6 @@ def compile_case(
     return sample.lower(*inputs, config=config).compile(), inputs
 
 
-def confirm(
-    params: Params, image_size: int, batch: int, mesh: Mesh, config: APSConfig
-) -> dict[str, Any]:
-    """Runs one case once with random weights, and compares its memory with what XLA planned.
-
-    Bytes are of all devices of the mesh: forced CPU devices share their host's memory.
-    """
-    compiled, inputs = compile_case(params, image_size, batch, mesh, config)
-    planned = compiled.memory_analysis()
-    rng = np.random.default_rng(0)
-
-    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.device_put(image_keys(jax.random.key(0), batch), leaf.sharding)
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding)
-        scale = 1 / math.sqrt(math.prod(leaf.shape[-2:-1]) or 1)
-        return jax.make_array_from_callback(
-            leaf.shape,
-            leaf.sharding,
-            lambda index: _noise(rng, leaf, index) * np.asarray(scale, leaf.dtype),
-        )
-
-    before = _held("now")
-    values = jax.block_until_ready(jax.tree.map(draw, inputs))
-    gc.collect()  # JAX keeps the last NumPy arrays in a cycle.
-    loaded = _held("now")
-    Path("/proc/self/clear_refs").write_text("5")  # The peak of the process starts anew.
-    began = time.perf_counter()
-    result = jax.block_until_ready(compiled(*values))
-    seconds, peak = time.perf_counter() - began, _held("peak")
-    devices = mesh.devices.size
-    return {
-        "image_size": image_size,
-        "batch": batch,
-        "mesh": "x".join(str(size) for size in mesh.shape.values()),
-        "prior_params": num_params(params.prior.params["model"]),
-        "planned_argument_bytes": devices * planned.argument_size_in_bytes,
-        "loaded_bytes": loaded - before,
-        "planned_bytes_beside_them": devices
-        * (planned.temp_size_in_bytes + planned.output_size_in_bytes),
-        "peak_bytes_beside_them": peak - loaded,
-        "is_finite": bool(jnp.isfinite(result.images).all()),
-        "seconds": round(seconds, 1),
-    }
-
-
-def _noise(
-    rng: np.random.Generator, leaf: jax.ShapeDtypeStruct, index: tuple[slice, ...]
-) -> np.ndarray:
-    """Normal numbers for one device's part of an array."""
-    shape = [len(range(*part.indices(size))) for part, size in zip(index, leaf.shape, strict=True)]
-    return rng.standard_normal(shape, np.float32).astype(leaf.dtype)
-
-
-def _held(when: str) -> int:
-    """Bytes that all devices hold now or held at their peak; Linux knows it of a process."""
-    if jax.default_backend() != "cpu":
-        name = {"now": "bytes_in_use", "peak": "peak_bytes_in_use"}[when]
-        return sum(device.memory_stats()[name] for device in jax.devices())
-    name = {"now": "VmRSS", "peak": "VmHWM"}[when]
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return 1024 * int(line.split()[1])
-    raise ValueError("--confirm needs Linux, which tells how much memory a process has")
-
-
 def plan(
     params: Params, half: Params, image_size: int, batch: int, mesh: Mesh, config: APSConfig
 ) -> dict[str, Any]:
@@ -264,10 +214,7 @@ def plan(
         )
     arguments = bytes_per_device((place(half, mesh), *inputs[1:]))
     total = arguments + memory.temp_size_in_bytes + memory.output_size_in_bytes
-    return {
-        "image_size": image_size,
-        "batch": batch,
-        "mesh": "x".join(str(size) for size in mesh.shape.values()),
+    return described(image_size, batch, mesh) | {
         "argument_bytes": arguments,
         "compiled_argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
@@ -291,28 +238,24 @@ def flops(params: Params, image_size: int, batch: int, config: APSConfig) -> flo
 
 def table(result: dict[str, Any]) -> str:
     """The plan as Markdown."""
-    lines = [
+    rows = pd.DataFrame(result["rows"])
+    shown = pd.DataFrame(
+        {"pixels": rows["image_size"], "batch": rows["batch"], "mesh (data x model)": rows["mesh"]}
+        | {
+            f"{title}, GB": rows[f"{name}_bytes"].map(lambda size: f"{size / 1e9:.2f}")
+            for name, title in _PARTS.items()
+        }
+        | {
+            "fits": rows["fits"].map(", ".join).replace("", None),
+            "PFLOP per call": rows["flops"].map(lambda count: f"{count / 1e15:.3g}"),
+        }
+    )
+    return (
         f"Prior {result['prior_params']:,} parameters (bfloat16), codec "
         f"{result['codec_params']:,} (float32); T = {result['steps']}, M = "
         f"{result['inner_steps']}; bytes are per device. What the columns are, and are not: "
-        "`experiments/speed/memory_plan.py`.",
-        "",
-        "| pixels | batch | mesh (data x model) | arguments, GB | temporaries, GB | output, GB "
-        "| total, GB | fits | PFLOP per call |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in result["rows"]:
-        sizes = (row[f"{name}_bytes"] for name in ("argument", "temporary", "output", "total"))
-        cells = (
-            row["image_size"],
-            row["batch"],
-            row["mesh"],
-            *(f"{size / 1e9:.2f}" for size in sizes),
-            ", ".join(row["fits"]) or "–",
-            f"{row['flops'] / 1e15:.3g}",
-        )
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines) + "\n"
+        f"`experiments/speed/memory_plan.py`.\n\n{markdown(shown)}\n"
+    )
 
 
 def confirm_all(
@@ -331,14 +274,12 @@ def confirm_all(
     config = APSConfig(num_steps=1, num_inner_steps=1)
     path = arguments.out / "confirmed.json"
     rows = {_case(row): row for row in json.loads(path.read_text())} if path.exists() else {}
-    for image_size in arguments.image_sizes:
-        for case in arguments.meshes:
-            batch, shape = case.split(":")
-            mesh = sharding.make_mesh(*map(int, shape.split("x")))
-            row = confirm(params, image_size, int(batch), mesh, config)
-            print(json.dumps(row), flush=True)
-            rows[_case(row)] = row
-            write_json(path, [rows[case] for case in sorted(rows)])
+    for image_size, batch, mesh in cases(arguments):
+        compiled, inputs = compile_case(params, image_size, batch, mesh, config)
+        row = described(image_size, batch, mesh) | confirm(compiled, inputs, mesh.devices.size)
+        print(json.dumps(row), flush=True)
+        rows[_case(row)] = row
+        write_json(path, [rows[case] for case in sorted(rows)])
 
 
 def _case(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -348,6 +289,8 @@ def _case(row: dict[str, Any]) -> tuple[Any, ...]:
 @command("memory_plan", memory_cure="plan fewer cases at once (--image-sizes, --meshes)")
 def main(arguments: Arguments) -> None:
     """Plans every case that the folder does not have yet."""
+    if "device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", 8)
     prior, codec, prompt = MMADA, CodecConfig(), IMAGE_PROMPT
     if arguments.smoke:
         prior, codec, prompt = TINY, TINY_CODEC, TINY_PROMPT
@@ -377,15 +320,12 @@ def main(arguments: Arguments) -> None:
         earlier = json.loads(path.read_text())
         rows = earlier.pop("rows") if facts.items() <= earlier.items() else []
     done = {tuple(row[key] for key in _KEYS) for row in rows}
-    for image_size in arguments.image_sizes:
-        for case in arguments.meshes:
-            batch, shape = case.split(":")
-            if (image_size, int(batch), shape) in done:
-                continue
-            mesh = sharding.make_mesh(*map(int, shape.split("x")))
-            row = plan(params, half_params, image_size, int(batch), mesh, config)
-            row["flops"] = flops(half_params, image_size, int(batch), config)
-            rows = sorted([*rows, row], key=lambda row: [row[k] for k in _KEYS])
-            print(json.dumps(row), flush=True)
-            write_json(path, {**facts, "rows": rows})
-            write_atomically(arguments.out / "plan.md", table({**facts, "rows": rows}).encode())
+    for image_size, batch, mesh in cases(arguments):
+        if tuple(described(image_size, batch, mesh).values()) in done:
+            continue
+        row = plan(params, half_params, image_size, batch, mesh, config)
+        row["flops"] = flops(half_params, image_size, batch, config)
+        rows = sorted([*rows, row], key=lambda row: [row[k] for k in _KEYS])
+        print(json.dumps(row), flush=True)
+        write_json(path, {**facts, "rows": rows})
+        write_atomically(arguments.out / "plan.md", table({**facts, "rows": rows}).encode())

@@ -1,133 +1,30 @@
-"""What `experiments.speed` times inside JAX: the loop, its parts, and what was done about them."""
+"""What `experiments.speed` times inside JAX: the loop, its parts, and more devices or sizes."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import aps_jax
 from aps_jax import sharding
 from aps_jax.codec import convolution
-from aps_jax.codec import magvit2 as tokenizer
 from aps_jax.codec.magvit2 import init_codec_params, make_codec
-from aps_jax.codec.vq import VQ
 from aps_jax.presets import make_config
 from aps_jax.prior.bundle import make_prior
 from aps_jax.prior.transformer import init_transformer_params
-from aps_jax.sampler import make_aps
 from aps_jax.sampling import objective
-from aps_jax.sampling.target import Target, measurement_target
-from aps_jax.scores.lpips import MIN_SIDE, PerceptualUnavailable, load_lpips
 from aps_jax.types import Array, Params, image_keys
 from experiments.speed import timing
 from experiments.speed.flops import count_flops
-
-
-def images(batch: int, side: int) -> Array:
-    """Noise in [-1, 1]: [B, side, side, 3]."""
-    return jax.random.uniform(jax.random.key(0), (batch, side, side, 3), minval=-1, maxval=1)
-
-
-class Step:
-    """One problem, all masked, and functions of its inner loop.
-
-    Attributes:
-      params: models and operator.
-      y: its measurement.
-      config: options.
-      tokens: [B, L], all masked.
-      log_prior: [B, L, K].
-    """
-
-    def __init__(self, params: Params, batch: int, side: int, config: aps_jax.APSConfig) -> None:
-        self.params, self.config, self.side = params, config, side
-        self.y = params.operator(images(batch, side))
-        self.grid: tuple[int, int] = (side // params.codec.stride,) * 2
-        self.tokens = jnp.full((batch, self.grid[0] * self.grid[1]), params.codec.num_codes)
-        logits = jax.jit(params.prior.apply)(params.prior.params, self.tokens_grid())
-        self.log_prior = jax.nn.log_softmax(logits.reshape(*self.tokens.shape, -1))
-        self.optimizer = optax.adam(config.learning_rate)
-        self.image_shape = (side, side)
-        self.opt_state = self.optimizer.init(self.log_prior)
-
-    def tokens_grid(self) -> Array:
-        """Tokens [B, h, w]."""
-        return self.tokens.reshape(-1, *self.grid)
-
-    def target(self, params: Params, y: Array, tokens: Array) -> Target:
-        """What the sampler would make of the same arguments."""
-        whole = measurement_target(params, y, config=self.config)
-        return whole.replace(tokens=tokens, grid=self.grid)
-
-    def total(self, params: Params, y: Array, phi: Array, log_prior: Array, tokens: Array) -> Array:
-        """Sum of the objective over the batch."""
-        weight = self.config.prior_weight or None
-        target = self.target(params, y, tokens)
-        return jnp.sum(objective.loss(target, phi, log_prior, tokens, weight))
-
-    def half(self) -> Step:
-        """The same with its lower half known, and arrays of logits for the upper one alone."""
-        step, codec, (height, width) = copy.copy(self), self.params.codec, self.grid
-        step.grid = (height // 2, width)
-        shape = (len(self.tokens), height - height // 2, width, codec.quantizer.num_features)
-        known = jnp.sign(jax.random.normal(jax.random.key(1), shape))
-
-        def decode(params: Any, codes: Array) -> Array:
-            return codec.decode(params, jnp.concatenate([codes, known], axis=1))
-
-        step.params = self.params.replace(codec=codec.replace(decode=decode))
-        count = height // 2 * width
-        step.tokens, step.log_prior = self.tokens[:, :count], self.log_prior[:, :count]
-        step.opt_state = self.optimizer.init(step.log_prior)
-        return step
-
-    def gradient(self) -> Callable[..., Array]:
-        """Jitted gradient of the logits, of (params, y, phi, log_prior, tokens)."""
-        return jax.jit(jax.grad(self.total, argnums=2))
-
-    def arguments(self) -> tuple[Any, ...]:
-        """What `gradient` takes."""
-        return self.params, self.y, self.log_prior, self.log_prior, self.tokens
-
-    def alone(self) -> Callable[[], Any]:
-        """One inner iteration as a jitted call, which goes on from the last in the same memory."""
-
-        @functools.partial(jax.jit, donate_argnums=(0, 1))
-        def iterate(phi, opt_state, params, y, log_prior, tokens):
-            grads = jax.grad(self.total, argnums=2)(params, y, phi, log_prior, tokens)
-            updates, opt_state = self.optimizer.update(grads, opt_state)
-            return phi + updates, opt_state
-
-        carry = jax.tree.map(jnp.copy, (self.log_prior, self.opt_state))
-
-        def run() -> Any:
-            nonlocal carry
-            carry = iterate(*carry, self.params, self.y, self.log_prior, self.tokens)
-            return carry
-
-        return run
-
-    def loop(self) -> Callable[[], Any]:
-        """The inner loop of `config.num_inner_steps` iterations, compiled."""
-
-        @jax.jit
-        def refine(params, y, phi, log_prior, tokens):
-            sampler, target = make_aps(self.config), self.target(params, y, tokens)
-            state = sampler.init(target, target.keys(jax.random.key(0)))
-            return sampler.refine(target, state, phi, log_prior).phi
-
-        return lambda: refine(*self.arguments())
+from experiments.speed.step import Step, codes_like, images, sample, with_lpips
 
 
 def loop_section(params: Params, arguments: Any) -> dict[str, Any]:
@@ -153,7 +50,6 @@ def _inside_and_alone(params: Params, config: aps_jax.APSConfig, arguments: Any)
     long = dataclasses.replace(config, num_steps=1, num_inner_steps=1 + count)
     short = dataclasses.replace(long, num_inner_steps=1)
     step = Step(params, arguments.batch_size, arguments.image_size, long)
-    sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
     alone, key = step.alone(), jax.random.key(0)
     seconds = timing.interleave(
         {
@@ -189,107 +85,12 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
         jax.clear_caches()
 
 
-def _doubled_first(x: Array, kernel: Array, strides: Any, padding: Any, **options: Any) -> Array:
-    batch, height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
-    x = x.reshape(batch, 2 * height, 2 * width, channels)
-    return convolution.conv_general_dilated(x, kernel, strides, padding, **options)
-
-
-def _flax_norm(num_groups: int, epsilon: float, dtype: str, *, name: str) -> nn.Module:
-    return nn.GroupNorm(
-        num_groups=num_groups, epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name
-    )
-
-
-def lever_section(params: Params, arguments: Any) -> dict[str, Any]:
-    """The inner loop with one thing done the plain way, over the library's own."""
-    config = aps_jax.APSConfig(num_steps=1, num_inner_steps=arguments.inner_steps)
-    size = (arguments.batch_size, arguments.image_size)
-    plain_codec = params.codec.replace(quantizer=VQ(params.codec.codebook))
-    runs = {
-        "library": Step(params, *size, config).loop(),
-        "mean code by product": Step(params.replace(codec=plain_codec), *size, config).loop(),
-    }
-    # Compiled while the replacement is in place; a compiled function is not traced again.
-    compiled = {name: _compiled(run) for name, run in runs.items()}
-    for name, attribute, value in (
-        ("doubling before the convolution", "upsampled_conv", _doubled_first),
-        ("group norm of Flax", "GroupNorm", _flax_norm),
-        ("residual blocks computed again", "ResidualBlock", nn.remat(tokenizer.ResidualBlock)),
-    ):
-        ours = getattr(tokenizer, attribute)
-        setattr(tokenizer, attribute, value)
-        try:
-            compiled[name] = _compiled(Step(params, *size, config).loop())
-        finally:
-            setattr(tokenizer, attribute, ours)
-    balanced = make_config(preset="balanced", num_steps=1, num_inner_steps=arguments.inner_steps)
-    step = Step(params, *size, balanced)
-    # By what they are forms of.
-    rivals = {
-        "library": compiled,
-        "balanced": {
-            "balanced": step.loop(),
-            "balanced, half of the tokens": step.half().loop(),
-        },
-    }
-    with_lpips = _with_lpips(params, arguments)
-    if with_lpips is not None:
-        perceptual = dataclasses.replace(config, perceptual_weight=1e-3)
-        whole = with_lpips.replace(
-            perceptual=with_lpips.perceptual.replace(describe=None, compare=None)
-        )
-        rivals["LPIPS library"] = {
-            "LPIPS library": Step(with_lpips, *size, perceptual).loop(),
-            "LPIPS, features of y every time": Step(whole, *size, perceptual).loop(),
-        }
-    runs = {name: run for forms in rivals.values() for name, run in forms.items()}
-    seconds = timing.interleave(runs, arguments.repeats)
-    return {
-        name: timing.spread(seconds[name] / arguments.inner_steps)
-        | {
-            f"over {base}": timing.ratio(seconds[name], seconds[base]),
-            f"cpu over {base}": timing.ratio(seconds[name][:, 1], seconds[base][:, 1]),
-        }
-        for base, forms in rivals.items()
-        for name in forms
-    }
-
-
-def _compiled(run: Callable[[], Any]) -> Callable[[], Any]:
-    jax.block_until_ready(run())
-    return run
-
-
-def _with_lpips(params: Params, arguments: Any) -> Params | None:
-    """Identity measurements with LPIPS, or None where it is not installed or the image small."""
-    if arguments.image_size < MIN_SIDE:
-        return None
-    try:
-        distance = load_lpips()
-    except PerceptualUnavailable:
-        return None
-    return params.replace(operator=aps_jax.operators.denoising(), perceptual=distance)
-
-
-def part_section(params: Params, arguments: Any) -> dict[str, Any]:
-    """Seconds of the parts of a timestep, and the FLOP rate of the networks.
-
-    Each part is repeated in a compiled loop, as it is in the sampler, every round with what the one
-    before has left: single calls would spend their time on fresh memory for their results.
-    FLOP are those of products and convolutions (`flops.count_flops`); they are compared with matrix
-    products of the networks' dtype, in turns.
-    """
-    config = aps_jax.APSConfig(num_steps=1, num_inner_steps=arguments.inner_steps)
-    step = Step(params, arguments.batch_size, arguments.image_size, config)
-    codec, optimizer = params.codec, step.optimizer
-    grid = step.tokens_grid()
-    codes = jnp.sign(
-        jax.random.normal(jax.random.key(1), (*grid.shape, codec.quantizer.num_features))
-    )
+def _part_runs(step: Step, arguments: Any) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
+    """Every part of a timestep, repeated in a compiled loop, and the FLOP of some, by name."""
+    params, optimizer, grid = step.params, step.optimizer, step.tokens_grid()
+    codec, phi, count = params.codec, step.log_prior, arguments.inner_steps
+    codes = codes_like(codec, grid.shape)
     target = images(arguments.batch_size, arguments.image_size)
-    forward = codec.decode
     both = jax.grad(lambda codes, params: jnp.sum((codec.decode(params, codes) - target) ** 2))
     expectation = jax.grad(lambda phi, codec: jnp.sum(codec.quantizer.expect(phi) ** 2))
     prior_term = jax.grad(lambda phi, p: jnp.sum(objective.prior_term(phi, p, step.tokens >= 0)))
@@ -304,35 +105,48 @@ def part_section(params: Params, arguments: Any) -> dict[str, Any]:
         return jnp.where(logits[..., 0] > 1e9, 0, tokens)
 
     def decode(codes: Array, params: Any) -> Array:
-        return codes + _TINY * jnp.mean(forward(params, codes))
+        return codes + _TINY * jnp.mean(codec.decode(params, codes))
 
-    count, phi, weights = arguments.inner_steps, step.log_prior, codec.params
     runs: dict[str, Callable[[], Any]] = {
         "whole iteration": step.loop(),
-        "decoder forward": _repeated(decode, count, codes, weights),
-        "decoder forward and backward": _repeated(_nudged(both), count, codes, weights),
+        "decoder forward": _repeated(decode, count, codes, codec.params),
+        "decoder forward and backward": _repeated(_nudged(both), count, codes, codec.params),
         "expectation, both ways": _repeated(_nudged(expectation), count, phi, codec),
         "prior term, both ways": _repeated(_nudged(prior_term), count, phi, phi),
         "adam": _repeated(adam, count, (phi, step.opt_state)),
         "denoiser": _repeated(denoise, count, grid, params.prior.params),
     }
-    with_lpips = _with_lpips(params, arguments)
-    if with_lpips is not None:
-        lpips = with_lpips.perceptual
+    with_distance = with_lpips(params, arguments.image_size)
+    if with_distance is not None:
+        lpips = with_distance.perceptual
         distance = jax.grad(lambda a, b, lpips: jnp.sum(lpips.distance_to(a, b)))
         reference = jax.jit(lambda b, lpips: lpips.reference(b))(target, lpips)
         runs["LPIPS, both ways"] = _repeated(
             _nudged(distance), count, 0.5 * target, reference, lpips
         )
+    return runs, {
+        "decoder forward": count_flops(codec.decode, codec.params, codes),
+        "decoder forward and backward": count_flops(both, codes, codec.params),
+        "denoiser": count_flops(params.prior.apply, params.prior.params, grid),
+    }
+
+
+def part_section(params: Params, arguments: Any) -> dict[str, Any]:
+    """Seconds of the parts of a timestep, and the FLOP rate of the networks.
+
+    Each part is repeated in a compiled loop, as it is in the sampler, every round with what the one
+    before has left: single calls would spend their time on fresh memory for their results.
+    FLOP are those of products and convolutions (`flops.count_flops`); they are compared with matrix
+    products of the networks' dtype, in turns.
+    """
+    count = arguments.inner_steps
+    config = aps_jax.APSConfig(num_steps=1, num_inner_steps=count)
+    step = Step(params, arguments.batch_size, arguments.image_size, config)
+    runs, flops = _part_runs(step, arguments)
     runs["matmul"] = timing.matmuls(arguments.matmul_side, arguments.dtype)
     seconds = timing.interleave(runs, arguments.repeats)
     products = seconds.pop("matmul")
     rows: dict[str, Any] = {name: timing.spread(values / count) for name, values in seconds.items()}
-    flops = {
-        "decoder forward": count_flops(forward, weights, codes),
-        "decoder forward and backward": count_flops(both, codes, weights),
-        "denoiser": count_flops(params.prior.apply, params.prior.params, grid),
-    }
     for name, number in flops.items():
         rows[name]["FLOP"] = number
         rows[name]["FLOP/s over matmul"] = timing.over_matmul(
@@ -369,13 +183,10 @@ def core_section(params: Params, arguments: Any) -> dict[str, Any]:
     count = len(jax.devices())
     batch = math.ceil(arguments.batch_size / count) * count
     config = aps_jax.APSConfig(num_steps=arguments.num_steps, num_inner_steps=arguments.inner_steps)
-    sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
     codec = params.codec
     gradient = jax.jit(jax.grad(lambda codes, params: jnp.sum(codec.decode(params, codes) ** 2)))
     side = arguments.image_size // codec.stride
-    codes = jnp.sign(
-        jax.random.normal(jax.random.key(1), (batch, side, side, codec.quantizer.num_features))
-    )
+    codes = codes_like(codec, (batch, side, side))
     y = params.operator(images(batch, arguments.image_size))
     keys = image_keys(jax.random.key(0), batch)
     runs: dict[str, Callable[[], Any]] = {}
@@ -412,7 +223,6 @@ def whole_run(
     if bits != params.codec.quantizer.num_features:
         params = _random_model(params, bits)
     config = aps_jax.APSConfig(num_steps=T, num_inner_steps=M)
-    sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
     y = params.operator(images(batch, side))
     return lambda: sample(params, y, jax.random.key(0), config=config).images
 

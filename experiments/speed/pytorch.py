@@ -16,10 +16,10 @@ from aps_jax.cli.doctor import num_cpus
 from aps_jax.codec.magvit2 import CodecConfig, make_codec
 from aps_jax.pretrained import DTYPES, Model
 from aps_jax.types import Array, Params
-from experiments.speed import parts as speed_parts
 from experiments.speed import timing
 from experiments.speed.decoder_at_full_size import random_params
 from experiments.speed.flops import count_flops
+from experiments.speed.step import Step, images, sample
 
 #: A variant whose gradient takes so many times as long as ours is not timed as a whole: bfloat16 on
 #: a CPU without instructions for it takes minutes per run, and no one's best choice is lost.
@@ -40,10 +40,9 @@ def sampler_section(model: Model, arguments: Any) -> dict[str, Any]:
     from experiments.speed.torch_sampler import TorchSampler
 
     device = _device()
-    y = speed_parts.images(arguments.batch_size, arguments.image_size)
+    y = images(arguments.batch_size, arguments.image_size)
     counts = {"num_steps": arguments.num_steps, "num_inner_steps": arguments.inner_steps}
     config = aps_jax.APSConfig(**counts)
-    sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
     runs: dict[str, Callable[[], Any]] = {}
     problems = {}
     for dtype in DTYPES:
@@ -53,7 +52,7 @@ def sampler_section(model: Model, arguments: Any) -> dict[str, Any]:
             own, y, jax.random.key(0), config=config
         )
     facts = _facts()
-    step = speed_parts.Step(problems["float32"], len(y), arguments.image_size, config)
+    step = Step(problems["float32"], len(y), arguments.image_size, config)
     ours = step.gradient()
     with jax.default_matmul_precision("float32"):
         exact = np.asarray(step.gradient()(*step.arguments()))
@@ -92,13 +91,12 @@ def _equal_pixels(sampler: Any, params: Params, y: Array) -> float:
     """
     counts = {"num_steps": 2, "num_inner_steps": 2}
     config = aps_jax.APSConfig(**counts)
-    sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
     ours = np.asarray(sample(params, y, jax.random.key(0), config=config).images)
     theirs = _sample(sampler, y, counts).permute(0, 2, 3, 1).numpy()
     return float(np.mean(np.abs(ours - theirs) < 1e-3))
 
 
-def _gradient(sampler: Any, step: speed_parts.Step) -> Callable[[], np.ndarray]:
+def _gradient(sampler: Any, step: Step) -> Callable[[], np.ndarray]:
     """The gradient [B, L, K] of a first inner step by a `TorchSampler`."""
     import torch
 
@@ -117,7 +115,7 @@ def decoder_section(config: CodecConfig, arguments: Any) -> dict[str, Any]:
     """
     side = arguments.decoder_size
     params = random_params(config)
-    target = speed_parts.images(arguments.decoder_batch, side)
+    target = images(arguments.decoder_batch, side)
     grid = (side // config.stride,) * 2
     codes = jnp.sign(
         jax.random.normal(jax.random.key(1), (arguments.decoder_batch, *grid, config.num_bits))
@@ -163,7 +161,7 @@ def _torch_decoders(
     """Name and gradient [B, h, w, d] on the CPU of every PyTorch variant."""
     import torch
 
-    from experiments import torch_sampler
+    from experiments.speed import torch_sampler
 
     device, levels = _device(), len(config.decoder_channels)
 

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 from rich.progress import track
 
 import aps_jax
@@ -28,11 +29,12 @@ from aps_jax.io.names import choose
 from aps_jax.presets import config_class
 from aps_jax.samplers import sample
 from aps_jax.samplers.budget import with_budget
-from experiments.bench.plots import figure, save_figure
-from experiments.bench.study import described, digest
+from experiments.bench.identity import described, digest
 from experiments.command import command
+from experiments.figures import figure, save_figure
 from experiments.studies import toy_priors
 from experiments.studies.toy_priors import Toy
+from experiments.tables import markdown
 
 #: Toy and whether absolute values are measured, by name.
 CASES = {
@@ -199,12 +201,7 @@ def jobs(arguments: Arguments) -> list[tuple[str, str, int | None]]:
 
 
 def run(arguments: Arguments) -> None:
-    """Computes the missing rows."""
-    with rows_of.alone(arguments.out / "rows.jsonl"):
-        _run(arguments)
-
-
-def _run(arguments: Arguments) -> None:
+    """Computes the missing rows; nobody else may write to the log meanwhile."""
     log = arguments.out / "rows.jsonl"
     rows = rows_of.read(log, NEEDED)
     if not all(is_own(row, arguments) for row in rows):
@@ -239,25 +236,24 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: total variation (KL in nats) by case, method and budget."""
     done = {(row["case"], row["method"], row["budget"]) for row in rows}
     missing = [job for job in jobs(Arguments()) if job not in done]
-    lines = [f"Incomplete: {len(missing)} results are still missing.", ""] if missing else []
+    parts = [f"Incomplete: {len(missing)} results are still missing.\n"] if missing else []
+    found = pd.DataFrame(rows)
+    found["budget"] = found["budget"].fillna(0)
+    found["cell"] = found.apply(lambda row: f"{row.total_variation:.3f} ({row.kl:.2f})", axis=1)
     for case in CASES:
-        chosen = [row for row in rows if row["case"] == case]
-        if not chosen:
+        chosen = found[found["case"] == case]
+        if chosen.empty:
             continue
-        columns = ["sampler", *(f"{budget} decodes" for budget in BUDGETS)]
-        lines += [f"### {case}", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-        for method in METHODS:
-            own = {row["budget"]: row for row in chosen if row["method"] == method}
-            if None in own:
-                own = dict.fromkeys(BUDGETS, own[None])
-            cells = [
-                f"{own[b]['total_variation']:.3f} ({own[b]['kl']:.2f})" if b in own else "–"
-                for b in BUDGETS
-            ]
-            lines.append("| " + " | ".join([method, *cells]) + " |")
-        floor = f"{chosen[0]['floor']:.3f} ({chosen[0]['kl_floor']:.2f})"
-        lines += ["| " + " | ".join(["perfect samples", *[floor] * len(BUDGETS)]) + " |", ""]
-    return "\n".join(lines)
+        cells = chosen.pivot(index="method", columns="budget", values="cell")
+        # Methods without a budget have one result for all.
+        cells = cells.reindex(columns=[0, *BUDGETS]).astype(object)
+        cells = pd.DataFrame({budget: cells[budget].fillna(cells[0]) for budget in BUDGETS})
+        cells.columns = [f"{budget} decodes" for budget in BUDGETS]
+        first = chosen.iloc[0]
+        cells = cells.reindex(METHODS)
+        cells.loc["perfect samples"] = f"{first.floor:.3f} ({first.kl_floor:.2f})"
+        parts.append(f"### {case}\n\n{markdown(cells.reset_index(names='sampler'))}\n")
+    return "\n".join(parts)
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -267,13 +263,14 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     for axis, case in zip(axes[0], cases, strict=True):
         chosen = [row for row in rows if row["case"] == case]
         for index, method in enumerate(METHODS):
-            own = [row for row in chosen if row["method"] == method]
-            points = sorted((row["budget"], row["total_variation"]) for row in own if row["budget"])
+            own = {r["budget"]: r["total_variation"] for r in chosen if r["method"] == method}
             style = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "-."}
-            if points:
-                axis.plot(*zip(*points, strict=True), marker="o", label=method, **style)
+            if None in own:
+                axis.axhline(own[None], label=method, **style)
             elif own:
-                axis.axhline(own[0]["total_variation"], label=method, **style)
+                axis.plot(
+                    *zip(*sorted(own.items()), strict=True), marker="o", label=method, **style
+                )
         axis.axhline(chosen[0]["floor"], color="black", linestyle=":", label="perfect samples")
         axis.set_xscale("log", base=2)
         axis.set_ylim(0, 1)
@@ -298,7 +295,8 @@ def main(arguments: Arguments) -> None:
     if arguments.smoke:
         arguments = dataclasses.replace(arguments, num_measurements=1, num_draws=20)
     if not arguments.table:
-        run(arguments)
+        with rows_of.alone(arguments.out / "rows.jsonl"):
+            run(arguments)
     rows = rows_of.read(arguments.out / "rows.jsonl", NEEDED)
     if not rows:
         raise ValueError(f"{arguments.out} has no rows; leave out --table")

@@ -19,6 +19,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 from PIL import Image
 from rich.progress import track
 
@@ -29,7 +30,7 @@ from aps_jax.images import from_uint8, to_uint8
 from aps_jax.io.checkpoint import read_card
 from aps_jax.io.files import write_json
 from aps_jax.pretrained import load_codec, model_folder
-from aps_jax.types import Array, Key
+from aps_jax.types import Array, Codec, Key
 from experiments import photos
 from experiments.command import command
 
@@ -106,38 +107,46 @@ def jpeg(pixels: np.ndarray, max_bits: float) -> tuple[np.ndarray, float]:
         return np.asarray(image.convert("RGB")), 8 * len(data) / pixels[..., 0].size
 
 
+def patch_centres(arguments: Arguments, codec: Codec) -> Array:
+    """As many patches [K, side * side * 3] as the codec has codes, by k-means on random crops."""
+    rng = np.random.default_rng(arguments.seed)
+    pictures = photos.load_photos(arguments.data, min_side=64, max_short_side=256)
+    chosen = rng.permutation(len(pictures))
+    crops = photos.to_float([photos.random_crop(rng, pictures[index], 64) for index in chosen])
+    patches = space_to_depth(jnp.asarray(crops), codec.stride).reshape(-1, 3 * codec.stride**2)
+    patches = patches[rng.permutation(len(patches))[: arguments.num_patches]]
+    key = jax.random.key(arguments.seed)
+    return k_means(key, patches, codec.num_codes, arguments.num_iterations)
+
+
+@jax.jit
+def restored(codec: Codec, centres: Array, x: Array) -> tuple[dict[str, Array], Array]:
+    """Photos [B, H, W, 3] through codec and patches, and how often each code is used [K]."""
+    patches = space_to_depth(x, codec.stride)
+    coded = centres[nearest(patches.reshape(-1, centres.shape[1]), centres)]
+    tokens = encode_tokens(codec, x)
+    images = {
+        "codec": decode_tokens(codec, tokens),
+        "patch VQ": depth_to_space(coded.reshape(patches.shape), codec.stride),
+    }
+    return images, jnp.bincount(tokens.reshape(-1), length=codec.num_codes)
+
+
 @command("codec_yardsticks", memory_cure="lower --num-patches")
 def main(arguments: Arguments) -> None:
     """Measures and writes the yardsticks."""
     folder = model_folder(arguments.model)
     codec = load_codec(folder)
-    side, bits = codec.stride, codec.quantizer.num_features
+    bits_per_pixel = codec.quantizer.num_features / codec.stride**2
     perceptual = aps_jax.load_lpips()
-    rng = np.random.default_rng(arguments.seed)
-    pictures = photos.load_photos(arguments.data, min_side=64, max_short_side=256)
-    chosen = rng.permutation(len(pictures))
-    crops = [photos.random_crop(rng, pictures[index], 64) for index in chosen]
-    patches = space_to_depth(jnp.asarray(photos.to_float(crops)), side).reshape(-1, 3 * side**2)
-    patches = patches[rng.permutation(len(patches))[: arguments.num_patches]]
-    centres = k_means(
-        jax.random.key(arguments.seed), patches, codec.num_codes, arguments.num_iterations
-    )
-
-    @jax.jit
-    def restored(codec, centres, x):
-        patches = space_to_depth(x, side)
-        coded = centres[nearest(patches.reshape(-1, 3 * side**2), centres)]
-        vq = depth_to_space(coded.reshape(patches.shape), side)
-        tokens = encode_tokens(codec, x)
-        images = {"codec": decode_tokens(codec, tokens), "patch VQ": vq}
-        return images, jnp.bincount(tokens.reshape(-1), length=codec.num_codes)
+    centres = patch_centres(arguments, codec)
 
     @jax.jit
     def score(a, b):
-        return metrics.psnr(a, b), metrics.ssim(a, b), perceptual(jnp.clip(a, -1, 1), b)
+        distance = perceptual(jnp.clip(a, -1, 1), b)
+        return {"psnr": metrics.psnr(a, b), "ssim": metrics.ssim(a, b), "lpips": distance}
 
-    rows = {name: [] for name in ("codec", "JPEG", "patch VQ")}
-    rates, used = [], np.zeros(codec.num_codes, int)
+    rows, rates, used = [], [], np.zeros(codec.num_codes, int)
     paths = photos.spread(photos.list_images([arguments.eval_data]), arguments.count)
     for path in track(paths, "photos"):
         pixels = np.asarray(photos.load_rgb(path, arguments.short_side))
@@ -146,27 +155,24 @@ def main(arguments: Arguments) -> None:
         x = jnp.asarray(from_uint8(pixels))[None]
         candidates, counts = restored(codec, centres, x)
         used += np.asarray(counts)
-        decoded, rate = jpeg(pixels, bits / side**2 * height * width)
+        decoded, rate = jpeg(pixels, bits_per_pixel * height * width)
         rates.append(rate)
         candidates["JPEG"] = jnp.asarray(from_uint8(decoded))[None]
         for name, image in candidates.items():
             image = jnp.asarray(from_uint8(to_uint8(np.asarray(image))))
-            rows[name].append([float(value[0]) for value in score(image, x)])
+            scores = {metric: float(value[0]) for metric, value in score(image, x).items()}
+            rows.append({"name": name} | scores)
 
-    def summary(values: list[list[float]]) -> dict[str, float]:
-        table = np.asarray(values)
-        names = ("psnr", "ssim", "lpips")
-        facts = {name: round(float(table[:, i].mean()), 4) for i, name in enumerate(names)}
-        return facts | {f"{n}_std": round(float(table[:, i].std()), 4) for i, n in enumerate(names)}
-
+    groups = pd.DataFrame(rows).groupby("name")
+    scores = groups.mean().join(groups.std(ddof=0), rsuffix="_std").round(4)
     result = {
         "photos": len(paths),
         "short_side": arguments.short_side,
-        "bits_per_pixel": bits / side**2,
+        "bits_per_pixel": bits_per_pixel,
         "jpeg_bits_per_pixel": round(float(np.mean(rates)), 4),
         "tokens": int(used.sum()),
         "codes_used": round(float(np.mean(used > 0)), 4),
         "codec_training": read_card(folder).get("codec_training"),
-    } | {name: summary(values) for name, values in rows.items()}
+    } | scores.loc[["codec", "JPEG", "patch VQ"]].to_dict("index")
     write_json(arguments.out, result)
     print(json.dumps(result, indent=2))

@@ -15,7 +15,7 @@ from experiments.bench.calibration import Calibration
 def test_seconds_become_evaluations(tmp_path):
     """A method of 0.1 + 0.02 n seconds is given the n that takes the reference's 1.5 seconds."""
     under = study.Budget(label="n", evaluations=20)
-    budget = study.Budget(label="s", evaluations=20, like="ref")
+    budget = study.Budget(label="s", evaluations=20, seconds_of="ref")
     rows = [
         {"task": "t", "method": name, "budget": "n", "seconds": seconds}
         for name, seconds in (("ref", 1.4), ("ref", 1.6), ("fast", 0.5))
@@ -69,7 +69,7 @@ def test_equal_seconds_run_and_resume(bench, tmp_path):
 
 def test_calibration_does_not_follow_a_line_that_falls(tmp_path):
     """Seconds that fall as evaluations rise are noise; what was tried last is kept."""
-    budget = study.Budget(label="s", evaluations=20, like="ref")
+    budget = study.Budget(label="s", evaluations=20, seconds_of="ref")
     rows = [
         {"task": "t", "method": name, "budget": "n", "seconds": seconds}
         for name, seconds in (("ref", 1.5), ("fast", 0.5))

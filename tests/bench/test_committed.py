@@ -8,14 +8,14 @@ import pytest
 from bench.conftest import read
 from experiments import photos
 from experiments.bench import command as benchmark
-from experiments.bench import parsing, session, study, tuning
+from experiments.bench import identity, session, study, tuning
 
 CONFIGS = sorted((photos.Path(photos.__file__).parent / "configs").glob("*.json"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
 def test_committed_configurations_are_valid(path):
-    parsed = parsing.load(path)
+    parsed = study.load(path)
     smoke = benchmark.smoked(parsed)
     assert smoke.methods.keys() == parsed.methods.keys()
     for form in (parsed, smoke):
@@ -25,7 +25,7 @@ def test_committed_configurations_are_valid(path):
             for task in form.tasks.values():
                 if method.kind == "sampler":
                     budget = form.budgets[0]
-                    study.config_of(method, task, budget.evaluations if budget else None)
+                    identity.config_of(method, task, budget.evaluations if budget else None)
 
 
 STUDIES = [path for path in CONFIGS if (path.parents[1] / "results" / path.stem).exists()]
@@ -47,7 +47,7 @@ def test_committed_rows_give_the_committed_tables(path, tmp_path):
         trials = read(tmp_path, "tuning.jsonl")
         assert all("config" in row for row in trials)
         stored = json.loads((results / "tuned.json").read_text())
-        parsed, _ = session.without_weights(parsing.load(path), None)
+        parsed, _ = session.without_weights(study.load(path), None)
         found = tuning.record(parsed, trials, stored["identity"])
         for entry in found["methods"].values():
             for trial in entry["trials"]:

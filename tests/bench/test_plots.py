@@ -5,7 +5,8 @@ import pytest
 from matplotlib.text import Text
 
 from bench.conftest import STUDY, plot
-from experiments.bench import parsing, plan, plots
+from experiments import figures as figures_of
+from experiments.bench import plan, plots, study
 from experiments.bench.calibration import Calibration
 
 
@@ -36,7 +37,7 @@ SIGMAS = {
 
 def test_tasks_are_plotted_by_family(figures, tmp_path):
     raw = {"tasks": SIGMAS, "compare_to": "b", "budgets": {}, "task_x_label": "noise"}
-    parsed = parsing.parse(
+    parsed = study.parse(
         STUDY | raw | {"methods": {"a": {}, "b": {}, "c": {"kind": "codec"}, "d": {}}}
     )
     gains = {"a": [1, 2, 3, 4], "b": [0] * 4, "c": [-1] * 4, "d": [5] * 4}
@@ -73,8 +74,7 @@ def test_tasks_are_plotted_by_family(figures, tmp_path):
     names = [text.get_text() for text in legend.get_texts()]
     assert names == ["a", "b", "c", "d", "d, fewer photos"]
     figures.clear()
-    assert plots._plot_tasks(parsed, [], None, tmp_path / "none.png") is None and not figures
-    assert plots._plot_tasks(parsed, rows[:1], None, tmp_path / "one.png") is None and not figures
+    assert plot(parsed, [], tmp_path) == plot(parsed, rows[:1], tmp_path) == [] and not figures
     assert path is picture
 
 
@@ -85,13 +85,13 @@ def test_places_of_tasks_do_not_change_fingerprints(model):
         for label, task in SIGMAS.items()
     }
     found = [
-        plan.Plan(parsing.parse(raw | more), None, Calibration(model / "none.json"), None)
+        plan.Plan(study.parse(raw | more), None, Calibration(model / "none.json"), None)
         for more in ({"tasks": SIGMAS, "task_x_label": "noise"}, {"tasks": plain})
     ]
     assert found[0].expected() == found[1].expected()
 
 
-def test_points_of_fewer_photos_are_hollow(monkeypatch, tmp_path):
+def test_points_of_fewer_photos_are_hollow(figures, tmp_path):
     methods = {f"m{x}": {"series": "s", "x": x} for x in (1, 2, 3)}
     raw = {"tasks": {"hdr": {}}, "methods": methods, "compare_to": "m1", "budgets": {}}
     rows = [
@@ -99,11 +99,9 @@ def test_points_of_fewer_photos_are_hollow(monkeypatch, tmp_path):
          "psnr": 10.0 * x + photo, "lpips": 0.1 * photo}
         for x in (1, 2, 3) for photo in range(2 if x == 3 else 4)
     ]  # fmt: skip
-    figures = []
-    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
-    plots._plot_sweep(parsing.parse(STUDY | raw), rows, None, tmp_path / "sweep.png")
+    plot(study.parse(STUDY | raw), rows, tmp_path)
     heights = ((11.5, 21.5, 31.5), (0.15, 0.15, 0.15))  # Those of 4 photos, and paired gains.
-    for axis, expected in zip(figures[0].axes, heights, strict=True):
+    for axis, expected in zip(figures[tmp_path / "sweep.png"].axes, heights, strict=True):
         hollow = [line for line in axis.get_lines() if line.get_markerfacecolor() == "white"]
         assert [tuple(line.get_xdata()) for line in hollow] == [(3,)]
         assert hollow[0].get_ydata()[0] == pytest.approx(expected[2])
@@ -117,7 +115,7 @@ def test_quality_is_plotted_against_what_a_budget_does_not_fix(figures, tmp_path
     methods = {name: {"sampler": "straight_through"} for name in ("a", "b", "c")}
     methods |= {"d": {"kind": "codec"}, "prior": {"sampler": "maskgit"}}
     budgets = {"even": {"evaluations": 9}, "time": {"evaluations": 9, "seconds_of": "a"}}
-    parsed = parsing.parse(STUDY | raw | {"methods": methods, "budgets": budgets})
+    parsed = study.parse(STUDY | raw | {"methods": methods, "budgets": budgets})
     costs = {"a": (9, 1.0), "b": (9, 2.0), "c": (8, 40.0), "prior": (0, 0.5), "d": (None, 0.1)}
     rows = []
     for method, (evaluations, seconds) in costs.items():
@@ -152,7 +150,7 @@ def test_quality_is_plotted_against_what_a_budget_does_not_fix(figures, tmp_path
     # Without a budget in seconds nobody promised that the machine was idle.
     figures.clear()
     del budgets["time"]
-    untimed = parsing.parse(STUDY | raw | {"methods": methods, "budgets": budgets})
+    untimed = study.parse(STUDY | raw | {"methods": methods, "budgets": budgets})
     plot(untimed, [row for row in rows if row["budget"] == "even"], tmp_path)
     assert list(figures) == [tmp_path / "gains-even.png"]
     # One cost for all says nothing.
@@ -163,7 +161,7 @@ def test_quality_is_plotted_against_what_a_budget_does_not_fix(figures, tmp_path
 
 
 def test_names_of_crowded_points_do_not_cover_each_other(tmp_path):
-    picture, axes = plots.figure(1, 1, (5.5, 4.2))
+    picture, axes = figures_of.figure(1, 1, (5.5, 4.2))
     axis = axes[0][0]
     places = [(5 + 0.01 * i, 7 + 0.02 * i) for i in range(6)]
     axis.plot([0, 10, *(x for x, _ in places)], [0, 10, *(y for _, y in places)], "o")
@@ -173,4 +171,4 @@ def test_names_of_crowded_points_do_not_cover_each_other(tmp_path):
     for i, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[:i])
         assert axis.bbox.contains(*box.min) and axis.bbox.contains(*box.max)
-    assert plots.save_figure(picture, tmp_path / "a.png").stat().st_size > 1000
+    assert figures_of.save_figure(picture, tmp_path / "a.png").stat().st_size > 1000

@@ -151,7 +151,7 @@ ERRORS = {
     "method key": ({"methods": {"no prior": {"configs": {}}}}, "unknown key 'configs'"),
     "option": ({"methods": {"no prior": {"config": {"num_step": 2}}}}, "no option 'num_step'"),
     "value": ({"methods": {"no prior": {"config": {"sigma": -1}}}}, "sigma must be positive"),
-    "kind": ({"methods": {"no prior": {"kind": "oracle"}}}, "unknown kind of method"),
+    "kind": ({"methods": {"no prior": {"kind": "oracle"}}}, "kind: input should be 'sampler'"),
     "reference": ({"compare_to": "aps"}, "unknown method (compare_to) 'aps'"),
     "budget": ({"budgets": {"few": {"evaluations": 1}}}, "too small"),
     "knob": (
@@ -165,38 +165,40 @@ ERRORS = {
         {"budgets": {"s": {"evaluations": 4, "seconds_of": "no prior"}}}, "needs one in evaluations"
     ),
     "method's task": ({"methods": {"no prior": {"tasks": ["hdr"]}}}, "unknown task"),
-    "no tasks": ({"tasks": {}}, "at least one task"),
-    "seeds": ({"seeds": [-1]}, "seeds must be"),
-    "size": ({"images": {"size": "16"}}, "images.size must be a whole number"),
+    "nothing": ({"images": {}}, "images: lacks 'size'; add it"),
+    "label within": ({"tasks": {"hdr": {"label": "a"}}}, "tasks.hdr: unknown key 'label'"),
+    "no tasks": ({"tasks": {}}, "tasks: dictionary should have at least 1 item"),
+    "seeds": ({"seeds": [-1]}, "seeds.0: input should be greater than or equal to 0, got -1"),
+    "size": ({"images": {"size": "16"}}, "images.size: input should be a valid integer, got '16'"),
     "label": ({"tasks": {"a|b": {"task": "hdr"}}}, "without | or #"),
-    "list": ({"methods": ["aps"]}, "methods must be an object"),
-    "count": ({"methods": {"no prior": {"count": 0}}}, "count must be a whole number"),
-    "space": ({"methods": {"no prior": {"tune": {"num_steps": 3}}}}, "must be a list of values"),
+    "list": ({"methods": ["aps"]}, "valid dictionary, got ['aps']"),
+    "count": ({"methods": {"no prior": {"count": 0}}}, "no prior.count: input should be"),
+    "space": ({"methods": {"no prior": {"tune": {"num_steps": 3}}}}, "should be a valid list"),
     "photos for tuning": (
         {"images": {"size": 16}, "tuning": {"images": {"count": 2}}}, "no photos are left"
     ),
     "without": (
         {"images": {"size": 16, "count": 2, "without": {"count": "2"}}}, "images.without.count"
     ),
-    "task's count": ({"tasks": {"hdr": {"count": 0}}}, "task 'hdr': count"),
+    "task's count": ({"tasks": {"hdr": {"count": 0}}}, "tasks.hdr.count: input"),
     "budget's task": (
-        {"budgets": {"b": {"evaluations": 4, "tasks": ["hdr"]}}}, "unknown task (of budget 'b')"
+        {"budgets": {"b": {"evaluations": 4, "tasks": ["hdr"]}}}, "unknown task (of 'b')"
     ),
-    "task's x": ({"tasks": {"hdr": {"x": "0.1"}}}, "task 'hdr': x must be a finite number"),
-    "method's x": ({"methods": {"no prior": {"x": True}}}, "x must be a finite number, got True"),
+    "task's x": ({"tasks": {"hdr": {"x": "0.1"}}}, "tasks.hdr.x: input should be a valid number"),
+    "method's x": ({"methods": {"no prior": {"x": True}}}, "x: input should be a valid"),
     "task's series": ({"tasks": {"hdr": {"series": "a"}}}, "has a series but no place on it"),
-    "series of a number": ({"tasks": {"hdr": {"series": 1, "x": 1}}}, "series must be words"),
+    "series of a number": ({"tasks": {"hdr": {"series": 1, "x": 1}}}, "series: input should be a"),
     "two tasks at one place": (
         {"tasks": {"hdr": {"x": 1}, "again": {"task": "hdr", "x": 1.0}}},
         "tasks 'hdr' and 'again' are both at x 1 of series 'hdr'",
     ),
-    "label of x": ({"task_x_label": 3}, "task_x_label must be words, got 3"),
+    "label of x": ({"task_x_label": 3}, "task_x_label: input should be a valid string, got 3"),
     "distinct": (
         {"images": {"size": 16, "count": 2},
          "tuning": {"images": {"count": 2}, "distinct": "yes"}},
-        "tuning.distinct must be true or false",
+        "tuning.distinct: input should be a valid boolean",
     ),
-    "best of": ({"tasks": {"hdr": {"best_of": 0}}}, "best_of must be"),
+    "best of": ({"tasks": {"hdr": {"best_of": 0}}}, "tasks.hdr.best_of: input should be greater"),
     "weights": ({"tasks": {"nonlinear_blur": {}}}, "--blur-weights"),
     "large": ({"images": {"size": 64}}, "at least 64 pixels"),
     "tuned": (

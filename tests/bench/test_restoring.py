@@ -9,7 +9,7 @@ from conftest import mixing_prior, patch_codec
 import aps_jax
 from aps_jax.sampler import SampleResult, StepInfo
 from bench.conftest import STUDY, fake_sample, read
-from experiments.bench import parsing, plan, session, study
+from experiments.bench import identity, plan, session, study
 
 
 def test_methods_get_their_prior_and_say_the_steps_they_made(monkeypatch):
@@ -48,16 +48,16 @@ def test_seconds_are_per_photo(monkeypatch):
 
 
 def test_the_perceptual_term_needs_an_image():
-    method = parsing.parse(
+    method = study.parse(
         STUDY | {"methods": {"no prior": {"config": {"perceptual_weight": 0.1}}}, "budgets": {}}
     ).methods["no prior"]
-    task = study.Task(label="t", name="super_resolution", options={}, sigma=0.05)
+    task = study.Task(label="t", task="super_resolution", sigma=0.05)
     key = jax.random.key(0)
     for name, size, weight in (
         ("super_resolution", 64, 0.1), ("super_resolution", 60, 0.0), ("phase_retrieval", 64, 0.0)
     ):  # fmt: skip
         operator = plan.make_operator(name).init(key, (size, size))
-        config = study.config_of(method, task, None, operator, (size, size))
+        config = identity.config_of(method, task, None, operator, (size, size))
         assert config.perceptual_weight == weight
 
 

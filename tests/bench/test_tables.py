@@ -9,7 +9,7 @@ import pytest
 import aps_jax
 from bench.conftest import STUDY, read
 from experiments.bench import command as benchmark
-from experiments.bench import parsing, plan, study, summary
+from experiments.bench import identity, plan, study, summary
 from experiments.bench.calibration import Calibration
 
 
@@ -24,15 +24,15 @@ def test_aggregation_against_numpy(rng):
     del rows[2]["psnr"]
     rows[2]["error"] = "not finite"
     psnr[0, 0, 2] = np.nan
-    one, two = (summary.scores_of(rows, "hdr", name, None) for name in "ab")
+    one, two = (summary.Scores(rows).of("hdr", name, None) for name in "ab")
     means = np.nanmean(psnr, axis=2)
-    np.testing.assert_allclose([one[f"{i}"]["psnr"] for i in range(4)], means[0])
+    np.testing.assert_allclose(one["psnr"].loc[list("0123")], means[0])
     found = summary.gain(one, two, "psnr")
     difference = means[0] - means[1]
     assert found.mean == pytest.approx(difference.mean())
     assert found.half_width == pytest.approx(3.182446 * difference.std(ddof=1) / 2)
-    assert summary.gain({"0": one["0"]}, two, "psnr") is None
-    parsed = parsing.parse(
+    assert summary.gain(one.loc[["0"]], two, "psnr") is None
+    parsed = study.parse(
         STUDY | {"tasks": {"hdr": {}}, "methods": {"a": {}, "b": {}}, "compare_to": "b",
                  "budgets": {}}
     )  # fmt: skip
@@ -57,11 +57,11 @@ def test_gains_over_another_method_are_only_printed(bench, tmp_path, capsys):
     text = capsys.readouterr().out
     rows = read(tmp_path)
     own, other = (
-        summary.scores_of(rows, "super_resolution", name, "4 decodes")
+        summary.Scores(rows).of("super_resolution", name, "4 decodes")
         for name in ("bicubic", "no prior")
     )
     found = summary.gain(other, own, "psnr")
-    mean = np.mean([photo["psnr"] for photo in own.values()])
+    mean = own["psnr"].mean()
     assert f"| bicubic | {mean:.2f}; – (3) |" in text
     assert f"| no prior | {found.mean:+.2f} ± {found.half_width:.2f}; – (3) |" in text
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
@@ -91,17 +91,19 @@ def test_rows_carry_what_a_budget_and_the_defaults_made_of_a_configuration(bench
     for row in read(tmp_path):
         if "config" in row:
             names = [name for name in row["config"] if name not in ("sampler", "prior")]
-            kind = study.config_class(row["config"]["sampler"])
+            kind = identity.config_class(row["config"]["sampler"])
             config = kind(**{name: row["config"][name] for name in names})
             prior = row["config"].get("prior", "model")
-            assert study.described(row["config"]["sampler"], config, prior) == row["config"]
+            assert identity.described(row["config"]["sampler"], config, prior) == row["config"]
 
 
 def identity_of(config, **others):
     """What decides the rows of a configuration of "no prior" on "twice"."""
-    parsed = parsing.parse(STUDY)
+    parsed = study.parse(STUDY)
     task, method = parsed.tasks["twice"], parsed.methods["no prior"]
-    return study.fingerprint(parsed, {}, task, method, study.described("aps", config, **others))
+    return identity.fingerprint(
+        parsed, {}, task, method, identity.described("aps", config, **others)
+    )
 
 
 def test_options_may_come_and_go_and_rows_stay_those_of_their_computation():
@@ -127,13 +129,13 @@ def test_rows_of_an_option_that_is_gone_are_shown_and_not_run(bench, tmp_path):
     log = tmp_path / "out" / "rows.jsonl"
     table = (tmp_path / "out" / "table.md").read_text()
     # As if "best" had been run with an option that has been removed since.
-    made = plan.Plan(parsing.load(tmp_path / "study.json"), log, Calibration(tmp_path / "c"), None)
+    made = plan.Plan(study.load(tmp_path / "study.json"), log, Calibration(tmp_path / "c"), None)
     task, method = made.study.tasks["super_resolution"], made.study.methods["best"]
     rows = read(tmp_path)
     for row in rows:
         if row["method"] == "best":
             row["config"]["gone"] = 2.0
-            row["fingerprint"] = study.fingerprint(
+            row["fingerprint"] = identity.fingerprint(
                 made.study, made.model, task, method, row["config"]
             )
     text = "".join(json.dumps(row) + "\n" for row in rows)

@@ -7,7 +7,7 @@ import pytest
 
 import aps_jax
 from bench.conftest import STUDY, interrupt_after, read, timeless
-from experiments.bench import parsing, tuning
+from experiments.bench import study, tuning
 
 
 def test_tuning_is_recorded_and_used(bench, tmp_path, monkeypatch):
@@ -85,7 +85,7 @@ def test_trials_are_run_on_all_photos_for_tuning():
     methods = {
         "no prior": {"count": 1, "config": {"num_steps": 2}, "tune": {"learning_rate": [0.1]}}
     }
-    trials = tuning.tuning_study(parsing.parse(raw | {"methods": methods}))
+    trials = tuning.tuning_study(study.parse(raw | {"methods": methods}))
     assert [trial.count for trial in trials.methods.values()] == [None, None]
 
 
@@ -129,7 +129,7 @@ def test_trials_that_repeat_others_are_reported_or_not_drawn():
     drawn = {}
     for is_distinct in (False, True):
         tuned = {"images": {"count": 2}, "trials": 4, "distinct": is_distinct}
-        found = [parsing.parse(raw | {"tuning": tuned | {"seed": seed}}) for seed in range(8)]
+        found = [study.parse(raw | {"tuning": tuned | {"seed": seed}}) for seed in range(8)]
         drawn[is_distinct] = [tuning.trials_of(s, s.methods["no prior"]) for s in found]
         for parsed, trials in zip(found, drawn[is_distinct], strict=True):
             rows = [
@@ -144,10 +144,10 @@ def test_trials_that_repeat_others_are_reported_or_not_drawn():
     assert not any(default in trials for trials in drawn[True])
     # Three points are left, which is what four trials need; five are too many.
     tuned = {"images": {"count": 2}, "trials": 5, "distinct": True}
-    parsed = parsing.parse(raw | {"tuning": tuned})
+    parsed = study.parse(raw | {"tuning": tuned})
     with pytest.raises(ValueError, match="has 3 points to try, tuning needs 4"):
         tuning.trials_of(parsed, parsed.methods["no prior"])
-    parsed = parsing.parse(raw | {"tuning": tuned | {"distinct": False}})
+    parsed = study.parse(raw | {"tuning": tuned | {"distinct": False}})
     assert len(tuning.trials_of(parsed, parsed.methods["no prior"])) == 5
 
 
@@ -162,7 +162,7 @@ def test_repeated_trials_are_said_on_the_console(bench):
 def test_failed_trials_cannot_win(model):
     raw = STUDY | {"tuning": {"images": {"count": 2}, "trials": 2, "metric": "lpips"}}
     raw = raw | {"methods": {"no prior": {"tune": {"learning_rate": [0.1]}}}, "budgets": {}}
-    parsed = parsing.parse(raw)
+    parsed = study.parse(raw)
     rows = [
         {"task": task, "method": f"no prior #{trial}", "lpips": value}
         for task in parsed.tasks

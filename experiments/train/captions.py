@@ -6,12 +6,13 @@ subset of them in random order, so that the model takes any prompt made of such 
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from aps_jax.prior.prompts import PromptConfig, frame_prompt
 
@@ -72,22 +73,16 @@ def read_captions(path: Path) -> dict[str, tuple[str, ...]]:
     Raises:
       ValueError: the file has no such columns.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        missing = {"file", "caption"} - set(rows.fieldnames or ())
-        if missing:
-            raise ValueError(
-                f"{path} lacks the columns {sorted(missing)}; needs file,caption with captions "
-                'like "woman, smiling"'
-            )
-        return {
-            row["file"]: tuple(
-                " ".join(phrase.lower().split())
-                for phrase in row["caption"].split(",")
-                if phrase.strip()
-            )
-            for row in rows
-        }
+    found = pd.read_csv(path, dtype=str, keep_default_na=False)
+    missing = {"file", "caption"} - set(found.columns)
+    if missing:
+        raise ValueError(
+            f"{path} lacks the columns {sorted(missing)}; needs file,caption with captions "
+            'like "woman, smiling"'
+        )
+    phrases = [caption.lower().split(",") for caption in found["caption"]]
+    cleaned = [tuple(" ".join(one.split()) for one in some if one.strip()) for some in phrases]
+    return dict(zip(found["file"], cleaned, strict=True))
 
 
 def phrases_of(captions: Mapping[str, tuple[str, ...]], path: Path) -> tuple[str, ...]:
@@ -125,3 +120,48 @@ def random_phrases(
         return ()
     chosen = rng.permutation(len(phrases))[: rng.integers(1, len(phrases) + 1)]
     return tuple(phrases[index] for index in chosen)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Prompts of training and held-out pictures.
+
+    Attributes:
+      vocabulary: words of all captions.
+      train: phrases of every crop; empty for pictures without a caption.
+      held_out: likewise.
+    """
+
+    vocabulary: Vocabulary
+    train: list[tuple[str, ...]]
+    held_out: list[tuple[str, ...]]
+
+    def draw(self, chosen: np.ndarray, config: Any, step: int) -> np.ndarray:
+        """Random prompts int32 [B, max_words] of crops, a function of (seed, step)."""
+        rng = np.random.default_rng((config.seed, 2, step))
+        drop = config.drop_prompt
+        drawn = [random_phrases(rng, self.train[i], drop=drop) for i in chosen]
+        return framed(self.vocabulary, drawn)
+
+
+def read_prompts(config: Any, tokens: dict[str, np.ndarray], num_codes: int) -> Prompts | None:
+    """Captions of all crops, None without `config.captions`.
+
+    Raises:
+      ValueError: no picture has a caption.
+    """
+    if config.captions is None:
+        return None
+    found = read_captions(config.captions)
+    train, held_out = (
+        [phrases_of(found, Path(file)) for file in tokens[f"{part}_files"]]
+        for part in ("train", "eval")
+    )
+    if not any(train):
+        raise ValueError(
+            f"no training picture is named in {config.captions}; its column `file` must hold file "
+            f"names such as {Path(tokens['train_files'][0]).name}"
+        )
+    print(f"{sum(map(bool, train))} of {len(train)} crops have captions", flush=True)
+    words = vocabulary(found, num_codes=num_codes, max_words=config.max_words)
+    return Prompts(vocabulary=words, train=train, held_out=held_out)
