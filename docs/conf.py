@@ -33,6 +33,7 @@ extensions = [
     "sphinx_copybutton",
     "commands",
     "docstrings",
+    "full_tables",
     "notebooks",
     "public_names",
 ]
@@ -55,6 +56,9 @@ napoleon_use_ivar = True
 
 copybutton_prompt_text = "$ "
 copybutton_only_copy_prompt_lines = True
+
+# Tables of studies begin with headings of the third level.
+suppress_warnings = ["myst.header"]
 
 html_theme = "pydata_sphinx_theme"
 html_title = f"aps_jax {release}"
