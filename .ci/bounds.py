@@ -1,6 +1,6 @@
-"""Prints constraints for pip: `oldest` pins what the package needs to the lower bounds of setup.cfg.
+"""Prints constraints for pip: `oldest` pins the requirements of the package to their lower bounds.
 
-`newest` prints none. The extras are not pinned: they are for tests and for single features.
+`newest` prints none. Extras are not pinned: they are for tests and for single features.
 """
 
 import configparser
