@@ -15,7 +15,7 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 
 _ROOT = Path(__file__).parents[2]
-_WIDTH = "92"
+_WIDTH = "84"
 _LOG = logging.getLogger(__name__)
 
 
@@ -33,6 +33,8 @@ def _printed(call: Callable[[], object]) -> tuple[int, str]:
 def _plain(text: str) -> str:
     """Help without the boxes that are drawn around it in a terminal."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    # Where the output knows no other characters, a rule of dashes is drawn in their place.
+    text = re.sub(r"^ -{20,}\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^╭─ (.*?) ─*╮$", r"\1:", text, flags=re.MULTILINE)
     text = re.sub(r"^╰─*╯$", "", text, flags=re.MULTILINE)
     text = re.sub(r"^│(.*?)│$", lambda found: found[1].rstrip(), text, flags=re.MULTILINE)

@@ -9,6 +9,18 @@ from sphinx.application import Sphinx
 _ROOT = Path(__file__).parents[2]
 _RESULTS = _ROOT / "experiments" / "results"
 
+_INDEX = """# The tables in full
+
+These have residuals, model calls and plots, too.
+
+```{toctree}
+:glob:
+:maxdepth: 1
+
+*
+```
+"""
+
 
 def _download(label: str, path: Path, up: str) -> str:
     return f"{label}: {{download}}`{path.name} <{up}/{path.relative_to(_ROOT)}>`."
@@ -38,11 +50,12 @@ def _write(app: Sphinx, config: object) -> None:
     target = Path(app.srcdir) / "results" / "tables"
     target.mkdir(exist_ok=True)
     studies = {path.parent.name: path.parent for path in sorted(_RESULTS.glob("*/table.md"))}
+    pages = {name: page(folder, "../../..") for name, folder in studies.items()} | {"index": _INDEX}
     for path in target.glob("*.md"):
-        if path.stem not in studies:
+        if path.stem not in pages:
             path.unlink()
-    for name, folder in studies.items():
-        path, text = target / f"{name}.md", page(folder, "../../..")
+    for name, text in pages.items():
+        path = target / f"{name}.md"
         if not path.exists() or path.read_text() != text:  # Else it is built again.
             path.write_text(text)
 
