@@ -48,13 +48,13 @@ class Built:
       config: sizes of the model, a dataclass of JSON values.
       init: `(key, config) -> params`; only its shapes are used.
       card: further sections of the card.
-      files: files to be copied into the folder, such as a tokenizer.
+      files: files to be copied into the folder, such as a tokenizer, by their names there.
     """
 
     config: Any
     init: Callable[[Any, Any], Any]
     card: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    files: tuple[Path, ...] = ()
+    files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Family:
     """
 
     name: str
-    section: Literal["codec", "prior", "kernel_wizard"]
+    section: Literal["codec", "prior", "kernel_wizard", "clip", "dino", "reward"]
     rules: tuple[Rule, ...]
     build: Callable[[Source, str], Built]
     default_dtype: Dtype
@@ -165,7 +165,8 @@ def convert(
     folder = staging_folder(target, family.section)
     _check_space(target, num_bytes, folder)
     with open_staging(folder, identity, notify) as staging, _progress(console) as advance:
-        job = _Job(kind, staging.model / weights_name, specs, places, family.section == "prior")
+        is_split = family.section in ("prior", "reward")
+        job = _Job(kind, staging.model / weights_name, specs, places, is_split)
         store = _take_up(job, staging, identity, notify)
         num_resumed = len(staging.done)
         if num_resumed:
@@ -173,8 +174,8 @@ def convert(
         hashes = _copy_all(opened, store, job, checked, staging, advance)
         del store
         rounding = _verify(opened, job, advance) if verify else None
-        for path in built.files:
-            shutil.copyfile(path, staging.model / path.name)
+        for name, path in built.files.items():
+            shutil.copyfile(path, staging.model / name)
         sections = {
             "format_version": checkpoint.FORMAT_VERSION,
             family.section: section,
@@ -186,7 +187,7 @@ def convert(
                 "converter": made_by,
             },
         }
-        names = (weights_name, *(path.name for path in built.files))
+        names = (weights_name, *built.files)
         _publish(staging.model, target, names, sections)
     return Report(
         folder=target,
