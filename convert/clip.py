@@ -40,10 +40,9 @@ _PARTS = {
 def part_rules(old: str, new: str) -> tuple[Rule, Rule]:
     """Where weight and bias of a linear layer or a norm go."""
     is_norm = new.endswith("_norm")
-    weight = ("scale", keep) if is_norm else ("kernel", transpose)
-    return Rule(f"{old}.weight", f"{new}/{weight[0]}", weight[1]), Rule(
-        f"{old}.bias", f"{new}/bias"
-    )
+    name, transform = ("scale", keep) if is_norm else ("kernel", transpose)
+    weight = Rule(f"{old}.weight", f"{new}/{name}", transform)
+    return weight, Rule(f"{old}.bias", f"{new}/bias")
 
 
 def _tower(old: str, new: str) -> tuple[Rule, ...]:

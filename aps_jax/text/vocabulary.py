@@ -18,9 +18,9 @@ def token_map(
 ) -> np.ndarray:
     """Ids in the vocabulary of a reward model of the ids of a prior, token by token.
 
-    Two vocabularies agree if every ordinary token of the prior is one of the reward model's. Special
-    tokens may differ, as between Dream and Qwen3, and a table may have more rows than there are
-    tokens; those ids have no counterpart, and `only_mapped` keeps a prior from writing them.
+    Two vocabularies agree if every ordinary token of the prior is one of the reward model's.
+    Special tokens may differ, as between Dream and Qwen3, and a table may have more rows than there
+    are tokens; those ids have no counterpart, and `only_mapped` keeps a prior from writing them.
 
     Args:
       prior: tokenizer of the model that writes.
