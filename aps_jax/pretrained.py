@@ -21,7 +21,16 @@ from aps_jax.operators.kernel_wizard import KernelWizardConfig, init_network_par
 from aps_jax.prior.bundle import make_prior, make_prompted_prior
 from aps_jax.prior.prompts import PromptConfig, TextIds, frame_prompt
 from aps_jax.prior.transformer import TransformerConfig, init_transformer_params
-from aps_jax.text.tokenizer import encode_prompt
+from aps_jax.scores.clip import ClipConfig, ClipModel, init_clip_params
+from aps_jax.scores.dino import DinoModel, init_dino_params
+from aps_jax.scores.vit import VitConfig
+from aps_jax.text.reward import RewardFrame, RewardModel, frame_ids, make_reward
+from aps_jax.text.tokenizer import (
+    CLIP_TOKENIZER,
+    REWARD_TOKENIZER,
+    encode_prompt,
+    load_tokenizer,
+)
 from aps_jax.types import Codec, Key, Prior, PyTree
 
 _EMBEDDED = Path(__file__).parent / "data"
@@ -214,6 +223,70 @@ def load_kernel_wizard(folder: Path) -> PyTree:
     return _load(folder, card, "kernel_wizard", KernelWizardConfig, init_network_params)[1]
 
 
+def load_clip(folder: Path) -> ClipModel:
+    """CLIP, from a folder by `aps-jax convert clip`; weights and activations are float32.
+
+    Raises:
+      aps_jax.io.checkpoint.CheckpointError: the folder is damaged or holds no CLIP.
+      ValueError: the tokenizer is damaged, or its extra is not installed.
+    """
+    card = checkpoint.read_card(folder)
+    config, params = _load(folder, card, "clip", ClipConfig, init_clip_params)
+    has_tokenizer = (folder / CLIP_TOKENIZER).is_file()
+    tokenizer = load_tokenizer(folder, CLIP_TOKENIZER) if has_tokenizer else None
+    return ClipModel(params=params, config=config, tokenizer=tokenizer)
+
+
+def load_dino(folder: Path) -> DinoModel:
+    """DINO, from a folder by `aps-jax convert dino`; weights and activations are float32.
+
+    Raises:
+      aps_jax.io.checkpoint.CheckpointError: the folder is damaged or holds no DINO.
+    """
+    card = checkpoint.read_card(folder)
+    config, params = _load(folder, card, "dino", VitConfig, init_dino_params)
+    return DinoModel(params=params, config=config)
+
+
+def load_reward(
+    folder: Path,
+    prompt: str | Sequence[str],
+    *,
+    mesh: Mesh | None = None,
+    dtype: str | None = None,
+) -> RewardModel:
+    """A reward of answers to a prompt, from a folder by `aps-jax convert reward`.
+
+    Args:
+      folder: the model folder.
+      prompt: the user's turn, or one for each of B answers; the frame is added here.
+      mesh: devices to load to, as for `load_pretrained`.
+      dtype: of activations, as for `load_pretrained`.
+
+    Raises:
+      aps_jax.io.checkpoint.CheckpointError: the folder is damaged or holds no reward model.
+      ValueError: another dtype, or a tokenizer that is damaged or of another model.
+    """
+    card = checkpoint.read_card(folder)
+    config, params = _load(
+        folder, card, "reward", TransformerConfig, init_transformer_params, mesh, dtype
+    )
+    path = folder / checkpoint.CARD_NAME
+    frame = checkpoint.parse_config(RewardFrame, card.get("reward_frame"), path)
+    tokenizer = load_tokenizer(folder, REWARD_TOKENIZER)
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    framed = [frame_ids(frame, tokenizer, one) for one in prompts]
+    if not framed:
+        raise ValueError("a reward model reads answers to a prompt; give at least one prompt")
+    return make_reward(
+        config,
+        params,
+        before_ids=[before for before, _ in framed],
+        after_ids=framed[0][1],
+        pad_token_id=frame.pad_token_id,
+    )
+
+
 def _check_prompt(
     folder: Path,
     card: dict[str, Any],
@@ -257,7 +330,7 @@ def _load(
         config = dataclasses.replace(config, dtype=dtype)
     abstract = jax.eval_shape(lambda key: init(key, config), jax.random.key(0))
     shardings = None
-    if mesh is not None and section == "prior":
+    if mesh is not None and section in ("prior", "reward"):
         sharding.require_whole_heads(config.num_heads, config.num_kv_heads, mesh)
         shardings = sharding.prior_shardings(abstract, mesh)
     elif mesh is not None:

@@ -11,5 +11,8 @@ CONVERTERS = {
     "dream": "Dream language models, a prior",
     "showo": "Show-o with discrete image tokens, a prior",
     "kernel_wizard": "the network of --task nonlinear_blur",
+    "clip": "CLIP, for scores and rewards of images by texts or images",
+    "dino": "DINO, for the likeness of images",
+    "reward": "reward models of the Llama and Qwen families, for answers to a prompt",
     "lpips": "the weights of LPIPS, into the cache of the Hugging Face hub",
 }

@@ -43,13 +43,13 @@ class Built:
       config: sizes of the model, a dataclass of JSON values.
       init: `(key, config) -> params`; only its shapes are used.
       card: further sections of the card.
-      files: files to be copied into the folder, such as a tokenizer.
+      files: files to be copied into the folder, such as a tokenizer, by their names there.
     """
 
     config: Any
     init: Callable[[Any, Any], Any]
     card: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    files: tuple[Path, ...] = ()
+    files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Family:
     """
 
     name: str
-    section: Literal["codec", "prior", "kernel_wizard"]
+    section: Literal["codec", "prior", "kernel_wizard", "clip", "dino", "reward"]
     rules: tuple[Rule, ...]
     build: Callable[[Source, str], Built]
     default_dtype: Dtype
@@ -135,7 +135,8 @@ def convert(
     check_space(target, plan.num_bytes, folder)
     with open_staging(folder, plan.identity, notify) as staging, progress(console) as advance:
         weights = staging.model / checkpoint.weights_name(family.section, plan.kind)
-        job = Job(plan.kind, weights, plan.specs, plan.places, family.section == "prior")
+        is_split = family.section in ("prior", "reward")
+        job = Job(plan.kind, weights, plan.specs, plan.places, is_split)
         store = take_up(job, staging, plan.identity, notify)
         if num_resumed := len(staging.done):
             num_tensors = len(plan.source.shapes)
@@ -143,9 +144,9 @@ def convert(
         hashes = copy_all(plan.source, store, job, plan.checked, staging, advance)
         del store
         rounding = compare_all(plan.source, job, advance) if verify else None
-        for path in plan.built.files:
-            shutil.copyfile(path, staging.model / path.name)
-        names = (weights.name, *(path.name for path in plan.built.files))
+        for name, path in plan.built.files.items():
+            shutil.copyfile(path, staging.model / name)
+        names = (weights.name, *plan.built.files)
         publish(staging.model, target, names, plan.card(family.section, hashes))
     return Report(
         folder=target,

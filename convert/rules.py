@@ -43,7 +43,7 @@ class Rule:
         one piece between dots. `{layer}`, a number, that the target does not repeat means that the
         tensor is one slice of a target whose leading axis runs over layers.
       target: path in the parameters, with the same placeholders.
-      transform: what is done to the tensor; it may only move axes.
+      transform: what is done to the tensor; it may only move axes, and drop those of length 1.
     """
 
     source: str

@@ -194,7 +194,8 @@ def chunk_shape(
 class _ChunkedSlot:
     def __init__(self, store: _OrbaxStore, name: str, layer: int | None):
         array = store.arrays[name]
-        self._store, chunks = store, array.chunk_layout.read_chunk.shape
+        # A scalar has no shape of chunks.
+        self._store, chunks = store, array.chunk_layout.read_chunk.shape or ()
         self._array = array if layer is None else array[layer]
         self._chunks = chunks if layer is None else chunks[1:]
         self.shape, self.dtype = tuple(self._array.shape), np.dtype(array.dtype.numpy_dtype)

@@ -11,26 +11,31 @@ from .sources import ConversionError, Source, read_json
 
 
 def tokenizer_files(
-    source: Source, num_ids: int | None = None, *, added: Mapping[str, int] | None = None
-) -> tuple[Path, ...]:
-    """The tokenizer's file, to be copied into the model folder; nothing if there is none.
+    source: Source,
+    num_ids: int | None = None,
+    *,
+    added: Mapping[str, int] | None = None,
+    name: str = TOKENIZER_NAME,
+) -> dict[str, Path]:
+    """The tokenizer's file by its name in the model folder; nothing if there is none.
 
     Args:
       source: checkpoint.
       num_ids: distinct ids that it must have, added ones included; None for any number.
       added: ids by token that the original's own code adds to those; a tokenizer that was saved
         afterwards has all of them.
+      name: of the file in the model folder, which may hold another part's tokenizer, too.
 
     Raises:
       ConversionError: a damaged file, another number of ids, or other added tokens.
     """
     path = source.folder / TOKENIZER_NAME
     if not path.is_file():
-        return ()
+        return {}
     added = added or {}
     ids, tokens = _read_ids(path)
     if num_ids is None or len(ids) == num_ids:
-        return (path,)
+        return {name: path}
     if not added or len(ids) != num_ids + len(added):
         or_more = f" or, with the special tokens, {num_ids + len(added)}" if added else ""
         raise ConversionError(
@@ -43,7 +48,7 @@ def tokenizer_files(
                 f"{TOKENIZER_NAME} gives {token!r} the id {tokens.get(token)}; this model needs "
                 f"{index}: take the tokenizer without added tokens"
             )
-    return (path,)
+    return {name: path}
 
 
 def _read_ids(path: Path) -> tuple[set[int], dict[str, int]]:

@@ -16,7 +16,7 @@ def random_state(shapes, seed=0):
             noise = noise / np.sqrt(np.prod(shape[1:]))
         else:
             noise = 0.3 * noise + ("norm" in name and name.endswith("weight"))
-        state[name] = noise.astype(np.float32)
+        state[name] = np.asarray(noise, np.float32)
     return state
 
 

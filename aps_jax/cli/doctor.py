@@ -26,6 +26,8 @@ from aps_jax.samplers import SAMPLERS
 from aps_jax.scores.lpips import PerceptualUnavailable, load_lpips
 from aps_jax.tasks import TASKS
 
+#: Parts of model folders that score what others make.
+_SCORES = {"clip": "CLIP", "dino": "DINO", "reward": "reward model of text"}
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow", "safetensors")
 
 
@@ -90,11 +92,14 @@ def _describe(folder: Path, card: dict[str, Any]) -> str:
         parts.append("takes prompts")
     if "kernel_wizard" in card:
         parts.append("network of --task nonlinear_blur")
+    for section, what in _SCORES.items():
+        if section in card:
+            parts += [what, *_weights(folder, card, section)]
     for section in ("codec_training", "prior_training"):
         scores = {k: v for k, v in (card.get(section) or {}).items() if k.startswith("eval_")}
         parts += [f"{name.replace('_', ' ')} {value}" for name, value in scores.items()]
     if not parts:
-        raise checkpoint.CheckpointError("its card describes neither a codec nor a prior")
+        raise checkpoint.CheckpointError("its card describes no part of a model")
     return "; ".join(parts)
 
 

@@ -24,7 +24,7 @@ def gaussian(operator: Operator, y: PyTree, sigma: Scalar) -> Energy:
     )
 
 
-def known(image: Array, mask: Any, sigma: Any) -> Energy:
+def known(image: Array, mask: Array, sigma: Scalar) -> Energy:
     """||x - image||^2 / (2 sigma^2) of the pixels that are to stay as they are.
 
     Args:

@@ -35,6 +35,11 @@ def rotary_angles(positions: Array, config: TransformerConfig) -> Array:
     pairs = config.rope_size // 2 // config.rope_axes
     exponents = jnp.arange(pairs, dtype=jnp.float32) / pairs
     frequencies = jnp.power(jnp.float32(config.rope_theta), -exponents)
+    if config.rope_stretch is not None:
+        factor, low, high, length = config.rope_stretch
+        turns = frequencies * length / (2 * jnp.pi)
+        kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+        frequencies = frequencies * (kept + (1 - kept) / factor)
     angles = positions.astype(jnp.float32)[:, :, None] * frequencies[None, None, :]
     return angles.reshape(positions.shape[0], config.rope_axes * pairs)
 

@@ -1,6 +1,7 @@
 """Layers of the masked transformer: linear maps, norms and the two kinds of block.
 
-References: LLaDA arXiv:2502.09992, phi-1.5 arXiv:2309.05463, QK norm arXiv:2302.05442.
+References: LLaDA arXiv:2502.09992, phi-1.5 arXiv:2309.05463, QK norm arXiv:2302.05442, Qwen3
+arXiv:2505.09388.
 """
 
 from __future__ import annotations
@@ -46,12 +47,13 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Normalises the last axis of `x` [B, L, width]."""
+        """Normalises the last axis of `x` [B, L, width], or of heads [B, L, heads, D]."""
         config = self.config
-        scale = self.param("scale", nn.initializers.ones, (config.width,), config.param_dtype)
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], config.param_dtype)
         x32 = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + config.norm_eps)
-        return (x32 * inverse).astype(x.dtype) * scale[None, None, :].astype(x.dtype)
+        scale = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+        return (x32 * inverse).astype(x.dtype) * scale.astype(x.dtype)
 
 
 def layer_norm(config: TransformerConfig, name: str | None = None) -> nn.LayerNorm:
@@ -111,6 +113,9 @@ class Block(nn.Module):
         init = _residual_init(config)
         normed = RMSNorm(config, name="attn_norm")(x)
         query, key, value = _project_heads(config, normed, use_bias=config.qkv_bias)
+        if config.qk_norm:
+            query = RMSNorm(config, name="q_norm")(query)
+            key = RMSNorm(config, name="k_norm")(key)
         mixed = _attend(config, query, key, value, angles, mask)
         x = x + Linear(config, config.width, kernel_init=init, name="attn_out")(mixed)
 

@@ -24,8 +24,13 @@ class TransformerConfig:
         after one LayerNorm, a plain MLP, LayerNorm of queries and keys per head, and biases
         everywhere, the head included; Show-o).
       qkv_bias: biases on the query, key and value projections (Dream); a "phi" block has them.
+      qk_norm: RMSNorm of queries and keys per head, before they are rotated (Qwen3); a "phi" block
+        has LayerNorms there.
       norm_eps: epsilon inside the square root of the norms.
       rope_theta: base of the rotary frequencies.
+      rope_stretch: Llama 3.1's stretch of slow rotations, (factor, low, high, length): those that
+        turn fewer than `low` times over `length` tokens are slowed down by `factor`, those that
+        turn more than `high` times stay, and between them it is interpolated. None for none.
       rope_axes: 1 for sequences; 2 for grids, where one half of the rotated pairs turns with the
         row and the other with the column.
       absolute_side: side of the square grid whose cells have a learned vector each, added to the
@@ -57,8 +62,10 @@ class TransformerConfig:
     mlp_width: int
     block: str = "llama"
     qkv_bias: bool = False
+    qk_norm: bool = False
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
+    rope_stretch: tuple[float, float, float, int] | None = None
     rope_axes: int = 1
     absolute_side: int | None = None
     rope_dim: int | None = None
@@ -94,6 +101,7 @@ class TransformerConfig:
                 f"rope_dim={self.rope_dim} is not a multiple of {2 * self.rope_axes} up to the "
                 f"head dimension {self.head_size}"
             )
+        self._check_stretch()
         if self.block not in ("llama", "phi"):
             raise ValueError(f"block must be llama or phi, got {self.block!r}")
         if self.attention not in ("einsum", "xla", "cudnn"):
@@ -102,6 +110,16 @@ class TransformerConfig:
             raise ValueError(f"2**{self.code_bits} codes exceed vocab_size={self.vocab_size}")
         if self.tie_embeddings and (self.code_bits is not None or self.num_outputs is not None):
             raise ValueError("tie_embeddings needs code_bits=None and num_outputs=None")
+
+    def _check_stretch(self) -> None:
+        if self.rope_stretch is None:
+            return
+        factor, low, high, length = self.rope_stretch
+        if not (factor >= 1 and 0 < low < high and length > 0):
+            raise ValueError(
+                "rope_stretch must be (factor >= 1, 0 < low < high, length > 0), got "
+                f"{self.rope_stretch}"
+            )
 
     @property
     def kv_heads(self) -> int:

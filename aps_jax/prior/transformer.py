@@ -151,8 +151,8 @@ class Transformer(nn.Module):
         Args:
           ids: int [B, L].
           positions: int [L, rope_axes]; None counts 0..L-1 along a sequence.
-          mask: bool [B, L, L], True where the query (second axis) sees the key (third axis);
-            None lets everything see everything.
+          mask: bool [B, L, L], or [1, L, L] for all rows, True where the query (second axis) sees
+            the key (third axis); None lets everything see everything.
 
         Returns:
           States [B, L, width] in the activation dtype; row t belongs to the prediction of token t.
@@ -160,13 +160,21 @@ class Transformer(nn.Module):
         Raises:
           ValueError: if `positions` does not fit `rope_axes`.
         """
+        return self.hidden_of(self.embed(ids), positions, mask)
+
+    def hidden_of(
+        self, x: Array, positions: Array | None = None, mask: Array | None = None
+    ) -> Array:
+        """Final normed states of embeddings `x` [B, L, width]; the rest as for `hidden`.
+
+        Embeddings may be mixtures of rows of the table, so that gradients reach what mixes them.
+        """
         config = self.config
         if positions is None and config.rope_axes == 1:
-            positions = jnp.arange(ids.shape[1], dtype=jnp.int32)[:, None]
-        if positions is None or positions.shape != (ids.shape[1], config.rope_axes):
+            positions = jnp.arange(x.shape[1], dtype=jnp.int32)[:, None]
+        if positions is None or positions.shape != (x.shape[1], config.rope_axes):
             got = None if positions is None else positions.shape
-            raise ValueError(f"positions need shape {(ids.shape[1], config.rope_axes)}, got {got}")
-        x = self.embed(ids)
+            raise ValueError(f"positions need shape {(x.shape[1], config.rope_axes)}, got {got}")
         if config.absolute_side is not None:
             x = x + self.cells(positions)[None]
         x, _ = self.blocks(x, rotary_angles(positions, config), mask)

@@ -15,6 +15,8 @@ import numpy as np
 from aps_jax.text.chat import ChatTemplate, Message, chat_pieces
 
 TOKENIZER_NAME = "tokenizer.json"
+#: Those of other parts, which may lie in one folder with a prior.
+CLIP_TOKENIZER, REWARD_TOKENIZER = "clip_tokenizer.json", "reward_tokenizer.json"
 
 
 class TextError(ValueError):
@@ -65,6 +67,20 @@ class TextTokenizer:
             raise TextError(f"the tokenizer has no token {name!r}: it is of another model")
         return index
 
+    def vocabulary(self) -> dict[str, int]:
+        """Ids by token, added ones included."""
+        return self._tokenizer.get_vocab()
+
+    def added_tokens(self) -> dict[str, int]:
+        """Ids by name of the tokens that no word is split into, such as those that end a turn."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: index for index, token in added.items()}
+
+    def scheme(self) -> str:
+        """How tokens spell what they stand for, such as "ByteLevel" for bytes as letters."""
+        decoder = self._tokenizer.decoder
+        return "plain" if decoder is None else type(decoder).__name__
+
     def chat(
         self, template: ChatTemplate, messages: Iterable[Message | tuple[str, str]]
     ) -> list[int]:
@@ -82,16 +98,16 @@ def until(ids: Sequence[int] | np.ndarray, stop_ids: Iterable[int]) -> list[int]
     return ids[: next((at for at, index in enumerate(ids) if index in stops), len(ids))]
 
 
-def load_tokenizer(folder: str | os.PathLike[str]) -> TextTokenizer:
-    """The tokenizer of a model folder.
+def load_tokenizer(folder: str | os.PathLike[str], name: str = TOKENIZER_NAME) -> TextTokenizer:
+    """The tokenizer of a model folder, by the name of its file.
 
     Raises:
       TextError: no such file, a damaged one, or the extra is not installed.
     """
-    path = Path(folder) / TOKENIZER_NAME
+    path = Path(folder) / name
     if not path.is_file():
         raise TextError(
-            f"{folder} has no {TOKENIZER_NAME}, so prompts must be given as ids; put the file of "
+            f"{folder} has no {name}, so prompts must be given as ids; put the file of "
             "the published model there"
         )
     try:
