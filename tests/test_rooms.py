@@ -9,7 +9,7 @@ import pytest
 #: Packages and modules of `aps_jax` from the top down; one imports only from floors below its own.
 FLOORS = (
     {"cli"},
-    {"restore", "notebook"},
+    {"restore", "notebook", "animation"},
     {"images", "presets", "pretrained"},
     {"scores"},
     {"metrics", "sharding", "text"},

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 from collections.abc import Sequence
 
+from aps_jax.cli.help import spelled_out
 from aps_jax.io import names
 
 
@@ -14,6 +15,7 @@ def main(argv: Sequence[str]) -> int:
     # An installation has the converters inside this package, a clone on the path beside it.
     has_own = importlib.util.find_spec("aps_jax.convert") is not None
     package = importlib.import_module("aps_jax.convert" if has_own else "convert")
+    argv = spelled_out(argv)
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: aps-jax convert NAME [-h] ...\n")
         for name, summary in package.CONVERTERS.items():

@@ -17,6 +17,8 @@ from aps_jax.config import SharedConfig
 from aps_jax.tasks import TASKS, Option, Task
 
 MAX_SEED = 2**32
+#: Formats of the animation of --save-video, which are the suffixes of its file.
+VIDEO_FORMATS = ("webp", "gif")
 
 
 def _named(metavar: str) -> Any:
@@ -102,6 +104,8 @@ class Restore:
       overwrite: replace earlier results in the folder.
       paste_known: inpainting only: put the measured pixels back into the restored image.
       save_steps: also save the image at every timestep.
+      save_video: also save the timesteps as an animation, trajectory.webp or trajectory.gif.
+      show_tokens: draw over the animation which tokens have been revealed.
     """
 
     image: Annotated[Path | None, tyro.conf.Positional, _optional("[IMAGE]")] = None
@@ -129,6 +133,8 @@ class Restore:
     overwrite: _Flag = False
     paste_known: _Flag = False
     save_steps: _Flag = False
+    save_video: Annotated[str | None, _optional("webp|gif")] = None
+    show_tokens: _Flag = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -192,6 +198,11 @@ def check(options: Restore) -> None:
         raise ValueError("--measured needs an IMAGE, the measurement; name its file")
     if options.measured and options.size is not None:
         raise ValueError("--size is for clean photos; a measurement has the size it has")
+    if options.save_video not in (None, *VIDEO_FORMATS):
+        names = " or ".join(VIDEO_FORMATS)
+        raise ValueError(f"--save-video must be {names}, got {options.save_video!r}")
+    if options.show_tokens and not options.save_video:
+        raise ValueError("--show-tokens draws over the animation; add --save-video webp")
     config_of(options)
 
 
@@ -211,7 +222,7 @@ def config_of(options: Restore) -> SharedConfig:
     for name in chosen.keys() & flags.keys():
         flag = "--" + name.replace("_", "-")
         raise ValueError(f"--option {name} has a flag of its own; use {flag}")
-    if options.save_steps:
+    if options.save_steps or options.save_video:
         flags["trace"] = True
     return presets.make_config(
         preset=options.preset, sampler=options.sampler, budget=options.budget, **flags, **chosen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,19 +11,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from aps_jax import images
+from aps_jax import animation, images
+from aps_jax.cli import verdict
 from aps_jax.cli.inputs import Problem
 from aps_jax.cli.options import Restore, command_of
 from aps_jax.config import APSConfig, SharedConfig
 from aps_jax.pretrained import Model
 from aps_jax.restore import Restored
+from aps_jax.sampling.starts import smooth_estimate
 from aps_jax.scores import report
-from aps_jax.types import Array, Perceptual
+from aps_jax.types import Array, ImageShape, Operator, Perceptual, PyTree
 
 #: Files of a finished run, beside its record, and those of which there may be several.
 FILES = (
     "restored.png", "measurement.png", "measurement.npy", "comparison.png", "mean.png", "std.png",
-    "mask.png", "kernel.npy",
+    "mask.png", "kernel.npy", "trajectory.webp", "trajectory.gif",
 )  # fmt: skip
 PATTERNS = ("samples/sample_*.png", "steps/step_*.png")
 
@@ -40,6 +43,7 @@ class Outputs:
         distance: Perceptual | None,
     ) -> None:
         self.options, self.config, self.problem, self.restored = options, config, problem, restored
+        self.codec = model.codec
         self.is_aps = isinstance(config, APSConfig)
         self.result = jax.device_get(restored.result)
         self.image = restored.result.images[0]
@@ -68,10 +72,17 @@ class Outputs:
             candidates["mean_of_samples"] = self.restored.result.mean[0]
         if self.trivial is not None:
             candidates[self.trivial[0]] = self.trivial[1]
+        if self.trivial is None or self.trivial[0] != "bicubic":
+            candidates["smooth_estimate"] = self._smooth()
         candidates["codec_reconstruction"] = report.codec_reconstruction(
             model.codec, photo, self.config.decode_scale
         )
         return report.scores(candidates, photo, distance)
+
+    def _smooth(self) -> Array:
+        """What fits the measurement without any model: smooth pixels."""
+        problem, sigma = self.problem, self.options.sigma or APSConfig().sigma
+        return _smooth(problem.operator, problem.y, problem.image_shape, sigma)
 
     def record(self, facts: Mapping[str, Any], began: float) -> dict[str, Any]:
         """The record of the run, for JSON; the clock showed `began` when it started."""
@@ -123,11 +134,26 @@ class Outputs:
         if self.options.save_steps:
             for index, shown in enumerate(result.info.trace.images[:, 0, 0], start=1):
                 images.save_image(folder / "steps" / f"step_{index:02}.png", shown)
+        if self.options.save_video:
+            self._write_video(folder / f"trajectory.{self.options.save_video}", view)
         canvas = images.comparison(
             [(label, picture) for label, picture, _ in panels],
             captions=[caption for _, _, caption in panels],
         )
         images.save_image(folder / "comparison.png", canvas)
+
+    def _write_video(self, path: Path, measurement: np.ndarray) -> None:
+        codec, scale = self.codec, self.config.decode_scale
+        height, width = self.problem.image_shape
+        grid = codec.grid((height * scale, width * scale))[:2]
+        frames = animation.trajectory(
+            self.result,
+            measurement=measurement,
+            tokens_in=grid if self.options.show_tokens else None,
+            mask=codec.num_codes,
+            stride=codec.stride / scale,
+        )
+        animation.save_animation(path, frames)
 
     def _caption(self, name: str) -> str:
         if name not in self.scores:
@@ -155,11 +181,19 @@ class Outputs:
         print(f"residual {rms:.4f} (root mean square; the noise has {options.sigma:g})")
         for note in notes:
             print(f"note: {note}")
+        if sentence := verdict.verdict(self.scores):
+            print(sentence)
         spent = self.restored.seconds
         print(
-            f"{options.out / 'comparison.png'} and more, after {seconds:.1f} s (compiling "
-            f"{spent['compile']:.1f}, sampling {spent['sample']:.1f})"
+            f"after {seconds:.1f} s (compiling {spent['compile']:.1f}, sampling "
+            f"{spent['sample']:.1f}), in {options.out}:"
         )
+        print("\n".join(verdict.pictures(options.out)))
+
+
+@functools.partial(jax.jit, static_argnames="image_shape")
+def _smooth(operator: Operator, y: PyTree, image_shape: ImageShape, sigma: float) -> Array:
+    return smooth_estimate(operator, y, image_shape=image_shape, sigma=sigma)[0]
 
 
 def work_of(config: SharedConfig) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import tyro
 
+from aps_jax.cli import help as helps
 from aps_jax.cli import wishes
 from aps_jax.cli.errors import UsageError, guarded, message_of
 from aps_jax.cli.options import Convert, Doctor, Models, Restore, Samplers, Sweep, Tasks, check
@@ -45,9 +46,12 @@ def _run(argv: list[str]) -> int:
 
         print(f"aps-jax {__version__}")
         return 0
-    if argv and argv[0] in _OWN:
+    if not argv:
+        print(helps.WELCOME)
+        return 0
+    if argv[0] in _OWN:
         return importlib.import_module(_OWN[argv[0]]).main(argv[1:])
-    options = _parse(argv or ["--help"])
+    options = _parse(argv)
     if options is None:
         return 0
     if isinstance(options, Restore):
@@ -77,17 +81,20 @@ def _parse(
     if not argv[0].startswith("-") and argv[0] not in _COMMANDS:
         names.choose("command", argv[0], _COMMANDS)
     printed = io.StringIO()
+    kinds = helps.briefly(_COMMANDS, argv)
     try:
         with contextlib.redirect_stderr(printed):
             return tyro.extras.subcommand_cli_from_dict(
-                _COMMANDS,
-                args=argv,
+                kinds,
+                args=helps.spelled_out(argv),
                 prog="aps-jax",
                 description="Posterior sampling of images with masked discrete diffusion.",
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as stop:
         if stop.code in (None, 0):
+            if argv[0] in _COMMANDS and kinds[argv[0]] is not _COMMANDS[argv[0]]:
+                print(helps.more(argv[0]))
             return None
         command = f"aps-jax {argv[0]}" if argv[0] in _COMMANDS else "aps-jax"
         raise UsageError(f"{message_of(printed.getvalue())}; see {command} --help") from None

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from aps_jax.cli import help as helps
 from aps_jax.cli import options as cli_options
 
 PROGRAM = "aps-jax sweep"
@@ -48,6 +49,8 @@ class Sweep(cli_options.Restore):
     overwrite: _Hidden = False
     paste_known: _Hidden = False
     save_steps: _Hidden = False
+    save_video: tyro.conf.Suppress[str | None] = None
+    show_tokens: _Hidden = False
 
 
 def read_options(argv: Sequence[str]) -> Sweep:
@@ -71,7 +74,12 @@ def read_options(argv: Sequence[str]) -> Sweep:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         default = tyro.cli(Sweep, args=words, prog=str(path))
-    return tyro.cli(Sweep, args=argv, prog=PROGRAM, default=default)
+    if not helps.wants_brief(argv):
+        return tyro.cli(Sweep, args=helps.spelled_out(argv), prog=PROGRAM, default=default)
+    try:
+        return tyro.cli(helps.brief(Sweep, "sweep"), args=argv, prog=PROGRAM)
+    finally:
+        print(helps.more("sweep"))
 
 
 def _words(values: Mapping[str, Any]) -> list[str]:
