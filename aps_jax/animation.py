@@ -1,8 +1,7 @@
 """The timesteps of a run as an animation: what a trace keeps, drawn for people.
 
-config = aps_jax.make_config(preset="draft", trace=True)
-restored = restore(params, y, key, config=config)
-save_animation("run.webp", trajectory(restored.result, stride=model.codec.stride, mask=K))
+`trajectory` makes frames of the result of a run whose options say `trace=True`, and
+`save_animation` writes them.
 """
 
 from __future__ import annotations
