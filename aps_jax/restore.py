@@ -20,7 +20,7 @@ from aps_jax.io.snapshot import Snapshot, SnapshotError
 from aps_jax.presets import config_class
 from aps_jax.samplers import sampler_of
 from aps_jax.sampling.checks import check_measured_values
-from aps_jax.sampling.run import SampleResult, StepInfo, collect
+from aps_jax.sampling.run import SampleResult, StepInfo, Trace, collect
 from aps_jax.sampling.target import Target, measurement_target
 from aps_jax.types import Array, Key, Params, PyTree
 
@@ -64,12 +64,14 @@ class StepReport(NamedTuple):
         step. For the "l1" term it is divided by the number of tokens, so it reads as a mean
         absolute error plus the other terms.
       num_masked: tokens still masked, mean over images and samples.
+      trace: of the last step, per row, where the options ask for it.
     """
 
     num_done: int
     num_steps: int
     loss: float
     num_masked: float
+    trace: Trace | None = None
 
 
 class Restored(NamedTuple):
@@ -249,7 +251,9 @@ class _Loop:
         # Some states begin their next round at once, so it is the step that knows what it left.
         begins_with = np.sum(np.asarray(state.tokens) == self.target.mask, axis=1)
         num_masked = infos[-1].num_masked if infos else begins_with
-        on_step(StepReport(len(infos), self.num_steps, loss, float(np.mean(num_masked))))
+        trace = infos[-1].trace if infos else None
+        masked = float(np.mean(num_masked))
+        on_step(StepReport(len(infos), self.num_steps, loss, masked, trace))
 
     def finish(self) -> Restored:
         clock = time.perf_counter()

@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 from aps_jax.cli.errors import is_out_of_memory
 from aps_jax.io.snapshot import Snapshot
 from aps_jax.restore import DivergedError, Restored, StepReport
 
+#: Seconds from which on a run is told to be long.
+_LONG = 20.0
 OnStep = Callable[[StepReport], None]
+
+#: Who else watches the runs of this thread; see `listening`.
+_listener: contextvars.ContextVar[OnStep | None] = contextvars.ContextVar("listener", default=None)
+
+
+@contextlib.contextmanager
+def listening(on_step: OnStep) -> Iterator[None]:
+    """Sends what the runs of this thread report to `on_step` instead of to stderr.
+
+    An exception that `on_step` raises ends the run after the timestep that it reports.
+    """
+    token = _listener.set(on_step)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def is_listened_to() -> bool:
+    """Whether someone wants to see the pictures of timesteps."""
+    return _listener.get() is not None
 
 
 def watched(
@@ -46,10 +71,13 @@ def watched(
 
 @contextlib.contextmanager
 def _bar(work: str) -> Iterator[OnStep | None]:
-    """A bar on a terminal; elsewhere one plain line."""
+    """A bar on a terminal; elsewhere a plain line, and an estimate of what is left."""
+    if (listener := _listener.get()) is not None:
+        yield listener
+        return
     if not sys.stderr.isatty():
         print(f"sampling {work}", file=sys.stderr)
-        yield None
+        yield _Estimate()
         return
     from rich.console import Console
     from rich.progress import (
@@ -57,12 +85,14 @@ def _bar(work: str) -> Iterator[OnStep | None]:
         MofNCompleteColumn,
         Progress,
         TextColumn,
+        TimeElapsedColumn,
         TimeRemainingColumn,
     )
 
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"), TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"), TimeElapsedColumn(), TextColumn("so far,"),
+        TimeRemainingColumn(), TextColumn("left"),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         job = bar.add_task("compiling", total=None, figures="")
@@ -77,3 +107,28 @@ def _bar(work: str) -> Iterator[OnStep | None]:
             )  # fmt: skip
 
         yield on_step
+
+
+class _Estimate:
+    """Says once, after the first timestep, how long a long run will still take."""
+
+    def __init__(self) -> None:
+        self.began: float | None = None
+
+    def __call__(self, step: StepReport) -> None:
+        """Takes the time of the first timestep that it sees."""
+        now = time.perf_counter()
+        if self.began is None:
+            self.began, self.first = now, step.num_done
+        elif step.num_done == self.first + 1:
+            left = (now - self.began) * (step.num_steps - step.num_done)
+            if left >= _LONG:
+                print(f"about {told(left)} left; Ctrl-C keeps what is done", file=sys.stderr)
+
+
+def told(seconds: float) -> str:
+    """A time for people, in whole seconds, minutes or hours."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

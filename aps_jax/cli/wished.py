@@ -19,7 +19,7 @@ from aps_jax.cli import facts, memory
 from aps_jax.cli.folder import ResultFolder
 from aps_jax.cli.options import command_of
 from aps_jax.cli.outputs import work_of
-from aps_jax.cli.progress import watched
+from aps_jax.cli.progress import is_listened_to, watched
 from aps_jax.cli.wishes import config_of, sampler_name
 from aps_jax.io.checkpoint import read_card
 from aps_jax.restore import Restored, restore_target
@@ -92,8 +92,9 @@ def _run(
     job = make(options, model)
     target = job.target
     config = dataclasses.replace(
-        config_of(options), image_shape=target.image_shape, decode_scale=target.decode_scale
-    )
+        config_of(options), image_shape=target.image_shape, decode_scale=target.decode_scale,
+        trace=is_listened_to(),
+    )  # fmt: skip
     memory.check(config, model)
     record = _facts(options, config, job)
     hashes = {place: source["sha256"] for place, source in job.sources.items()}
