@@ -42,25 +42,28 @@ def guarded(
     except BrokenPipeError:  # The reader of our output, such as `head`, is gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        _complain(program, f"error: {_file_trouble(error)}")
-        return 2
-    except (ValueError, ArithmeticError) as error:
-        _complain(program, f"error: {error}")
-        return 2
     except Exception as error:
-        if is_out_of_memory(error):
-            _complain(program, f"error: out of memory; {memory_cure}")
-            return 2
-        if missing := _platform_trouble():
-            _complain(program, f"error: {missing}")
-            return 2
+        trouble = trouble_of(error, memory_cure)
+        if trouble is None:
+            raise  # A bug: its traceback is wanted.
+        _complain(program, f"error: {trouble}")
+        return 2
+
+
+def trouble_of(error: Exception, memory_cure: str = "restore a smaller image") -> str | None:
+    """Cause and cure of an expected failure as one line, None for a bug."""
+    trouble: str | None = None
+    if isinstance(error, OSError):
+        trouble = _file_trouble(error)
+    elif isinstance(error, ValueError | ArithmeticError):
+        trouble = str(error)
+    elif is_out_of_memory(error):
+        trouble = f"out of memory; {memory_cure}"
+    elif (trouble := _platform_trouble()) is None:
         from aps_jax.scores.lpips import PerceptualUnavailable
 
-        if not isinstance(error, PerceptualUnavailable):
-            raise  # A bug: its traceback is wanted.
-        _complain(program, f"error: {error}")
-        return 2
+        trouble = str(error) if isinstance(error, PerceptualUnavailable) else None
+    return None if trouble is None else " ".join(trouble.split())
 
 
 def message_of(box: str) -> str:

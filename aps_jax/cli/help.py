@@ -15,6 +15,14 @@ COMMON = {
         "image", "task", "measured", "model", "prompt", "preset", "num_samples", "sigma", "seed",
         "size", "out", "resume", "overwrite", "save_video",
     ),
+    "edit": (
+        "image", "mask", "prompt", "negative", "reward", "guidance_scale", "likeness",
+        "num_samples", "seed", "size", "out", "overwrite",
+    ),
+    "stylize": (
+        "image", "style", "strength", "style_size", "prompt", "preset", "num_samples", "seed",
+        "size", "out", "overwrite",
+    ),
     "sweep": (
         "image", "task", "measured", "model", "preset", "sigma", "seed", "size", "out",
         "batch_size", "num_model",

@@ -170,6 +170,21 @@ class Doctor:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Restores and edits pictures in a browser tab; nothing leaves this machine.
+
+    Needs Gradio: pip install 'aps_jax[demo]'. Ctrl-C ends it and deletes what visitors made.
+
+    Attributes:
+      port: of 127.0.0.1; the first free one from 7860 on if left out.
+      open: also open the browser.
+    """
+
+    port: Annotated[int | None, _optional("PORT")] = None
+    open: _Flag = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Convert:
     """Converts published weights; without a NAME it lists the converters."""
 

@@ -16,13 +16,24 @@ import tyro
 from aps_jax.cli import help as helps
 from aps_jax.cli import wishes
 from aps_jax.cli.errors import UsageError, guarded, message_of
-from aps_jax.cli.options import Convert, Doctor, Models, Restore, Samplers, Sweep, Tasks, check
+from aps_jax.cli.options import (
+    Convert,
+    Demo,
+    Doctor,
+    Models,
+    Restore,
+    Samplers,
+    Sweep,
+    Tasks,
+    check,
+)
 from aps_jax.io import names
 
 _COMMANDS = {
     "restore": Restore,
     "edit": wishes.Edit,
     "stylize": wishes.Stylize,
+    "demo": Demo,
     "tasks": Tasks,
     "samplers": Samplers,
     "models": Models,
@@ -63,6 +74,10 @@ def _run(argv: list[str]) -> int:
         wishes.check(options)
         name = type(options).__name__.lower()
         return importlib.import_module(f"aps_jax.cli.{name}").run(options)
+    if isinstance(options, Demo):
+        from aps_jax.cli.demo import command
+
+        return command.run(options)
     from aps_jax.cli import doctor
 
     if isinstance(options, Tasks):
@@ -76,7 +91,7 @@ def _run(argv: list[str]) -> int:
 
 def _parse(
     argv: list[str],
-) -> Restore | wishes.Wish | Tasks | Samplers | Models | Doctor | None:
+) -> Restore | wishes.Wish | Demo | Tasks | Samplers | Models | Doctor | None:
     """The options, or None if help was asked for and printed."""
     if not argv[0].startswith("-") and argv[0] not in _COMMANDS:
         names.choose("command", argv[0], _COMMANDS)

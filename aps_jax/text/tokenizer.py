@@ -48,12 +48,19 @@ class TextTokenizer:
         if stand_in is not None and stand_in in encoding.tokens:
             pairs = zip(encoding.tokens, encoding.offsets, strict=True)
             unknown = [text[slice(*span)] for token, span in pairs if token == stand_in]
-            known = sorted(self._tokenizer.get_vocab(with_added_tokens=False).keys() - {stand_in})
+            known = self.words()
             listed = f"; it knows: {', '.join(known)}" if len(known) <= 200 else ""
             raise TextError(
                 f"this model does not know {', '.join(map(repr, unknown))} in a prompt{listed}"
             )
         return encoding.ids
+
+    def words(self) -> list[str]:
+        """What a tokenizer of whole words knows, sorted; empty for one of parts of words."""
+        stand_in = getattr(self._tokenizer.model, "unk_token", None)
+        if stand_in is None:
+            return []
+        return sorted(self._tokenizer.get_vocab(with_added_tokens=False).keys() - {stand_in})
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, keeps_special: bool = False) -> str:
         """Text of ids; special tokens are left out unless they are kept."""

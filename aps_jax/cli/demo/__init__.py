@@ -1,0 +1,1 @@
+"""`aps-jax demo`: the commands restore and edit in a browser tab."""
