@@ -24,7 +24,7 @@ from aps_jax.prior.transformer import TransformerConfig, init_transformer_params
 from aps_jax.scores.clip import ClipConfig, ClipModel, init_clip_params
 from aps_jax.scores.dino import DinoModel, init_dino_params
 from aps_jax.scores.vit import VitConfig
-from aps_jax.text.reward import RewardFrame, RewardModel, frame_ids, make_reward
+from aps_jax.text.reward_model import RewardFrame, RewardModel, frame_ids, make_reward
 from aps_jax.text.tokenizer import (
     CLIP_TOKENIZER,
     REWARD_TOKENIZER,
@@ -269,7 +269,7 @@ def load_reward(
     """
     card = checkpoint.read_card(folder)
     config, params = _load(
-        folder, card, "reward", TransformerConfig, init_transformer_params, mesh, dtype
+        folder, card, "reward_model", TransformerConfig, init_transformer_params, mesh, dtype
     )
     path = folder / checkpoint.CARD_NAME
     frame = checkpoint.parse_config(RewardFrame, card.get("reward_frame"), path)
@@ -330,7 +330,7 @@ def _load(
         config = dataclasses.replace(config, dtype=dtype)
     abstract = jax.eval_shape(lambda key: init(key, config), jax.random.key(0))
     shardings = None
-    if mesh is not None and section in ("prior", "reward"):
+    if mesh is not None and section in ("prior", "reward_model"):
         sharding.require_whole_heads(config.num_heads, config.num_kv_heads, mesh)
         shardings = sharding.prior_shardings(abstract, mesh)
     elif mesh is not None:

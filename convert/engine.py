@@ -69,7 +69,7 @@ class Family:
     """
 
     name: str
-    section: Literal["codec", "prior", "kernel_wizard", "clip", "dino", "reward"]
+    section: Literal["codec", "prior", "kernel_wizard", "clip", "dino", "reward_model"]
     rules: tuple[Rule, ...]
     build: Callable[[Source, str], Built]
     default_dtype: Dtype
@@ -135,7 +135,7 @@ def convert(
     check_space(target, plan.num_bytes, folder)
     with open_staging(folder, plan.identity, notify) as staging, progress(console) as advance:
         weights = staging.model / checkpoint.weights_name(family.section, plan.kind)
-        is_split = family.section in ("prior", "reward")
+        is_split = family.section in ("prior", "reward_model")
         job = Job(plan.kind, weights, plan.specs, plan.places, is_split)
         store = take_up(job, staging, plan.identity, notify)
         if num_resumed := len(staging.done):

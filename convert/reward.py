@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aps_jax.prior.transformer import TransformerConfig, init_transformer_params
-from aps_jax.text.reward import RewardFrame
+from aps_jax.text.reward_model import RewardFrame
 from aps_jax.text.tokenizer import REWARD_TOKENIZER
 
 from .command import main
@@ -139,7 +139,7 @@ def _rotation(source: Source) -> tuple[float, tuple[float, float, float, int] | 
 
 FAMILY = Family(
     name="reward",
-    section="reward",
+    section="reward_model",
     rules=RULES,
     build=build,
     default_dtype="bfloat16",

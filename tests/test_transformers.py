@@ -9,8 +9,8 @@ import pytest
 from hub import random_state, save_tokenizer
 from test_convert_clip import CLIP_CONFIG, DINO_CONFIG
 from test_convert_clip import run as convert_scores
-from test_reward import LLAMA, LLAMA_TEMPLATE, QWEN, QWEN_TEMPLATE, SPECIALS
-from test_reward import run as convert_reward
+from test_reward_model import LLAMA, LLAMA_TEMPLATE, QWEN, QWEN_TEMPLATE, SPECIALS
+from test_reward_model import run as convert_reward
 
 from aps_jax import pretrained
 from aps_jax.scores import clip as clip_scores

@@ -27,7 +27,7 @@ from aps_jax.scores.lpips import PerceptualUnavailable, load_lpips
 from aps_jax.tasks import TASKS
 
 #: Parts of model folders that score what others make.
-_SCORES = {"clip": "CLIP", "dino": "DINO", "reward": "reward model of text"}
+_SCORES = {"clip": "CLIP", "dino": "DINO", "reward_model": "reward model of text"}
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow", "safetensors")
 
 

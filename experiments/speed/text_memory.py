@@ -29,7 +29,7 @@ from aps_jax.io.files import write_atomically
 from aps_jax.prior.bundle import make_prompted_prior
 from aps_jax.prior.prompts import PromptConfig, frame_prompt
 from aps_jax.prior.transformer import TransformerConfig, init_transformer_params, num_params
-from aps_jax.text.reward import make_reward
+from aps_jax.text.reward_model import make_reward
 
 #: Dream-org/Dream-v0-Instruct-7B.
 DREAM = TransformerConfig(

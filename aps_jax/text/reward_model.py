@@ -20,7 +20,7 @@ import numpy as np
 
 from aps_jax.prior.transformer import Transformer, TransformerConfig
 from aps_jax.text.tokenizer import TextTokenizer
-from aps_jax.types import Array, PyTree, bind
+from aps_jax.types import Array, Energy, PyTree, bind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,15 @@ class RewardModel:
         """
         ids = np.asarray(token_map)
         return self.table[np.where(ids < 0, ids[np.argmax(ids >= 0)], ids)]
+
+
+def reward_energy(model: RewardModel) -> Energy:
+    """Minus the reward of what a codec gives, embeddings [R, *grid, d] of the rows of `model`."""
+    return Energy(apply=bind(_minus), params=model, name="reward")
+
+
+def _minus(model: RewardModel, data: None, x: Array) -> Array:
+    return -model(x.reshape(x.shape[0], -1, x.shape[-1]))
 
 
 def frame_ids(

@@ -12,7 +12,7 @@ from hub import random_state, save_single, save_tokenizer
 
 from aps_jax import cli, pretrained
 from aps_jax.io import checkpoint
-from aps_jax.text.reward import RewardFrame, frame_ids, make_reward
+from aps_jax.text.reward_model import RewardFrame, frame_ids, make_reward, reward_energy
 from aps_jax.text.tokenizer import REWARD_TOKENIZER, TextError, load_tokenizer
 from aps_jax.text.vocabulary import only_mapped, token_map
 from aps_jax.types import Prior, bind
@@ -146,7 +146,14 @@ def test_qwen_against_numpy_and_soft_answers(tmp_path, rng, capsys):
     shares = rng.dirichlet(np.ones(ROWS), size=(4, 5)) * 0.2
     shares[np.arange(4)[:, None], np.arange(5)[None], answers] += 0.8
 
-    both = jax.jit(lambda e: (model(e), jax.grad(lambda e: jnp.sum(model(e)))(e)))
+    energy = reward_energy(model)
+    assert energy.name == "reward"
+
+    def both(e):  # As a codec of one line per text gives them.
+        values, slopes = slope(e[:, None])
+        return -values, -slopes[:, 0]
+
+    slope = jax.jit(lambda e: (energy(e), jax.grad(lambda e: jnp.sum(energy(e)))(e)))
     for answer in (table[answers], shares @ table):
         got, gradient = both(jnp.asarray(answer, jnp.float32))
         expected = [
@@ -183,7 +190,7 @@ def test_llama_against_numpy(tmp_path, rng):
     assert run(source, tmp_path / "model", "--dtype", "float32") == 0
     model = pretrained.load_reward(tmp_path / "model", "  Hi ")
     card = checkpoint.read_card(tmp_path / "model")
-    assert card["reward"]["rope_stretch"] == [8.0, 1.0, 4.0, 16]
+    assert card["reward_model"]["rope_stretch"] == [8.0, 1.0, 4.0, 16]
     assert card["reward_frame"] == {
         "before": "<|begin|><|im_start|>user\n\n",
         "between": "<|im_end|><|im_start|>assistant\n\n",
