@@ -11,6 +11,7 @@ from typing import Any
 
 import flax.struct
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from aps_jax import sharding
@@ -182,11 +183,7 @@ def load_prior(
     if section in card:
         frame = checkpoint.parse_config(PromptConfig, card[section], folder / checkpoint.CARD_NAME)
         text = prompt_ids if prompt is None else encode_prompt(folder, prompt)
-        ids, unconditional = frame_prompt(frame, text, mask_padding=mask_padding)
-        if negative is not None:
-            away = encode_prompt(folder, negative)
-            unconditional = frame_prompt(frame, away, mask_padding=mask_padding)[0]
-        framed = (frame, ids, unconditional)
+        framed = (frame, *_framed(folder, frame, text, negative, mask_padding=mask_padding))
     config, params = _load(
         folder, card, "prior", TransformerConfig, init_transformer_params, mesh, dtype
     )
@@ -195,15 +192,28 @@ def load_prior(
         prior = make_prior(config, params, window=window)
     else:
         frame, ids, unconditional = framed
-        if ids.size and not 0 <= ids.min() <= ids.max() < config.vocab_size:
-            raise ValueError(
-                f"prompt ids must be in [0, {config.vocab_size}), the model's vocabulary"
-            )
+        _check_ids(ids, config.vocab_size)
         prior = make_prompted_prior(
             config, params, prompt=frame, prompt_ids=ids, uncond_prompt_ids=unconditional,
             mask_padding=mask_padding, window=window,
         )  # fmt: skip
     return prior if mesh is None else _to_mesh(prior, mesh)
+
+
+def _framed(
+    folder: Path, frame: PromptConfig, text: TextIds, negative: str | None, *, mask_padding: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Framed ids of a prompt, and of what guidance leads away from."""
+    ids, unconditional = frame_prompt(frame, text, mask_padding=mask_padding)
+    if negative is not None:
+        away = encode_prompt(folder, negative)
+        unconditional = frame_prompt(frame, away, mask_padding=mask_padding)[0]
+    return ids, unconditional
+
+
+def _check_ids(ids: np.ndarray, vocab_size: int) -> None:
+    if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
+        raise ValueError(f"prompt ids must be in [0, {vocab_size}), the model's vocabulary")
 
 
 def _to_mesh(prior: Prior, mesh: Mesh) -> Prior:
