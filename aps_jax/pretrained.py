@@ -11,6 +11,7 @@ from typing import Any
 
 import flax.struct
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from aps_jax import sharding
@@ -174,31 +175,24 @@ def load_prior(
     """
     card = checkpoint.read_card(folder) if card is None else card
     section = "text_prompt" if is_text and "text_prompt" in card else "prompt"
-    _check_prompt(
-        folder, card, section, prompt=prompt, prompt_ids=prompt_ids, negative=negative,
-        is_text=is_text,
-    )  # fmt: skip
-    framed = None
+    _check_prompt(folder, card, section, prompt, prompt_ids, negative, is_text)
+    frame, ids, unconditional = None, np.empty(0), None
     if section in card:
         frame = checkpoint.parse_config(PromptConfig, card[section], folder / checkpoint.CARD_NAME)
         text = prompt_ids if prompt is None else encode_prompt(folder, prompt)
         ids, unconditional = frame_prompt(frame, text, mask_padding=mask_padding)
         if negative is not None:
             away = encode_prompt(folder, negative)
-            unconditional = frame_prompt(frame, away, mask_padding=mask_padding)[0]
-        framed = (frame, ids, unconditional)
+            unconditional, _ = frame_prompt(frame, away, mask_padding=mask_padding)
     config, params = _load(
         folder, card, "prior", TransformerConfig, init_transformer_params, mesh, dtype
     )
     window = None if is_text else card.get("prior_window")
-    if framed is None:
+    if ids.size and not 0 <= ids.min() <= ids.max() < config.vocab_size:
+        raise ValueError(f"prompt ids must be in [0, {config.vocab_size}), the model's vocabulary")
+    if frame is None:
         prior = make_prior(config, params, window=window)
     else:
-        frame, ids, unconditional = framed
-        if ids.size and not 0 <= ids.min() <= ids.max() < config.vocab_size:
-            raise ValueError(
-                f"prompt ids must be in [0, {config.vocab_size}), the model's vocabulary"
-            )
         prior = make_prompted_prior(
             config, params, prompt=frame, prompt_ids=ids, uncond_prompt_ids=unconditional,
             mask_padding=mask_padding, window=window,
@@ -291,7 +285,6 @@ def _check_prompt(
     folder: Path,
     card: dict[str, Any],
     section: str,
-    *,
     prompt: str | Sequence[str] | None,
     prompt_ids: TextIds,
     negative: str | None,
