@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float
 
 from aps_jax.operators.inpainting import inpainting_mask
@@ -24,7 +25,7 @@ def gaussian(operator: Operator, y: PyTree, sigma: Scalar) -> Energy:
     )
 
 
-def known(image: Array, mask: Array, sigma: Scalar) -> Energy:
+def known(image: Array, mask: Array | np.ndarray, sigma: Scalar) -> Energy:
     """||x - image||^2 / (2 sigma^2) of the pixels that are to stay as they are.
 
     Args:
