@@ -188,6 +188,10 @@ class APSConfig(SharedConfig):
         (`aps_jax.sampling.starts`): at every timestep of a cold start, at the first of a warm
         start (and, with `sensitivity_floor`, at the others for what the measurement does not say).
         0 is off (ours).
+      start_where_measured: raise those logits only as far as the measurement says something about a
+        token, by the same factor as `sensitivity_floor`, without which it changes nothing. What is
+        not measured then starts at the prior: a hole is filled by it and not by the smooth image
+        (ours).
       remasking: whose confidence decides what is kept: "anchored" the tilted x_phi (APS-II),
         "standard" the prior x_theta (APS-I), "random" nobody's (control).
       draw: proposal per token: "quantized" nearest code to the mean code, "categorical" sample of
@@ -230,6 +234,7 @@ class APSConfig(SharedConfig):
     warm_start: bool = False
     sensitivity_floor: float = 0.0
     encoder_start: float = 0.0
+    start_where_measured: bool = False
     remasking: str = "anchored"
     draw: str = "quantized"
     rule: str = "count"
