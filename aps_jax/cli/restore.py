@@ -51,7 +51,7 @@ def _run(options: Restore, folder: ResultFolder, began: float) -> int:
     config = dataclasses.replace(config, image_shape=problem.image_shape)
     memory.check(config, model)
 
-    notes: list[str] = []
+    notes = inputs.framing_notes(options, problem)
     distance = perceptual.load(problem, config, notes)
     config = perceptual.settle(config, problem, distance, notes)
     params = Params(
