@@ -21,7 +21,8 @@ from aps_jax.io import checkpoint
 from aps_jax.io.names import suggestion
 from aps_jax.types import Array, Key, PyTree, bind
 
-_EMBEDDED = Path(__file__).parents[1] / "data" / "attributes64"
+#: The folder of the embedded network.
+EMBEDDED = Path(__file__).parents[1] / "data" / "attributes64"
 #: Name of the configuration in the card, and of the weights beside it.
 SECTION = "attributes"
 
@@ -151,7 +152,7 @@ def load_attributes(folder: str | os.PathLike[str] | None = None) -> Attributes:
     Raises:
       aps_jax.io.checkpoint.CheckpointError: the folder is damaged or holds no such network.
     """
-    folder = _EMBEDDED if folder is None else Path(folder)
+    folder = EMBEDDED if folder is None else Path(folder)
     path = folder / checkpoint.CARD_NAME
     config = checkpoint.parse_config(
         AttributesConfig, checkpoint.read_card(folder).get(SECTION), path
