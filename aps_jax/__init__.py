@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from aps_jax import metrics, operators, sharding
     from aps_jax.config import VARIANTS, APSConfig
+    from aps_jax.faces.attributes import load_attributes
     from aps_jax.images import sample_photo
     from aps_jax.notebook import posterior, show
     from aps_jax.operators import measure
@@ -37,6 +38,7 @@ __all__ = [
     "aps_init",
     "aps_sample",
     "aps_step",
+    "load_attributes",
     "load_lpips",
     "load_pretrained",
     "make_config",
@@ -51,6 +53,7 @@ __all__ = [
 
 _MODULES = {
     "config": ("VARIANTS", "APSConfig"),
+    "faces.attributes": ("load_attributes",),
     "images": ("sample_photo",),
     "notebook": ("posterior", "show"),
     "operators": ("measure",),

@@ -21,10 +21,17 @@ from PIL.PngImagePlugin import PngInfo
 from aps_jax.io.arrays import MAX_PIXELS, existing_file, open_array
 from aps_jax.io.color import srgb_image
 from aps_jax.io.files import PathLike, write_atomically
+from aps_jax.io.names import choose
 from aps_jax.io.pictures import read_picture
 
 #: Smallest side of a photo to restore.
 MIN_SIDE = 8
+#: Files of the pictures that ship with the package, by name.
+SAMPLES = {
+    "photo": "sample_photo.png",
+    "face": "sample_face.png",
+    "portrait": "sample_portrait.jpg",
+}
 #: A float array may leave [-1, 1] by this much (rounding); it is clipped back.
 _RANGE_TOLERANCE = 1e-3
 _SPELLINGS = str.maketrans({"×": "x", "σ": "sigma", "–": "-", "—": "-", "−": "-", "±": "+-"})
@@ -313,8 +320,16 @@ def comparison(
     return np.asarray(canvas)
 
 
-def sample_photo() -> np.ndarray:
-    """The photo that ships with the package, [128, 128, 3]; origin in `data/README.md`."""
-    resource = importlib.resources.files("aps_jax") / "data" / "sample_photo.png"
+def sample_photo(name: str = "photo") -> np.ndarray:
+    """A picture that ships with the package; its origin is in `data/README.md`.
+
+    Args:
+      name: "photo", a cat [128, 128, 3]; "face", aligned for `face64` [64, 64, 3]; or "portrait",
+        the photo [256, 256, 3] that the face is from, for `aps-jax align`.
+
+    Raises:
+      ValueError: for another name.
+    """
+    resource = importlib.resources.files("aps_jax") / "data" / choose("sample", name, SAMPLES)
     with importlib.resources.as_file(resource) as path:
         return load_image(path)

@@ -35,8 +35,8 @@ from aps_jax.text.tokenizer import (
 from aps_jax.types import Codec, Key, Prior, PyTree
 
 _EMBEDDED = Path(__file__).parent / "data"
-#: Models inside the package, by name: the folders that have a card.
-EMBEDDED_MODELS = tuple(sorted(card.parent.name for card in _EMBEDDED.glob("*/card.json")))
+#: Models inside the package, by name: the folders that have a prior.
+EMBEDDED_MODELS = tuple(sorted(file.parent.name for file in _EMBEDDED.glob("*/prior.safetensors")))
 #: What activations may be computed in.
 DTYPES = ("float32", "bfloat16")
 

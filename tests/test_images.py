@@ -389,6 +389,10 @@ def test_sample_photo():
     photo = images.sample_photo()
     assert photo.shape == (128, 128, 3) and photo.dtype == np.float32
     assert photo.std() > 0.2 and np.abs(photo).max() <= 1
+    assert images.sample_photo("face").shape == (64, 64, 3)
+    assert images.sample_photo("portrait").shape == (256, 256, 3)
+    with pytest.raises(ValueError, match="did you mean 'portrait'"):
+        images.sample_photo("potrait")
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "bool"])

@@ -12,7 +12,7 @@ FLOORS = (
     {"restore", "notebook", "animation"},
     {"images", "presets", "pretrained"},
     {"scores"},
-    {"metrics", "sharding", "text"},
+    {"faces", "metrics", "sharding", "text"},
     {"samplers"},
     {"sampler"},
     {"sampling"},

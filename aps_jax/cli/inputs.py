@@ -14,9 +14,11 @@ import numpy as np
 
 from aps_jax import images
 from aps_jax.cli.options import TASK_OPTIONS, Restore
+from aps_jax.faces.framing import alignment_score
+from aps_jax.io.checkpoint import read_card
 from aps_jax.io.masks import SIDES, load_kernel, load_mask, opaque_pixels
 from aps_jax.operators import make_operator, measure
-from aps_jax.pretrained import load_kernel_wizard
+from aps_jax.pretrained import load_kernel_wizard, model_folder
 from aps_jax.sampling.checks import channels_last, check_measured_values
 from aps_jax.tasks import TASKS
 from aps_jax.types import Array, ImageShape, Key, Operator, PyTree
@@ -36,7 +38,10 @@ class Problem(NamedTuple):
 
 def degrade_photo(options: Restore, key_operator: Key, key_noise: Key) -> Problem:
     """Loads a clean photo, and measures it with fresh operator state and noise."""
-    photo = images.sample_photo() if options.image is None else images.load_image(options.image)
+    if options.image is None:
+        photo = images.sample_photo("face" if knows_faces_only(options.model) else "photo")
+    else:
+        photo = images.load_image(options.image)
     if options.size is not None:
         if not images.MIN_SIDE <= options.size <= min(photo.shape[:2]):
             raise ValueError(
@@ -53,6 +58,23 @@ def degrade_photo(options: Restore, key_operator: Key, key_noise: Key) -> Proble
     x = jnp.asarray(photo)[None]
     y = _measure(key_noise, x, operator=operator, sigma=options.sigma)
     return Problem(x, y, operator, image_shape, _source(options.image))
+
+
+def knows_faces_only(model: str) -> bool:
+    """True if a model's card says which framing its pictures have."""
+    return "framing" in read_card(model_folder(model))
+
+
+def framing_notes(options: Restore, problem: Problem) -> list[str]:
+    """A note where a model of aligned faces is given a photo that does not look like one."""
+    if problem.photo is None or not knows_faces_only(options.model):
+        return []
+    if alignment_score(np.asarray(problem.photo[0])) > 0:
+        return []
+    return [
+        f"the picture does not look like a face in the framing of {options.model}; make one with "
+        "aps-jax align"
+    ]
 
 
 def load_measured(options: Restore) -> Problem:

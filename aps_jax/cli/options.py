@@ -138,6 +138,29 @@ class Restore:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Align:
+    """Crops a face of a photo to the framing of the model face64.
+
+    Faces and eyes are found by OpenCV (extra "faces"), or the eyes are given by hand.
+
+    Attributes:
+      image: photo with a face.
+      out: picture to write, .png or .jpg.
+      eyes: centres of both eyes in pixels from the top left corner, such as 203,101 248,103.
+      face: which face, counted from 1 from left to right, where the photo has several.
+      size: side of the picture in pixels; face64 takes 64.
+      overwrite: replace the file --out.
+    """
+
+    image: Annotated[Path, tyro.conf.Positional, _named("IMAGE")]
+    out: Annotated[Path, _named("FILE")] = Path("face.png")
+    eyes: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="X,Y X,Y")] = None
+    face: Annotated[int | None, _optional("N")] = None
+    size: Annotated[int, _named("PX")] = 64
+    overwrite: _Flag = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Tasks:
     """Lists the measurement tasks and their options."""
 
@@ -197,6 +220,16 @@ class Sweep:
 def task_file(options: Restore, name: str) -> Path | None:
     """The file or folder that an option of tasks, such as `mask`, was given as."""
     return getattr(options, name)  # These fields are added at run time.
+
+
+def check_align(options: Align) -> None:
+    """Finds what is wrong with the options of `align` alone."""
+    if options.face is not None and options.face < 1:
+        raise ValueError(f"--face counts from 1, got {options.face}")
+    if options.face is not None and options.eyes is not None:
+        raise ValueError("--face and --eyes exclude each other; choose one")
+    if not 8 <= options.size <= 1024:
+        raise ValueError(f"--size must be from 8 to 1024, got {options.size}")
 
 
 def check(options: Restore) -> None:

@@ -17,6 +17,7 @@ from aps_jax.cli import help as helps
 from aps_jax.cli import wishes
 from aps_jax.cli.errors import UsageError, guarded, message_of
 from aps_jax.cli.options import (
+    Align,
     Convert,
     Demo,
     Doctor,
@@ -26,6 +27,7 @@ from aps_jax.cli.options import (
     Sweep,
     Tasks,
     check,
+    check_align,
 )
 from aps_jax.io import names
 
@@ -34,6 +36,7 @@ _COMMANDS = {
     "edit": wishes.Edit,
     "stylize": wishes.Stylize,
     "demo": Demo,
+    "align": Align,
     "tasks": Tasks,
     "samplers": Samplers,
     "models": Models,
@@ -78,6 +81,11 @@ def _run(argv: list[str]) -> int:
         from aps_jax.cli.demo import command
 
         return command.run(options)
+    if isinstance(options, Align):
+        check_align(options)
+        from aps_jax.cli import align
+
+        return align.run(options)
     from aps_jax.cli import doctor
 
     if isinstance(options, Tasks):
@@ -91,7 +99,7 @@ def _run(argv: list[str]) -> int:
 
 def _parse(
     argv: list[str],
-) -> Restore | wishes.Wish | Demo | Tasks | Samplers | Models | Doctor | None:
+) -> Restore | wishes.Wish | Demo | Align | Tasks | Samplers | Models | Doctor | None:
     """The options, or None if help was asked for and printed."""
     if not argv[0].startswith("-") and argv[0] not in _COMMANDS:
         names.choose("command", argv[0], _COMMANDS)

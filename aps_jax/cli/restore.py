@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from aps_jax import pretrained
 from aps_jax.cli import facts, memory, outputs, perceptual
 from aps_jax.cli.folder import ResultFolder
-from aps_jax.cli.inputs import degrade_photo, load_measured
+from aps_jax.cli.inputs import degrade_photo, framing_notes, load_measured
 from aps_jax.cli.options import Restore, command_of, config_of
 from aps_jax.cli.progress import watched
 from aps_jax.io.checkpoint import read_card
@@ -51,7 +51,7 @@ def _run(options: Restore, folder: ResultFolder, began: float) -> int:
     config = dataclasses.replace(config, image_shape=problem.image_shape)
     memory.check(config, model)
 
-    notes: list[str] = []
+    notes = framing_notes(options, problem)
     distance = perceptual.load(problem, config, notes)
     config = perceptual.settle(config, problem, distance, notes)
     params = Params(
