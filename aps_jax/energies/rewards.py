@@ -51,15 +51,17 @@ def classifier(
     return Energy(apply=apply, params=(params, wanted), name="attributes")
 
 
-def clip_text(clip: Any, text_ids: Array) -> Energy:
+def clip_text(clip: Any, text: Any) -> Energy:
     """1 - cosine of the embeddings of image and text.
 
     Args:
       clip: a pytree with `embed_image(x)`, of images [B, H, W, 3] in [-1, 1], and
-        `embed_text(ids)`, which both give vectors [B, D] of any length.
-      text_ids: ids of one text [1, T], or of one per row [B, T].
+        `embed_text(text)`, which both give vectors [B, D] of any length, such as
+        `aps_jax.scores.clip.ClipModel`.
+      text: what `embed_text` takes: one text for all rows, or one per row; as ids, [1, T] or
+        [B, T].
     """
-    return _towards(clip, clip.embed_text(jnp.asarray(text_ids)), "clip_text")
+    return _towards(clip, clip.embed_text(text), "clip_text")
 
 
 def clip_image(clip: Any, reference: Float[Array, "B H W 3"]) -> Energy:
