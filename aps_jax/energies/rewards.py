@@ -7,7 +7,7 @@ arrays of a pytree are leaves, so that other weights of the same shapes need no 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +38,8 @@ def classifier(
     static, params = _split(net)
     if not isinstance(label, Mapping):
         return Energy(apply=bind(_class, net=static, label=int(label)), params=params, name="class")
-    names = getattr(net, "names", ()) if names is None else names
-    known = {name: column for column, name in enumerate(names)}
+    listed = tuple(getattr(net, "names", ()) if names is None else names)
+    known = {name: column for column, name in enumerate(listed)}
     columns, values = [], []
     for name, value in label.items():
         columns.append(choose("attribute", name, known))
@@ -83,7 +83,7 @@ def _towards(clip: Any, wanted: Float[Array, "B D"], name: str) -> Energy:
 
 def _angle(params: tuple[Any, Array | None], data: Array | None, x: Array) -> Float[Array, " B"]:
     clip, shared = params
-    wanted = data if shared is None else shared
+    wanted = cast(Array, data if shared is None else shared)
     with jax.named_scope("reward"):
         return 1 - jnp.sum(_unit(clip.embed_image(x)) * wanted, axis=-1)
 
