@@ -282,5 +282,6 @@ def test_samplers_are_chosen_by_what_there_is_to_follow():
         return wishes.sampler_name(wishes.Edit(image="x", **options))
 
     assert chosen(mask="m", prompt="hat") == "maskgit"
-    assert chosen(mask="m", reward=("hat=1",)) == chosen(prompt="hat") == "aps"
+    assert chosen(mask="m", reward=("hat=1",)) == "best_of_n"
+    assert chosen(prompt="hat") == chosen(reward=("hat=1",)) == "aps"
     assert chosen(mask="m", sampler="smc") == "smc"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ def _job(options: Edit, model: Model) -> Job:
     photo, source = wished.load_photo(options.image, options.size)
     mask, sources = None, {"image": source}
     if options.mask is not None:
-        mask = _mask(options, photo)
+        mask = _mask(options.mask, options, photo)
         digest = hashlib.sha256(options.mask.read_bytes()).hexdigest()
         sources["mask"] = {"path": str(options.mask), "sha256": digest}
     _check_fit(options, model, photo)
@@ -84,22 +85,22 @@ def load_attributes() -> Any:
     return aps_jax.load_attributes()
 
 
-def _mask(options: Edit, photo: np.ndarray) -> np.ndarray:
+def _mask(path: Path, options: Edit, photo: np.ndarray) -> np.ndarray:
     """The mask [H, W] as large as the photo, 1 where it stays."""
-    mask = load_mask(options.mask)
+    mask = load_mask(path)
     if options.size is not None:
         with_channel = 2 * mask[..., None] - 1
         mask = (wished.square(with_channel, options.size)[..., 0] > 0).astype(np.float32)
     if mask.shape != photo.shape[:2]:
         (height, width), (rows, columns) = photo.shape[:2], mask.shape
         raise ValueError(
-            f"--mask {options.mask} has {columns}x{rows} pixels, the picture {width}x{height}; "
+            f"--mask {path} has {columns}x{rows} pixels, the picture {width}x{height}; "
             "make them one size"
         )
     if mask.all() or not mask.any():
         misses = "nothing" if mask.all() else "everything"
         raise ValueError(
-            f"--mask {options.mask} frees {misses} of the picture that --size {options.size} "
+            f"--mask {path} frees {misses} of the picture that --size {options.size} "
             f"leaves: {SIDES}"
         )
     return mask

@@ -125,7 +125,7 @@ def _facts(options: Any, config: Any, job: Job) -> dict[str, Any]:
     words = {"prompt": options.prompt, "negative": options.negative}
     has_words = any(text is not None for text in words.values())
     return {
-        "settings": job.settings | words | {"size": options.size},
+        "settings": {**job.settings, **words, "size": options.size},
         "sampler": sampler_name(options),
         **facts.model_facts(options, config, has_words=has_words),
         "image_shape": list(job.target.image_shape or ()),

@@ -19,8 +19,8 @@ _PART = {"encoder_start": 0.0, "sensitivity_floor": 0.0, "draw": "categorical"}
 _WHOLE = {"encoder_start": 0.5, "sensitivity_floor": 0.0}
 #: Half the timesteps of a restoration look as well, and the features of a style take their time.
 _STYLE_STEPS = 4
-#: Timesteps of the samplers that draw from the prior alone.
-_PRIOR_STEPS = 12
+#: Options of the samplers that draw from the prior alone.
+_PRIOR_STEPS = {"maskgit": {"num_steps": 12}, "best_of_n": {"num_steps": 12, "num_candidates": 8}}
 
 
 def _named(metavar: str, **look: Any) -> Any:
@@ -165,11 +165,16 @@ def rewards_of(options: Edit) -> dict[str, float]:
 
 
 def sampler_name(options: Any) -> str:
-    """The sampler asked for; by default the prior's own where there is no energy to follow."""
+    """The sampler asked for; by default those that keep to the prior inside a mask.
+
+    What is inside is held by nothing but the prior, so gradients of a reward end in patches that
+    please the classifier alone; the best of a few of the prior's own draws cannot.
+    """
     if options.sampler is not None:
         return options.sampler
-    is_free = isinstance(options, Edit) and options.mask is not None and not options.reward
-    return "maskgit" if is_free else "aps"
+    if getattr(options, "mask", None) is None:
+        return "aps"
+    return "best_of_n" if options.reward else "maskgit"
 
 
 def config_of(options: Any) -> Any:
@@ -190,7 +195,7 @@ def config_of(options: Any) -> Any:
     if isinstance(options, Stylize) and options.preset is None:
         ours = ours | {"num_steps": _STYLE_STEPS}
     if sampler not in VARIANTS:
-        ours = {"encoder_start": 0.0, "num_steps": _PRIOR_STEPS if sampler == "maskgit" else None}
+        ours = {"encoder_start": 0.0} | _PRIOR_STEPS.get(sampler, {})
     given = {name: value for name, value in (flags | chosen).items() if value is not None}
     given = {name: value for name, value in ours.items() if name in known} | given
     return presets.make_config(preset=options.preset, sampler=sampler, **given)

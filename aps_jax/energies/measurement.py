@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +36,7 @@ def known(image: Array, mask: Array | np.ndarray, sigma: Scalar) -> Energy:
       sigma: how far a pixel may move, a positive number.
     """
     operator = inpainting_mask(mask)
-    return gaussian(operator, operator(image), sigma).replace(name="known")
+    return dataclasses.replace(gaussian(operator, operator(image), sigma), name="known")
 
 
 def norm(operator: Operator, y: PyTree) -> Energy:

@@ -7,7 +7,7 @@ arrays of a pytree are leaves, so that other weights of the same shapes need no 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +38,8 @@ def classifier(
     static, params = _split(net)
     if not isinstance(label, Mapping):
         return Energy(apply=bind(_class, net=static, label=int(label)), params=params, name="class")
-    names = getattr(net, "names", ()) if names is None else names
-    known = {name: column for column, name in enumerate(names)}
+    listed = tuple(getattr(net, "names", ()) if names is None else names)
+    known = {name: column for column, name in enumerate(listed)}
     columns, values = [], []
     for name, value in label.items():
         columns.append(choose("attribute", name, known))
@@ -51,15 +51,17 @@ def classifier(
     return Energy(apply=apply, params=(params, wanted), name="attributes")
 
 
-def clip_text(clip: Any, text_ids: Array) -> Energy:
+def clip_text(clip: Any, text: Any) -> Energy:
     """1 - cosine of the embeddings of image and text.
 
     Args:
       clip: a pytree with `embed_image(x)`, of images [B, H, W, 3] in [-1, 1], and
-        `embed_text(ids)`, which both give vectors [B, D] of any length.
-      text_ids: ids of one text [1, T], or of one per row [B, T].
+        `embed_text(text)`, which both give vectors [B, D] of any length, such as
+        `aps_jax.scores.clip.ClipModel`.
+      text: what `embed_text` takes: one text for all rows, or one per row; as ids, [1, T] or
+        [B, T].
     """
-    return _towards(clip, clip.embed_text(jnp.asarray(text_ids)), "clip_text")
+    return _towards(clip, clip.embed_text(text), "clip_text")
 
 
 def clip_image(clip: Any, reference: Float[Array, "B H W 3"]) -> Energy:
@@ -81,7 +83,7 @@ def _towards(clip: Any, wanted: Float[Array, "B D"], name: str) -> Energy:
 
 def _angle(params: tuple[Any, Array | None], data: Array | None, x: Array) -> Float[Array, " B"]:
     clip, shared = params
-    wanted = data if shared is None else shared
+    wanted = cast(Array, data if shared is None else shared)
     with jax.named_scope("reward"):
         return 1 - jnp.sum(_unit(clip.embed_image(x)) * wanted, axis=-1)
 

@@ -65,7 +65,7 @@ def part_target(
     measurement = Measurement(operator, operator(image), jnp.float32(sigma))
     return make_target(
         prior, codec, energy if reward is None else energies.total(energy, reward),
-        image_shape=image.shape[1:3], batch=image.shape[0], known_tokens=tokens,
+        image_shape=(image.shape[1], image.shape[2]), batch=image.shape[0], known_tokens=tokens,
         measurement=measurement, **fields,
     )  # fmt: skip
 
@@ -115,6 +115,6 @@ def whole_target(
     count = math.prod(codec.grid((height, width)))
     return make_target(
         prior, codec, energies.scaled(energy, count),
-        image_shape=image.shape[1:3], batch=image.shape[0],
+        image_shape=(image.shape[1], image.shape[2]), batch=image.shape[0],
         measurement=Measurement(denoising(), image, jnp.float32(sigma)), **fields,
     )  # fmt: skip
