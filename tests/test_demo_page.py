@@ -12,10 +12,16 @@ from conftest import mixing_prior, patch_codec
 from PIL import Image
 
 from aps_jax import pretrained
+from aps_jax.cli import perceptual
 from aps_jax.io import checkpoint
+from aps_jax.scores.lpips import PerceptualUnavailable
 
 pytestmark = pytest.mark.browser
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+def without_lpips():
+    raise PerceptualUnavailable("it would compile VGG16")
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +36,7 @@ def server(tmp_path_factory):
 
     patch = pytest.MonkeyPatch()
     patch.setattr(pretrained, "load_pretrained", load)
+    patch.setattr(perceptual, "load_lpips", without_lpips)
     folder = tmp_path_factory.mktemp("demo")
     blocks = launch(folder)
     blocks.folder = folder
@@ -56,7 +63,7 @@ def page(browser, server):
     opened = visitor.new_page()
     opened.asked = []
     opened.on("request", lambda request: opened.asked.append(request.url))
-    opened.set_default_timeout(30_000)
+    opened.set_default_timeout(90_000)
     opened.goto(server.local_url)
     opened.get_by_role("button", name="Restore", exact=True).wait_for()
     yield opened
@@ -77,8 +84,8 @@ def upload(page, path, tab="restore"):
 
 def set_steps(page, num_steps, num_inner=1):
     page.locator("#restore-more button").first.click()
-    page.locator("#steps input").fill(str(num_steps))
-    page.locator("#inner-steps input").fill(str(num_inner))
+    page.locator("#steps textarea, #steps input").fill(str(num_steps))
+    page.locator("#inner-steps textarea, #inner-steps input").fill(str(num_inner))
 
 
 def finish(page, tab="restore"):
@@ -164,7 +171,7 @@ def test_stop_ends_the_computation(page, server, monkeypatch):
             break
     assert len(steps) == before < 40
     # The next run is not in its way.
-    page.locator("#steps input").fill("2")
+    page.locator("#steps textarea, #steps input").fill("2")
     page.locator("#restore-go").click()
     finish(page)
 
@@ -209,7 +216,7 @@ def test_a_face_is_edited_by_words(page, tmp_path):
     page.locator("#edit-words input").fill("smiling")
     page.get_by_role("option", name="smiling", exact=True).click()
     page.locator("#edit-more button").first.click()
-    page.locator("#edit-steps input").fill("2")
+    page.locator("#edit-steps textarea, #edit-steps input").fill("2")
     page.locator("#edit-go").click()
     finish(page, "edit")
     record = downloaded(page, "edit")

@@ -247,11 +247,11 @@ def _restore_tab(folder: Path) -> None:
                 model = gr.Dropdown(list(pretrained.EMBEDDED_MODELS), value=MODEL, label="Model")
                 sigma = gr.Number(0.05, label="Noise, standard deviation on the scale [-1, 1]")
                 seed = gr.Number(0, precision=0, label="Seed")
-                num_steps = gr.Number(
-                    None, precision=0, label="Timesteps, instead of the preset's", elem_id="steps"
+                num_steps = controls.optional_number(
+                    label="Timesteps, instead of the preset's", elem_id="steps"
                 )
-                num_inner = gr.Number(
-                    None, precision=0, label="Inner steps, likewise", elem_id="inner-steps"
+                num_inner = controls.optional_number(
+                    label="Inner steps, likewise", elem_id="inner-steps"
                 )
         with gr.Column():
             go, stop = _buttons("restore", "Restore")
@@ -271,7 +271,7 @@ def _restore(
     folder: Path, view: _View, of_task: controls.TaskControls,
     last: Path | None, file: str | None, editor: Any, task: str, preset: str, samples: float,
     size: float, measured: bool, show_tokens: bool, model: str, sigma: float, seed: float,
-    num_steps: float | None, num_inner: float | None, *of_tasks: Any,
+    num_steps: str, num_inner: str, *of_tasks: Any,
 ) -> Iterator[dict[Any, Any]]:  # fmt: skip
     """What the button Restore does: `aps-jax restore` with these options."""
     with _said():
@@ -289,7 +289,8 @@ def _restore(
             image=Path(file) if file else None, task=task, measured=measured, model=model,
             preset=preset, num_samples=int(samples), sigma=_number("the noise", sigma),
             seed=int(_number("the seed", seed)), size=side,
-            num_steps=num_steps, num_inner_steps=num_inner, out=place / "out", save_steps=True,
+            num_steps=controls.number("timesteps", num_steps),
+            num_inner_steps=controls.number("inner steps", num_inner), out=place / "out", save_steps=True,
             **given,
         )  # fmt: skip
         options.check(chosen)
@@ -337,10 +338,9 @@ def _edit_tab(folder: Path) -> None:
             with gr.Accordion("More", open=False, elem_id="edit-more"):
                 guidance = gr.Slider(0, 10, 4, label="How much the words count")
                 seed = gr.Number(0, precision=0, label="Seed")
-                num_steps = gr.Number(
-                    None, precision=0, label="Timesteps, instead of the default",
-                    elem_id="edit-steps",
-                )  # fmt: skip
+                num_steps = controls.optional_number(
+                    label="Timesteps, instead of the default", elem_id="edit-steps"
+                )
         with gr.Column():
             go, stop = _buttons("edit", "Edit")
             view = _view("edit", "Before and after")
@@ -357,7 +357,7 @@ def _load_face(path: str | None) -> np.ndarray | None:
 def _edit(
     folder: Path, view: _View,
     last: Path | None, file: str | None, editor: Any, wanted: list[str], unwanted: list[str],
-    samples: float, guidance: float, seed: float, num_steps: float | None,
+    samples: float, guidance: float, seed: float, num_steps: str,
 ) -> Iterator[dict[Any, Any]]:  # fmt: skip
     """What the button Edit does: `aps-jax edit` with these options."""
     with _said():
@@ -377,7 +377,7 @@ def _edit(
         chosen = wishes.Edit(
             image=image, mask=mask, prompt=", ".join(wanted) or None,
             negative=", ".join(unwanted) or None, guidance_scale=guidance,
-            num_samples=int(samples), seed=int(_number("the seed", seed)), num_steps=num_steps,
+            num_samples=int(samples), seed=int(_number("the seed", seed)), num_steps=controls.number("timesteps", num_steps),
             size=size, model=FACE_MODEL, out=place / "out", paste_known=mask is not None,
         )  # fmt: skip
         wishes.check(chosen)
