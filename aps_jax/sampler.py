@@ -248,15 +248,12 @@ def make_aps(config: APSConfig) -> APS:
 
 def _cold_start(config: APSConfig) -> Callable[[Target, APSState, Array], Array]:
     def fresh(target: Target, state: APSState, log_prior: Array) -> Array:
-        return starts.raised(target, log_prior, state.estimate, config.encoder_start)
-
-    def fresh_where_measured(target: Target, state: APSState, log_prior: Array) -> Array:
-        if state.sensitivity is None:
-            return fresh(target, state, log_prior)
-        weight = config.encoder_start * state.sensitivity[..., None]
+        weight = config.encoder_start
+        if config.start_where_measured and state.sensitivity is not None:
+            weight = weight * state.sensitivity[..., None]
         return starts.raised(target, log_prior, state.estimate, weight)
 
-    return fresh_where_measured if config.start_where_measured else fresh
+    return fresh
 
 
 def _warm_start(config: APSConfig) -> Callable[[Target, APSState, Array], Array]:

@@ -195,7 +195,8 @@ def test_samples_steps_and_pasted_pixels(restore, photo, tmp_path):
     np.testing.assert_array_equal(pasted[known], original[known])
     metrics = read(out)["metrics"]
     assert set(metrics) == {
-        "restored", "restored_pasted", "mean_of_samples", "measurement", "codec_reconstruction"
+        "restored", "restored_pasted", "mean_of_samples", "measurement", "smooth_estimate",
+        "codec_reconstruction",
     }  # fmt: skip
     assert metrics["restored_pasted"]["psnr"] > metrics["restored"]["psnr"]
     assert read(out)["std_white"] > 1e-3

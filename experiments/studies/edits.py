@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from aps_jax.sampling.edits import part_target
 
 import aps_jax
 from aps_jax import energies
@@ -37,6 +36,7 @@ from aps_jax.io import checkpoint, rows
 from aps_jax.io.files import write_atomically, write_json
 from aps_jax.pretrained import load_codec, load_prior, model_folder
 from aps_jax.samplers import sample_target
+from aps_jax.sampling.edits import part_target
 from aps_jax.types import Array, Codec, Energy, Key, Perceptual, Prior
 from experiments import judge, photos
 from experiments.bench.study import model_facts

@@ -41,12 +41,16 @@ class TaskControls:
     def given(self, task: str, values: Sequence[Any]) -> dict[str, Any]:
         """Options of a task by the command's names, those that were filled in."""
         named = dict(zip(self.fields, values, strict=True))
-        given = {field: value for (name, field), value in named.items() if name == task}
-        return {
-            field: Path(value) if field == "kernel" else value
-            for field, value in given.items()
-            if value not in (None, "")
-        }
+        given = {}
+        for (name, field), value in named.items():
+            if name != task or value in (None, ""):
+                continue
+            kind = next(o.kind for n, o in TASKS[task].options.items() if field in (n, o.flag))
+            if kind is np.ndarray:
+                given[field] = Path(value)
+            else:
+                given[field] = value if kind is str else number(field, value, kind)
+        return given
 
     def shown(self, task: str) -> list[Any]:
         """Updates of the groups once a task is chosen."""
@@ -78,12 +82,27 @@ def _control(task: Task, name: str, option: Option) -> Any:
         return gr.File(label=f"{look['label']}: {option.summary}", elem_id=look["elem_id"])
     if option.kind is str:
         return gr.Dropdown(option.metavar.split("|"), value=option.default, **look)
-    return gr.Number(
-        option.default,
-        precision=0 if option.kind is int else None,
-        placeholder="by default, as said above",
-        **look,
-    )
+    return optional_number(value=option.default, **look)
+
+
+def optional_number(value: float | None = None, **look: Any) -> gr.Textbox:
+    """A number that may be left out; Gradio's own numbers are 0 when they are empty."""
+    text = "" if value is None else f"{value:g}"
+    return gr.Textbox(text, placeholder="by default, as said above", max_lines=1, **look)
+
+
+def number(what: str, text: Any, kind: type[Any] = int) -> Any:
+    """The number in a field, None if it is empty.
+
+    Raises:
+      ValueError: it is none.
+    """
+    text = str(text or "").strip()
+    try:
+        return kind(text) if text else None
+    except ValueError:
+        name = "a whole number" if kind is int else "a number"
+        raise ValueError(f"{what} cannot be {text!r}; it is {name}") from None
 
 
 def task_choice(chosen: str) -> gr.Dropdown:
