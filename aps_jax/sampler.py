@@ -8,9 +8,8 @@ for i = 1..T:
   anchors <- the proposals that the tilted x_phi is surest of; the rest is masked again
 image <- D(code of z)
 
-`APS.step` is one timestep. How phi starts, moves and is weighed, what is proposed and what is kept
-is chosen by `make_aps`, before anything is traced; `aps_sample` builds the target of a measurement
-and runs it.
+`APS.step` is one timestep, whose parts `make_aps` chooses before anything is traced; `aps_sample`
+builds the target of a measurement and runs it.
 """
 
 from __future__ import annotations

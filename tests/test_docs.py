@@ -82,7 +82,8 @@ EXAMPLES = [path for path in PAGES if path != README and blocks(path, "python")]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_examples_of_a_page_run(path, readme):
+def test_examples_of_a_page_run(path, readme, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # Some write files.
     before, _ = readme
     scope = dict(before)
     printed = run(blocks(path, "python"), scope)
