@@ -145,11 +145,11 @@ class Outputs:
     def _write_video(self, path: Path, measurement: np.ndarray) -> None:
         codec, scale = self.codec, self.config.decode_scale
         height, width = self.problem.image_shape
-        grid = codec.grid((height * scale, width * scale))[:2]
+        rows, columns, *_ = codec.grid((height * scale, width * scale))
         frames = animation.trajectory(
             self.result,
             measurement=measurement,
-            tokens_in=grid if self.options.show_tokens else None,
+            tokens_in=(rows, columns) if self.options.show_tokens else None,
             mask=codec.num_codes,
             stride=codec.stride / scale,
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio import themes
 
 from aps_jax.cli.demo import page
 from aps_jax.cli.demo.editing import edit_tab
@@ -15,7 +16,7 @@ from aps_jax.cli.demo.restoring import restore_tab
 def look() -> dict[str, Any]:
     """How the page looks: the system's own fonts, so that nothing is fetched."""
     sans = ["system-ui", "sans-serif"]
-    theme = gr.themes.Default(font=sans, font_mono=["ui-monospace", "monospace"])
+    theme = themes.Default(font=sans, font_mono=["ui-monospace", "monospace"])
     return {"theme": theme, "css": page.CSS}
 
 

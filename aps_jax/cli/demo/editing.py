@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def _edit(
     folder: Path, view: View,
     last: Path | None, file: str | None, editor: Any, wanted: list[str], unwanted: list[str],
     samples: float, guidance: float, seed: float, num_steps: str,
-) -> Iterator[dict[Any, Any]]:  # fmt: skip
+) -> Generator[dict[Any, Any], None, None]:  # fmt: skip
     """What the button Edit does: `aps-jax edit` with these options."""
     with said():
         forget(last)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def _restore(
     last: Path | None, file: str | None, editor: Any, task: str, preset: str, samples: float,
     size: float, measured: bool, show_tokens: bool, model: str, sigma: float, seed: float,
     num_steps: str, num_inner: str, *of_tasks: Any,
-) -> Iterator[dict[Any, Any]]:  # fmt: skip
+) -> Generator[dict[Any, Any], None, None]:  # fmt: skip
     """What the button Restore does: `aps-jax restore` with these options."""
     with said():
         forget(last)

@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import NamedTuple
 
 from aps_jax.cli.errors import trouble_of
@@ -42,7 +42,7 @@ class Moment(NamedTuple):
     seconds_left: float | None = None
 
 
-def moments(command: Callable[[], int]) -> Iterator[Moment]:
+def moments(command: Callable[[], int]) -> Generator[Moment, None, None]:
     """Runs a command and tells of it after every timestep, and every second in between.
 
     Closing the iterator stops the run after the timestep that it is at. Only one command of this

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def show(
     name: str,
     before: np.ndarray,
     overlay: Callable[[np.ndarray, Any], np.ndarray],
-) -> Iterator[dict[Any, Any]]:
+) -> Generator[dict[Any, Any], None, None]:
     """Runs a command into `place`/out and shows it, timestep by timestep, then its results."""
     losses: list[float] = []
     begun = {
