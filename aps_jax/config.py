@@ -216,7 +216,7 @@ class APSConfig(SharedConfig):
         "code of MMaDA": ("rule", "schedule"),
         "neutral": (
             "perceptual_weight", "learning_rate_schedule", "keep_best", "warm_start",
-            "sensitivity_floor", "encoder_start", "guidance_scale",
+            "sensitivity_floor", "encoder_start", "start_where_measured", "guidance_scale",
         ),
         "ours": ("prior_weighting", "threshold"),
     }  # fmt: skip

@@ -1,32 +1,82 @@
-"""The pictures of the README: the bundled photo restored for several tasks by the embedded model.
+"""The pictures of the README, made by the command line alone from pictures inside the package.
 
 python -m experiments.gallery
+
+Each run keeps its folder in `--work`; a run that is there already is not repeated.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-import aps_jax
-from aps_jax import images, metrics
-from aps_jax.operators import make_operator
-from aps_jax.presets import make_config
-from aps_jax.restore import restore
-from aps_jax.scores import report
-from aps_jax.types import Params
+from aps_jax import cli, images
+from aps_jax.cli.stylize import style_path
 from experiments.command import command
 
-#: Task by title of its row.
-ROWS = {
-    "super-resolution x4": "super_resolution",
-    "box inpainting": "inpainting_box",
-    "Gaussian deblurring": "gaussian_blur",
-}
+#: Options of `restore` that all restorations share.
+_FACE = ("restore", "--model", "face64")
+_PHOTO = ("restore", "--model", "photo64")
+#: Rectangles of the aligned face: rows and columns.
+_EYES = (slice(20, 36), slice(8, 56))
+_MOUTH = (slice(40, 56), slice(16, 48))
+#: Runs by name: words of the command line, with the file names that `_inputs` writes.
+RUNS: dict[str, tuple[str, ...]] = {
+    "box": (
+        *_FACE, "--task", "inpainting_box", "--box-size", "32", "32", "--margin", "16",
+        "--num-samples", "4",
+    ),
+    "from 8x8": (*_FACE, "--task", "super_resolution", "--scale", "8"),
+    "from 16x16": (*_FACE, "--task", "super_resolution", "--scale", "4"),
+    "eyeglasses": ("edit", "face.png", "--mask", "eyes.png", "--prompt", "eyeglasses"),
+    "smiling": ("edit", "face.png", "--mask", "mouth.png", "--prompt", "smiling, open mouth"),
+    "unsmiling": ("edit", "face.png", "--mask", "mouth.png", "--prompt", "unsmiling, closed mouth"),
+    "x4": (*_PHOTO, "--task", "super_resolution"),
+    "blur": (*_PHOTO, "--task", "gaussian_blur"),
+    "mosaic": ("stylize", "photo.png", "--style", "mosaic"),
+    "swirls": ("stylize", "photo.png", "--style", "swirls"),
+}  # fmt: skip
+#: Rows of panels: label and file, in the folder of inputs or of a run.
+ROWS: tuple[tuple[tuple[str, str], ...], ...] = (
+    (
+        ("face", "face.png"),
+        ("its middle is missing", "box/measurement.png"),
+        ("one sample", "box/samples/sample_00.png"),
+        ("another", "box/samples/sample_01.png"),
+        ("mean of four", "box/mean.png"),
+    ),
+    (
+        ("face", "face.png"),
+        ("8x8 pixels", "from 8x8/measurement.png"),
+        ("restored", "from 8x8/restored.png"),
+        ("16x16 pixels", "from 16x16/measurement.png"),
+        ("restored", "from 16x16/restored.png"),
+    ),
+    (
+        ("face", "face.png"),
+        ("to be drawn", "eyes_view.png"),
+        ('"eyeglasses"', "eyeglasses/edited.png"),
+        ('mouth: "smiling"', "smiling/edited.png"),
+        ('mouth: "unsmiling"', "unsmiling/edited.png"),
+    ),
+    (
+        ("photo", "photo.png"),
+        ("x4 smaller", "x4/measurement.png"),
+        ("restored", "x4/restored.png"),
+        ("blurred", "blur/measurement.png"),
+        ("restored", "blur/restored.png"),
+    ),
+    (
+        ("photo", "photo.png"),
+        ("a style", "mosaic_style.png"),
+        ("stylized", "mosaic/stylized.png"),
+        ("another", "swirls_style.png"),
+        ("stylized", "swirls/stylized.png"),
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,37 +85,57 @@ class Arguments:
 
     Attributes:
       out: PNG file to write.
-      model: embedded model or folder.
-      preset: preset of the sampler.
-      sigma: noise standard deviation.
-      seed: seed of the noise, the masks and the sampler.
+      work: folder of the runs.
+      seed: seed of the noise, the masks and the samplers.
     """
 
     out: Path = Path("experiments/results/gallery.png")
-    model: str = "photo64"
-    preset: str = "balanced"
-    sigma: float = 0.05
+    work: Path = Path("runs/gallery")
     seed: int = 0
 
 
 @command("gallery", memory_cure="close other programs and try again")
 def main(arguments: Arguments) -> None:
-    """Restores the photo for every task and writes one picture."""
-    photo = jnp.asarray(images.sample_photo())
-    model = aps_jax.load_pretrained(arguments.model)
-    key_state, key_noise, key_sampler = jax.random.split(jax.random.key(arguments.seed), 3)
-    strips = []
-    for title, task in ROWS.items():
-        operator = make_operator(task).init(key_state, photo.shape[:2])
-        y = aps_jax.measure(key_noise, photo[None], operator=operator, sigma=arguments.sigma)
-        params = Params(prior=model.prior, codec=model.codec, operator=operator)
-        config = make_config(preset=arguments.preset)
-        restored = restore(params, y, key_sampler, config=config).result.images
-        score = float(metrics.psnr(restored, photo[None])[0])
-        panels = [
-            ("photo", photo),
-            (title, report.measurement_view(y, operator, photo.shape[:2])),
-            ("restored", restored[0]),
-        ]
-        strips.append(images.comparison(panels, captions=["", "", f"{score:.1f} dB"]))
-    images.save_image(arguments.out, np.concatenate(strips, axis=0))
+    """Runs what is missing and writes one picture."""
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    _inputs(arguments.work)
+    for name, words in RUNS.items():
+        _run(arguments.work, name, words, arguments.seed)
+    rows = [
+        images.comparison([(label, _load(arguments.work / file)) for label, file in row])
+        for row in ROWS
+    ]
+    width = max(row.shape[1] for row in rows)
+    rows = [
+        np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255)
+        for row in rows
+    ]
+    images.save_image(arguments.out, np.concatenate(rows, axis=0))
+
+
+def _inputs(work: Path) -> None:
+    face = images.sample_photo("face")
+    images.save_image(work / "face.png", face)
+    images.save_image(work / "photo.png", images.sample_photo())
+    for name, place in (("eyes", _EYES), ("mouth", _MOUTH)):
+        mask = np.ones((*face.shape[:2], 1), np.float32)
+        mask[place] = -1
+        images.save_image(work / f"{name}.png", mask)
+        images.save_image(work / f"{name}_view.png", np.where(mask > 0, face, 0))
+    side = images.sample_photo().shape[0]
+    for style in ("mosaic", "swirls"):
+        reference = images.load_image(style_path(style))
+        images.save_image(work / f"{style}_style.png", images.center_crop(reference, side))
+
+
+def _run(work: Path, name: str, words: Sequence[str], seed: int) -> None:
+    folder = work / name
+    if (folder / "result.json").exists():
+        return
+    words = [str(work / word) if (work / word).suffix == ".png" else word for word in words]
+    if cli.main([*words, "--seed", str(seed), "--out", str(folder), "--resume"]):
+        raise ValueError(f"the run {name!r} failed; what it said is above")
+
+
+def _load(path: Path) -> np.ndarray:
+    return images.load_image(path)
