@@ -1,10 +1,5 @@
 """`python -m experiments.edits`: prompts and rewards for edits of faces."""
 
-import sys
+from experiments.command import start
 
-import tyro
-
-from experiments.studies.edits import Arguments, main
-
-if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Arguments)))
+start(__name__, "experiments.studies.edits")

@@ -1,73 +1,81 @@
-"""The network that judges edits: never a reward, and made otherwise than the one that is.
+"""The judge of edits: never a reward, and of another kind than the network that is one.
 
-It has another architecture than `aps_jax.load_attributes`, whose faces it never saw: it was trained
-on other people's pictures (`python -m experiments.train_attributes --network judge`).
+It is linear in histograms of oriented gradients and in coarse colours, fitted to faces that
+`aps_jax.load_attributes` never saw (`python -m experiments.train.judge`). What fools the
+derivatives of a deep network has little hold on it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
+import numpy as np
 
-from aps_jax.codec.magvit2 import space_to_depth
-from aps_jax.faces.attributes import SECTION, Attributes, AttributesConfig
+from aps_jax.faces.framing import gradient_histograms
 from aps_jax.io import checkpoint
-from aps_jax.types import Array, Key, PyTree, bind
+from aps_jax.io.names import suggestion
+from aps_jax.io.tensors import TensorFileError, open_tensors
 
-#: Where the committed judge lies.
+#: Where the committed judge lies, and its weights in there.
 FOLDER = Path(__file__).parent / "results" / "judges" / "attributes64"
+WEIGHTS = "judge.safetensors"
+_SIDE = 64
 
 
-class _Network(nn.Module):
-    """Patches of 4x4 pixels, residual convolutions, then the mean and the maximum over places."""
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """A linear score per attribute.
 
-    config: AttributesConfig
+    Attributes:
+      names: of the attributes.
+      weights: float32 [F, A].
+      bias: float32 [A].
+    """
 
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps faces [B, side, side, 3] to logits [B, A]."""
-        narrow, wide = self.config.channels
-        x = nn.Dense(narrow, name="patches")(space_to_depth(x, 4))
-        for index in range(2):
-            x = self._block(x, narrow, f"fine_{index}")
-        x = nn.Conv(wide, (3, 3), name="widen")(nn.max_pool(x, (2, 2), (2, 2)))
-        x = self._block(x, wide, "coarse")
-        x = nn.LayerNorm(name="norm_out")(x)
-        x = jnp.concatenate([jnp.mean(x, axis=(1, 2)), jnp.max(x, axis=(1, 2))], axis=-1)
-        return nn.Dense(len(self.config.names), name="dense_out")(x)
+    names: tuple[str, ...]
+    weights: np.ndarray
+    bias: np.ndarray
 
-    def _block(self, x: Array, width: int, name: str) -> Array:
-        normed = nn.LayerNorm(name=f"{name}_norm")(x)
-        return x + nn.relu(nn.Conv(width, (3, 3), name=name)(normed))
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Scores [B, A] of faces [B, 64, 64, 3] in [-1, 1]; above 0 the attribute is there."""
+        return features(x) @ self.weights + self.bias
 
-
-def _apply(params: PyTree, x: Array, *, config: AttributesConfig) -> Array:
-    return _Network(config).apply({"params": params}, x)
+    def index(self, name: str) -> int:
+        """Place of an attribute among the scores; ValueError if there is no such attribute."""
+        if name not in self.names:
+            raise ValueError(f"unknown attribute {name!r}{suggestion(name, self.names)}")
+        return self.names.index(name)
 
 
-def init_judge_params(key: Key, config: AttributesConfig) -> PyTree:
-    """Random weights."""
-    face = jnp.zeros((1, config.side, config.side, 3), jnp.float32)
-    return _Network(config).init(key, face)["params"]
+def features(x: np.ndarray) -> np.ndarray:
+    """What the judge looks at, float32 [B, F], of faces [B, 64, 64, 3] in [-1, 1].
+
+    Gradients in 16x16 cells of the picture and in 8x8 cells of its half, and colours of 16x16.
+    """
+    x = np.asarray(x, np.float32)
+    if x.ndim != 4 or x.shape[1:] != (_SIDE, _SIDE, 3):
+        raise ValueError(f"the judge takes faces [B, {_SIDE}, {_SIDE}, 3], got {x.shape}")
+    count = len(x)
+    luma = (x @ np.float32([0.299, 0.587, 0.114]) + 1) * 127.5
+    half = luma.reshape(count, _SIDE // 2, 2, _SIDE // 2, 2).mean(axis=(2, 4))
+    colours = x.reshape(count, 16, _SIDE // 16, 16, _SIDE // 16, 3).mean(axis=(2, 4))
+    parts = (
+        gradient_histograms(luma, 16), gradient_histograms(half, 8), colours.reshape(count, -1),
+    )  # fmt: skip
+    return np.concatenate(parts, axis=1)
 
 
-def make_judge(config: AttributesConfig, params: PyTree) -> Attributes:
-    """Bundles weights with the function that uses them."""
-    return Attributes(params, bind(_apply, config=config), config.names, config.side)
-
-
-def load_judge(folder: Path = FOLDER) -> Attributes:
-    """Loads the committed judge, or one that was trained again.
+def load_judge(folder: Path = FOLDER) -> Judge:
+    """Loads the committed judge, or one that was fitted again.
 
     Raises:
-      aps_jax.io.checkpoint.CheckpointError: the folder is damaged or holds no such network.
+      aps_jax.io.checkpoint.CheckpointError: the folder is damaged or holds no judge.
     """
-    path = folder / checkpoint.CARD_NAME
-    config = checkpoint.parse_config(
-        AttributesConfig, checkpoint.read_card(folder).get(SECTION), path
-    )
-    abstract = jax.eval_shape(lambda key: init_judge_params(key, config), jax.random.key(0))
-    return make_judge(config, checkpoint.load_params(folder / f"{SECTION}.safetensors", abstract))
+    names = tuple(checkpoint.read_card(folder)["judge"]["names"])
+    try:
+        tensors = open_tensors(folder / WEIGHTS)
+        weights, bias = (np.array(tensors[name], np.float32) for name in ("weights", "bias"))
+    except (OSError, KeyError, TensorFileError) as error:
+        raise checkpoint.CheckpointError(f"{folder / WEIGHTS} cannot be read: {error}") from None
+    return Judge(names, weights, bias)

@@ -5,8 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from aps_jax import images
 from aps_jax.samplers.budget import decoder_evaluations
+from experiments import judge
 from experiments.studies import edit_methods, edit_table, smile_judge
+from experiments.train import judge as train_judge
 
 
 def test_rewarded_methods_cost_the_same():
@@ -48,6 +51,26 @@ def test_the_table_counts_those_that_were_judged():
     cells = [cell.strip() for cell in lines[4].strip("|").split("|")]
     assert cells[:2] == ["prompt", "4"] and cells[2].startswith("67 (") and cells[3] == "25"
     assert cells[4].startswith("26.50 ±") and cells[5] == "26.00"
+
+
+def test_the_judge_sees_the_smile_of_the_bundled_face():
+    asked = judge.load_judge()
+    (scores,) = asked(images.sample_photo("face")[None])
+    assert scores[asked.index("smiling")] > 0 > scores[asked.index("eyeglasses")]
+    with pytest.raises(ValueError, match="unknown attribute 'smile', did you mean 'smiling'"):
+        asked.index("smile")
+    with pytest.raises(ValueError, match="takes faces"):
+        asked(np.zeros((1, 32, 32, 3)))
+
+
+def test_the_fit_of_the_judge_separates_what_a_feature_tells():
+    """A threshold at 3 of the second feature, however the features are scaled and shifted."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 3)) * np.array([1, 50, 0.1]) + np.array([0, 3, 7])
+    labels = x[:, [1]] > 3
+    weights, bias = train_judge.fit(x, labels, ridge=1.0)
+    assert np.mean((x @ weights + bias > 0) == labels) > 0.97
+    assert abs(weights[1, 0] * 50) > 20 * np.abs(weights[[0, 2], 0] * [1, 0.1]).max()
 
 
 def test_foreign_weights_are_read_with_their_scale_or_refused(tmp_path):

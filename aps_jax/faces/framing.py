@@ -27,11 +27,12 @@ NUM_FEATURES = _CELLS**2 * _BINS
 _FLOOR = 2.0
 
 
-def gradient_histograms(grey: np.ndarray) -> np.ndarray:
-    """Features float32 [B, NUM_FEATURES] of grey pictures [B, 32, 32] on the scale 0..255.
+def gradient_histograms(grey: np.ndarray, cells: int = _CELLS) -> np.ndarray:
+    """Features float32 [B, 8 * cells**2] of square grey pictures [B, H, H] on the scale 0..255.
 
-    Per cell of 4x4 pixels the strength of gradients in eight directions, each gradient shared
-    between its two nearest ones, relative to the mean strength of the cell and its neighbours.
+    Per cell, of which there are `cells` along a side, the strength of gradients in eight
+    directions, each gradient shared between its two nearest ones, relative to the mean strength of
+    the cell and its neighbours.
     """
     grey = np.asarray(grey, np.float32)
     rows, columns = np.gradient(grey, axis=(1, 2))
@@ -44,12 +45,12 @@ def gradient_histograms(grey: np.ndarray) -> np.ndarray:
         part = np.zeros_like(histogram)
         np.put_along_axis(part, which[..., None], (strength * share)[..., None], axis=-1)
         histogram += part
-    pixels = _SIDE // _CELLS
-    cells = histogram.reshape(len(grey), _CELLS, pixels, _CELLS, pixels, _BINS).sum(axis=(2, 4))
-    energy = np.sqrt(np.sum(cells**2, axis=-1))
+    pixels = grey.shape[1] // cells
+    pooled = histogram.reshape(len(grey), cells, pixels, cells, pixels, _BINS).sum(axis=(2, 4))
+    energy = np.sqrt(np.sum(pooled**2, axis=-1))
     padded = np.pad(energy, ((0, 0), (1, 1), (1, 1)), mode="edge")
     near = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2)).mean(axis=(-2, -1))
-    return (cells / (near[..., None] + _FLOOR)).reshape(len(grey), NUM_FEATURES)
+    return (pooled / (near[..., None] + _FLOOR)).reshape(len(grey), -1)
 
 
 def seen_grey(photo: np.ndarray) -> np.ndarray:

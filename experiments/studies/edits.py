@@ -3,7 +3,7 @@
     python -m experiments.edits --data HELD_OUT_FACES --out experiments/results/edits
 
 A box over the eyes or over the mouth is drawn anew, everything else is given. An edit succeeds if
-the judge (`experiments.judge`), which is another network than the reward and was trained on other
+the judge (`experiments.judge`), which is of another kind than the reward and was fitted to other
 faces, says that the attribute is there; where the opposite is asked for, it should not be. What an
 edit costs the rest is said by the change outside the box, in decibels, beside the codec's own, and
 by LPIPS to the original.
@@ -39,7 +39,7 @@ from aps_jax.samplers import sample_target
 from aps_jax.sampling.edits import part_target
 from aps_jax.types import Array, Codec, Energy, Key, Perceptual, Prior
 from experiments import judge, photos
-from experiments.bench.study import model_facts
+from experiments.bench.identity import model_facts
 from experiments.command import command
 from experiments.studies.edit_methods import (
     BUDGET,
@@ -57,7 +57,6 @@ from experiments.studies.edit_table import key_of, table
 
 MODEL = "face64"
 NEEDED = ("case", "method", "image", "reward", "outside", "codec_outside", "lpips")
-_JUDGED_AT_ONCE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,28 +171,24 @@ def picture_path(out: Path, row: rows.Row) -> Path:
 
 
 def ask_judge(out: Path, found: Sequence[rows.Row]) -> dict[str, float]:
-    """The judge's logits by row, of all pictures that are here and were not judged yet.
+    """The judge's scores by row, of all pictures that are here and were not judged yet.
 
     They are kept in `judged.json`, apart from the rows, so that another judge can be asked.
     """
     path = out / "judged.json"
     folder = judge.FOLDER
-    weights = checkpoint.fingerprint(folder / "attributes.safetensors")
+    weights = checkpoint.fingerprint(folder / judge.WEIGHTS)
     kept_before = json.loads(path.read_text()) if path.exists() else {}
     logits = kept_before.get("logits", {}) if kept_before.get("judge") == weights else {}
     waiting = [
         row for row in found if key_of(row) not in logits and picture_path(out, row).exists()
     ]
     if waiting:
-        net = judge.load_judge(folder)
-        for start in range(0, len(waiting), _JUDGED_AT_ONCE):
-            part = waiting[start : start + _JUDGED_AT_ONCE]
-            x = np.stack([load_image(picture_path(out, row)) for row in part])
-            padded = np.resize(x, (_JUDGED_AT_ONCE, *x.shape[1:]))
-            said = np.asarray(_scored(net, padded))
-            for row, logit in zip(part, said, strict=False):
-                place = net.index(CASES[row["case"]].attribute)
-                logits[key_of(row)] = round(float(logit[place]), 5)
+        asked = judge.load_judge(folder)
+        said = asked(np.stack([load_image(picture_path(out, row)) for row in waiting]))
+        for row, scores in zip(waiting, said, strict=True):
+            place = asked.index(CASES[row["case"]].attribute)
+            logits[key_of(row)] = round(float(scores[place]), 5)
         write_json(path, {"judge": weights, "logits": logits})
     return logits
 

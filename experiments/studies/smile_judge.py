@@ -28,7 +28,7 @@ from aps_jax.images import load_image
 from aps_jax.io.files import write_json
 from aps_jax.types import Array
 from experiments import photos
-from experiments.train_attributes import ATTRIBUTES, read_labels, scores_of
+from experiments.train.attributes import ATTRIBUTES, read_labels, scores_of
 
 MANIFEST = "face_expression_model-weights_manifest.json"
 EXPRESSIONS = ("neutral", "happy", "sad", "angry", "fearful", "disgusted", "surprised")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pandas as pd
 import tyro
 
 import aps_jax
@@ -21,8 +22,8 @@ from aps_jax.cli.errors import guarded
 from aps_jax.images import from_uint8, to_uint8
 from aps_jax.io.files import write_atomically, write_json
 from experiments import judge, photos
-from experiments.bench import summary
-from experiments.train_attributes import ATTRIBUTES, decoded, read_labels, scores_of
+from experiments.tables import markdown
+from experiments.train.attributes import ATTRIBUTES, decoded, read_labels, scores_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,23 +47,16 @@ _logits = jax.jit(lambda net, x: net(x))
 
 
 def table(scores: dict[str, dict[str, list[float]]], shares: list[float], count: int) -> str:
-    """Markdown: a line per attribute; balanced accuracy and area under the curve in percent."""
-    heads = ["attribute", "faces with it, %"]
-    heads += [f"{name}: accuracy / balanced / AUC" for name in scores]
-    lines = [f"{count} held-out faces, all in %.", "", summary.line(heads)]
-    lines.append("|" + "---|" * len(heads))
+    """Markdown: a line per attribute."""
     columns = ("accuracy", "balanced_accuracy", "auc")
-
-    def cell(values: list[float]) -> str:
-        return " / ".join(f"{100 * value:.1f}" for value in values)
-
-    for place, name in enumerate(ATTRIBUTES):
-        cells = [name, f"{100 * shares[place]:.1f}"]
-        cells += [cell([part[c][place] for c in columns]) for part in scores.values()]
-        lines.append(summary.line(cells))
-    means = [cell([float(np.nanmean(part[c])) for c in columns]) for part in scores.values()]
-    lines.append(summary.line(["mean", "", *means]))
-    return "\n".join(lines) + "\n"
+    values = np.array([[part[name] for name in columns] for part in scores.values()])
+    values = np.concatenate([values, np.nanmean(values, axis=-1, keepdims=True)], axis=-1)
+    frame = pd.DataFrame({"attribute": [*ATTRIBUTES, "mean"]})
+    frame["faces with it, %"] = [*(f"{100 * share:.1f}" for share in shares), None]
+    for name, part in zip(scores, 100 * values, strict=True):
+        cells = [" / ".join(f"{value:.1f}" for value in line) for line in part.T]
+        frame[f"{name}: accuracy / balanced / AUC"] = cells
+    return f"{count} held-out faces, all in %.\n\n{markdown(frame)}\n"
 
 
 def run(config: Config) -> None:
@@ -71,9 +65,11 @@ def run(config: Config) -> None:
     labels = read_labels(config.attributes, names)
     shown = from_uint8(decoded(to_uint8(faces), seed=0, share=0.0))
     scores, signs = {}, []
-    for name, net in (("reward", aps_jax.load_attributes()), ("judge", judge.load_judge())):
+    reward = aps_jax.load_attributes()
+    askable = {"reward": lambda x: np.asarray(_logits(reward, x)), "judge": judge.load_judge()}
+    for name, ask in askable.items():
         for what, x in (("", faces), (", decoded", shown)):
-            logits = np.asarray(_logits(net, x))
+            logits = ask(x)
             signs.append(logits > 0)
             found = scores_of(logits, labels)
             scores[name + what] = {key: value.tolist() for key, value in found.items()}
