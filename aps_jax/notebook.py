@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aps_jax import presets
+from aps_jax.config import VARIANTS
 from aps_jax.images import to_uint8
 from aps_jax.pretrained import Model
 from aps_jax.samplers import sample
@@ -50,7 +51,8 @@ def posterior(
       operator: the operator that measured `y`, its random state drawn.
       y: measurement [B, ...] of B images, as from `measure`.
       key: one typed key, folded with the image index, or one per image [B].
-      preset: "draft", "balanced" (if left out) or "paper", for APS and its variants.
+      preset: "draft", "balanced", "faces" or "paper", for APS and its variants; if left out, the
+        one that the model's card names, else "balanced".
       sigma: standard deviation of the noise in `y`, > 0; the likelihood's.
       num_samples: samples S per measurement, each of its own randomness.
       sampler: "aps", a variant, or a key of `aps_jax.samplers.SAMPLERS`.
@@ -66,6 +68,8 @@ def posterior(
         several samples of which all would be equal.
       PerceptualUnavailable: the perceptual term is asked for and LPIPS is not there.
     """
+    if preset is None and sampler in VARIANTS:
+        preset = presets.recommended(model.card)
     config = presets.make_config(
         preset=preset, sampler=sampler, sigma=sigma, num_samples=num_samples, **options
     )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from aps_jax.config import VARIANTS, APSConfig, SharedConfig
@@ -21,12 +24,34 @@ _OURS: dict[str, Any] = {
     "encoder_start": 0.5,
 }
 
-#: Options of `APSConfig` by preset. "paper" is the published setting; the others are ours.
+#: Options of `APSConfig` by preset. "paper" is the published setting; the others are ours. "faces"
+#: is for priors that know what belongs into a hole, such as that of `face64`.
 PRESETS: dict[str, dict[str, Any]] = {
     "draft": _OURS | {"num_inner_steps": 5},
     "balanced": _OURS | {"num_inner_steps": 15},
+    "faces": _OURS | {"num_inner_steps": 15, "start_where_measured": True},
     "paper": {"num_steps": 15, "num_inner_steps": 100, "perceptual_weight": 1e-3},
 }
+
+
+def preset_of(model: str | os.PathLike[str]) -> str:
+    """The preset for a model: what its card names, else "balanced".
+
+    Args:
+      model: an embedded model's name, or a model folder. Whether it can be loaded is not looked at.
+    """
+    embedded = Path(__file__).parent / "data" / model / "card.json"
+    path = embedded if embedded.is_file() else Path(model) / "card.json"
+    try:
+        return recommended(json.loads(path.read_bytes()))
+    except (OSError, ValueError):
+        return recommended({})
+
+
+def recommended(card: Any) -> str:
+    """The preset that the card of a model names, else "balanced"."""
+    preset = card.get("preset") if isinstance(card, dict) else None
+    return preset if preset in PRESETS else "balanced"
 
 
 def make_config(

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from aps_jax import presets
-from aps_jax.config import SharedConfig
+from aps_jax.config import VARIANTS, SharedConfig
 from aps_jax.tasks import TASKS, Option, Task
 
 MAX_SEED = 2**32
@@ -85,7 +85,8 @@ class Restore:
       prompt: what the image shows, for models that read text; see --guidance-scale.
       sampler: aps, aps-i, aps-l, aps-ii or another; `aps-jax samplers` lists them with their
         options.
-      preset: draft, balanced (default) or paper; of aps and its variants only.
+      preset: draft, balanced, faces or paper, of aps and its variants only; the model's own if left
+        out, which is balanced for most.
       budget: decoder evaluations; decides the number of inner steps, candidates or particles, and
         for most samplers that of timesteps unless --num-steps is given.
       num_steps: timesteps, instead of the preset's or the sampler's own.
@@ -273,8 +274,15 @@ def config_of(options: Restore) -> SharedConfig:
     if options.save_steps or options.save_video:
         flags["trace"] = True
     return presets.make_config(
-        preset=options.preset, sampler=options.sampler, budget=options.budget, **flags, **chosen
+        preset=preset_of(options), sampler=options.sampler, budget=options.budget, **flags, **chosen
     )
+
+
+def preset_of(options: Restore) -> str | None:
+    """The preset asked for, else the model's own; None for samplers without any."""
+    if options.preset is None and options.sampler in VARIANTS:
+        return presets.preset_of(options.model)
+    return options.preset
 
 
 def command_of(options: Any, **changes: Any) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from aps_jax import animation, images
 from aps_jax.cli import verdict
 from aps_jax.cli.inputs import Problem
-from aps_jax.cli.options import Restore, command_of
+from aps_jax.cli.options import Restore, command_of, preset_of
 from aps_jax.config import APSConfig, SharedConfig
 from aps_jax.pretrained import Model
 from aps_jax.restore import Restored
@@ -44,7 +44,6 @@ class Outputs:
     ) -> None:
         self.options, self.config, self.problem, self.restored = options, config, problem, restored
         self.codec = model.codec
-        self.is_aps = isinstance(config, APSConfig)
         self.result = jax.device_get(restored.result)
         self.image = restored.result.images[0]
         self.pasted = None
@@ -90,7 +89,7 @@ class Outputs:
         return {
             "command": command_of(self.options, resume=False, overwrite=False),
             **facts,
-            "preset": self.options.preset or ("balanced" if self.is_aps else None),
+            "preset": preset_of(self.options),
             "budget": self.options.budget,
             "metrics": self.scores or None,
             "residual": self.residual,
