@@ -133,7 +133,8 @@ def _run(work: Path, name: str, words: Sequence[str], seed: int) -> None:
     if (folder / "result.json").exists():
         return
     words = [str(work / word) if (work / word).suffix == ".png" else word for word in words]
-    if cli.main([*words, "--seed", str(seed), "--out", str(folder), "--resume"]):
+    going_on = ["--resume"] if folder.is_dir() else []
+    if cli.main([*words, "--seed", str(seed), "--out", str(folder), *going_on]):
         raise ValueError(f"the run {name!r} failed; what it said is above")
 
 
