@@ -25,6 +25,8 @@ NUM_FEATURES = _CELLS**2 * _BINS
 #: Added to the mean strength of gradients near a cell, in steps of 0..255, so that flat ground,
 #: which has only noise, does not count as much as edges.
 _FLOOR = 2.0
+#: Shares of red, green and blue in luma (ITU-R BT.601).
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def gradient_histograms(grey: np.ndarray, cells: int = _CELLS) -> np.ndarray:
@@ -55,7 +57,7 @@ def gradient_histograms(grey: np.ndarray, cells: int = _CELLS) -> np.ndarray:
 
 def seen_grey(photo: np.ndarray) -> np.ndarray:
     """What is looked at of a picture [H, H, 3] in [-1, 1]: its luma, [32, 32] on 0..255."""
-    luma = (np.asarray(photo, np.float32) @ np.float32([0.299, 0.587, 0.114]) + 1) * 127.5
+    luma = (np.asarray(photo, np.float32) @ _LUMA + 1) * 127.5
     small = Image.fromarray(luma).resize((_SIDE, _SIDE), Image.Resampling.BOX)
     return np.asarray(small)
 

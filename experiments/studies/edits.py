@@ -41,6 +41,7 @@ from aps_jax.types import Array, Codec, Energy, Key, Perceptual, Prior
 from experiments import judge, photos
 from experiments.bench.identity import model_facts
 from experiments.command import command
+from experiments.figures import save_grid
 from experiments.studies.edit_methods import (
     BUDGET,
     CASES,
@@ -57,6 +58,8 @@ from experiments.studies.edit_table import key_of, table
 
 MODEL = "face64"
 NEEDED = ("case", "method", "image", "reward", "outside", "codec_outside", "lpips")
+#: Faces in a grid.
+_SHOWN = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,6 +290,22 @@ def _edited(
     return found, (time.perf_counter() - clock) / arguments.batch_size
 
 
+def draw_grids(out: Path, found: Sequence[rows.Row]) -> None:
+    """A picture per case: the first faces from top to bottom, the methods in their order."""
+    for case in CASES:
+        mine = [row for row in found if row["case"] == case and picture_path(out, row).exists()]
+        names = sorted({row["image"] for row in mine})[:_SHOWN]
+        columns = [
+            [row for name in names for row in mine if (row["method"], row["image"]) == (m, name)]
+            for m in (*UNTOUCHED, *METHODS)
+        ]
+        columns = [column for column in columns if column and len(column) == len(names)]
+        if columns:
+            pictures = [[load_image(picture_path(out, row)) for row in col] for col in columns]
+            grid = [np.stack(line) for line in zip(*pictures, strict=True)]
+            save_grid(grid, out / f"{case.replace(' ', '_')}.png", zoom=2)
+
+
 @command(
     "edits",
     after_interrupt="finished batches are kept, run the same command to go on",
@@ -303,5 +322,6 @@ def main(arguments: Arguments) -> int:
         raise ValueError(f"{arguments.out} has no rows; leave out --table and give --data")
     text = table(found, ask_judge(arguments.out, found))
     write_atomically(arguments.out / "table.md", text.encode())
+    draw_grids(arguments.out, found)
     print(text)
     return 0
