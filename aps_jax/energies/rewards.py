@@ -51,6 +51,22 @@ def classifier(
     return Energy(apply=apply, params=(params, wanted), name="attributes")
 
 
+def text_reward(model: Any, label: str) -> Energy:
+    """-log p(label | text), of a model that reads embeddings of tokens.
+
+    Args:
+      model: a pytree with `names`, the labels, that gives their logits [B, A] for embeddings
+        [B, *grid, d], such as `aps_jax.text.classifier.TextReward`. The codes of the target's codec
+        must be its embeddings.
+      label: one of the names.
+
+    Raises:
+      ValueError: a label that the model does not know.
+    """
+    column = choose("reward", label, {name: i for i, name in enumerate(model.names)})
+    return classifier(model, column).replace(name=label)
+
+
 def clip_text(clip: Any, text: Any) -> Energy:
     """1 - cosine of the embeddings of image and text.
 
