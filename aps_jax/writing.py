@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -78,46 +79,66 @@ class Writer:
     length: int
     end_id: int
 
-    def known_tokens(self, prompt: str, num_lines: int = 1) -> Array:
-        """Ids int32 [N, L] that begin with the prompt, the mask after it.
+    def known_tokens(self, prompt: str, length: int | None = None) -> Array:
+        """Ids int32 [L] that begin with the prompt, the mask after it.
+
+        Args:
+          prompt: first words.
+          length: L, where it is to be less than the model's.
 
         Raises:
-          ValueError: the prompt leaves no room for another word.
+          ValueError: the prompt leaves no room for another word, or L is none of this model.
         """
-        ids = self.tokenizer.encode(prompt)
-        if len(ids) >= self.length:
+        length = self.length if length is None else length
+        if not 2 <= length <= self.length:
             raise ValueError(
-                f"the prompt has {len(ids)} tokens; this model's lines have at most "
-                f"{self.length}, their end included: shorten it"
+                f"this model's lines have from 2 to {self.length} tokens, got {length}"
             )
-        line = np.full(self.length, self.prior.num_codes, np.int32)
+        ids = self.tokenizer.encode(prompt)
+        if len(ids) >= length:
+            raise ValueError(
+                f"the prompt has {len(ids)} tokens; lines have at most {length} here, their end "
+                "included: shorten it"
+            )
+        line = np.full(length, self.prior.num_codes, np.int32)
         line[: len(ids)] = ids
-        return jnp.tile(jnp.asarray(line)[None], (num_lines, 1))
+        return jnp.asarray(line)
 
     def target(
-        self, label: str, *, prompt: str = "", num_lines: int = 1, weight: float = 1.0,
+        self,
+        label: str | Sequence[str],
+        *,
+        prompt: str | Sequence[str] = "",
+        num_lines: int = 1,
+        weight: Any = 1.0,
         prior_temperature: float | None = None,
-    ) -> Target:  # fmt: skip
+        length: int | None = None,
+    ) -> Target:
         """Lines from p(line) p(label | line)^weight that begin with the prompt.
 
         Args:
-          label: what the reward asks for, one of `reward.names`.
-          prompt: first words, which stay.
-          num_lines: lines that are drawn, the rows of the target.
+          label: what the reward asks for, one of `reward.names`, or one for each prompt.
+          prompt: first words, which stay; or several such, all of whose lines are drawn together.
+          num_lines: lines per prompt; row p * N + n of the target is line n of prompt p.
           weight: of the reward; 1 is the posterior of the label.
           prior_temperature: divides the prior's logits.
+          length: as for `known_tokens`; fewer tokens take less time.
 
         Raises:
           ValueError: an unknown label, or a prompt that is too long.
         """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        known = jnp.stack([self.known_tokens(text, length) for text in prompts])
+        if not isinstance(label, str):
+            label = [name for name in label for _ in range(num_lines)]
         energy = energies.scaled(energies.text_reward(self.reward, label), weight)
         return make_target(
             self.prior,
             self.reward.codec,
             energy,
-            grid=(1, self.length),
-            batch=num_lines,
-            known_tokens=self.known_tokens(prompt, num_lines),
+            grid=(1, known.shape[1]),
+            batch=num_lines * len(prompts),
+            known_tokens=jnp.repeat(known, num_lines, axis=0),
             prior_temperature=prior_temperature,
         )
 
@@ -133,7 +154,7 @@ class Writer:
 
     def ids(self, line: str) -> np.ndarray:
         """Ids int32 [L] of a whole line with its end; ValueError if it is too long."""
-        known = np.array(self.known_tokens(line)[0])
+        known = np.asarray(self.known_tokens(line))
         return np.where(known == self.prior.num_codes, self.end_id, known)
 
 

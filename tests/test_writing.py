@@ -129,6 +129,8 @@ def test_reward_and_its_gradient_against_numpy(reward, rng):
     np.testing.assert_allclose(reward(jnp.asarray(x)), expected, atol=1e-5)
 
     energy = energies.text_reward(reward, "positive")
+    mixed = energies.text_reward(reward, ["negative", "positive"])(jnp.asarray(x))
+    np.testing.assert_allclose(jnp.exp(-mixed[0]) + jnp.exp(-energy(jnp.asarray(x))[0]), 1.0)
     value, back = jax.vjp(energy, jnp.asarray(x))
 
     def reference(x):
@@ -200,6 +202,17 @@ def test_prompts_stay_and_lines_follow_the_seed(writer, sampler):
     assert all(line.startswith(TEXTS[0][:8]) for line in writer.lines(one))
 
 
+def test_lines_of_several_prompts_follow_each_other(writer):
+    prompts = ["the food", "i 'm"]
+    target = writer.target(["positive", "negative"], prompt=prompts, num_lines=2, length=8)
+    assert target.tokens.shape == (4, 8)
+    for row, text in enumerate(np.repeat(prompts, 2)):
+        ids = writer.tokenizer.encode(text)
+        np.testing.assert_array_equal(target.tokens[row, : len(ids)], ids)
+        assert (target.tokens[row, len(ids) :] == target.mask).all()
+    np.testing.assert_array_equal(target.energy.data, [1, 1, 0, 0])
+
+
 def test_ids_of_a_line_end_and_come_back(writer):
     text = "the food was cold !"
     ids = writer.ids(text)
@@ -250,7 +263,7 @@ def test_write_refuses_what_it_cannot_do(folder, tmp_path, capsys):
     base = {"--model": str(folder), "--reward": "positive", "--out": str(tmp_path / "out" / "a")}
     for change, words in (
         ({"--reward": "posetive"}, "unknown reward 'posetive', did you mean 'positive'"),
-        ({"--prompt": "the food " * 12}, "lines have at most 12, their end included: shorten"),
+        ({"--prompt": "the food " * 12}, "lines have at most 12 here, their end included: shorten"),
         ({"--prompt": "café"}, "does not know 'é'"),
         ({"--reward-model": str(other)}, "reads another vocabulary"),
         ({"--reward-model": str(tmp_path / "none")}, "no model"),
@@ -260,6 +273,7 @@ def test_write_refuses_what_it_cannot_do(folder, tmp_path, capsys):
         ({"--option": "num_fills=2"}, "num_fills"),
         ({"--weight": "-1"}, "--weight must be"),
         ({"--num-samples": "0"}, "--num-samples must be at least 1"),
+        ({"--length": "13"}, "lines have from 2 to 12 tokens, got 13"),
         ({"--out": str(tmp_path)}, "is a folder"),
     ):
         argv = [word for pair in (base | change).items() for word in pair]

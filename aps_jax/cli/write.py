@@ -31,7 +31,7 @@ def run(options: Write) -> int:
     writer = load_writer(options.model, reward=options.reward_model)
     target = writer.target(
         options.reward, prompt=options.prompt, num_lines=options.num_samples,
-        weight=options.weight,
+        weight=options.weight, length=options.length,
         prior_temperature=None if options.temperature == 1 else options.temperature,
     )  # fmt: skip
     folder = ResultFolder(
@@ -85,7 +85,7 @@ def config_of(options: Write) -> Any:
 
 def _facts(options: Write, config: Any) -> dict[str, Any]:
     """Everything the lines depend on, as JSON values."""
-    names = ("prompt", "reward", "weight", "temperature", "num_samples", "sampler")
+    names = ("prompt", "reward", "weight", "temperature", "num_samples", "length", "sampler")
     reward = model_folder(options.model if options.reward_model is None else options.reward_model)
     return {
         "settings": {name: getattr(options, name) for name in names},

@@ -39,6 +39,8 @@ class Write:
       num_samples: lines.
       weight: how much the reward counts against the language model.
       temperature: of the language model: below 1 it writes what is likelier.
+      length: most tokens of a line, its end included; fewer take less time. The model's own if left
+        out.
       num_steps: timesteps, instead of the sampler's own for text.
       num_inner_steps: optimiser steps per timestep, likewise.
       option: any other option of the sampler as NAME=VALUE; may be repeated.
@@ -56,6 +58,7 @@ class Write:
     num_samples: Annotated[int, _named("N")] = 8
     weight: Annotated[float, _named("W")] = 4.0
     temperature: Annotated[float, _named("T")] = 1.0
+    length: Annotated[int | None, _optional("L")] = None
     num_steps: Annotated[int | None, _optional("N")] = None
     num_inner_steps: Annotated[int | None, _optional("M")] = None
     option: Annotated[
