@@ -40,6 +40,7 @@ TEXT_OPTIONS: dict[str, dict[str, Any]] = {
     "svdd_pm": {"num_steps": 16, "num_candidates": 4, "selection": "sample",
                 "selection_temperature": 1.0},
     "entrgi": {"num_steps": 16, "num_inner_steps": 4, "num_trajectories": 1},
+    "straight_through": {"variables": "tokens"},
 }  # fmt: skip
 
 

