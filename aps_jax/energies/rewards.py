@@ -6,6 +6,7 @@ arrays of a pytree are leaves, so that other weights of the same shapes need no 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -65,7 +66,8 @@ def text_reward(model: Any, label: str | Sequence[str]) -> Energy:
     """
     known = {name: column for column, name in enumerate(model.names)}
     if isinstance(label, str):
-        return classifier(model, choose("reward", label, known)).replace(name=label)
+        energy = classifier(model, choose("reward", label, known))
+        return dataclasses.replace(energy, name=label)
     columns = jnp.asarray([choose("reward", name, known) for name in label], jnp.int32)
     return Energy(apply=bind(_own_class), params=model, data=columns, name="labels")
 
