@@ -11,17 +11,19 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from aps_jax import energies, presets
 from aps_jax.config import VARIANTS
 from aps_jax.io import checkpoint
-from aps_jax.pretrained import load_prior, load_text_reward, model_folder
+from aps_jax.pretrained import load_prior, model_folder
 from aps_jax.sampling.target import Target, make_target
-from aps_jax.text.reward import TextReward
+from aps_jax.text.classifier import ClassifierConfig, TextReward, init_classifier_params
 from aps_jax.text.tokenizer import TextTokenizer, load_tokenizer, until
 from aps_jax.types import Array, Prior
 
@@ -159,6 +161,20 @@ class Writer:
         return np.where(known == self.prior.num_codes, self.end_id, known)
 
 
+def load_classifier(folder: Path) -> TextReward:
+    """The classifier of lines in a model folder.
+
+    Raises:
+      aps_jax.io.checkpoint.CheckpointError: the folder is damaged or holds no such weights.
+    """
+    card = checkpoint.read_card(folder)
+    place = folder / checkpoint.CARD_NAME
+    config = checkpoint.parse_config(ClassifierConfig, card.get("classifier"), place)
+    abstract = jax.eval_shape(lambda key: init_classifier_params(key, config), jax.random.key(0))
+    params = checkpoint.load_params(checkpoint.weights_path(folder, "classifier"), abstract)
+    return TextReward(params=params, config=config)
+
+
 def load_writer(
     name: str | os.PathLike[str] = "lines32", *, reward: str | os.PathLike[str] | None = None
 ) -> Writer:
@@ -182,7 +198,7 @@ def load_writer(
             "experiments.train_text"
         )
     tokenizer = load_tokenizer(folder)
-    judge = load_text_reward(folder if reward is None else model_folder(reward))
+    judge = load_classifier(folder if reward is None else model_folder(reward))
     if judge.config.vocabulary != tokenizer.fingerprint():
         raise ValueError(
             f"the reward in {folder if reward is None else reward} reads another vocabulary than "

@@ -1,10 +1,5 @@
 """`python -m experiments.text_rewards`: steering a text model by a reward, every sampler."""
 
-import sys
+from experiments.command import start
 
-import tyro
-
-from experiments.studies.text_rewards import Arguments, main
-
-if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Arguments)))
+start(__name__, "experiments.studies.text_rewards")

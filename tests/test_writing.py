@@ -14,7 +14,7 @@ from aps_jax.io import checkpoint
 from aps_jax.prior.transformer import TransformerConfig, init_transformer_params
 from aps_jax.samplers import sample_target
 from aps_jax.sampling.target import make_target
-from aps_jax.text.reward import RewardConfig, TextReward, init_reward_params
+from aps_jax.text.classifier import ClassifierConfig, TextReward, init_classifier_params
 from aps_jax.text.tokenizer import load_tokenizer
 from aps_jax.writing import load_writer, text_config
 from experiments import lines
@@ -38,11 +38,11 @@ def folder(tmp_path_factory):
         vocab_size=tokenizer.size + 1, width=8, num_layers=1, num_heads=2, mlp_width=8,
         tie_embeddings=True,
     )  # fmt: skip
-    reward = RewardConfig(
+    reward = ClassifierConfig(
         vocab_size=tokenizer.size, width=6, hidden=5, vocabulary=tokenizer.fingerprint()
     )
     for name, init, config in (
-        ("prior", init_transformer_params, prior), ("reward", init_reward_params, reward)
+        ("prior", init_transformer_params, prior), ("classifier", init_classifier_params, reward)
     ):  # fmt: skip
         params = jax.tree.map(lambda leaf: 0.3 * leaf, random_params(init, config))
         checkpoint.save_params(folder / f"{name}.safetensors", params)
@@ -59,8 +59,8 @@ def writer(folder):
 @pytest.fixture(scope="module")
 def reward():
     """Random weights that tell four words apart."""
-    config = RewardConfig(vocab_size=4, width=3, hidden=5, reach=1)
-    params = random_params(init_reward_params, config)
+    config = ClassifierConfig(vocab_size=4, width=3, hidden=5, reach=1)
+    params = random_params(init_classifier_params, config)
     return TextReward(jax.tree.map(lambda leaf: 1.5 * leaf, params), config)
 
 
@@ -253,10 +253,10 @@ def test_write_makes_a_file_and_a_record(folder, tmp_path, capsys):
 def test_write_refuses_what_it_cannot_do(folder, tmp_path, capsys):
     other = tmp_path / "other"
     other.mkdir()
-    for name in ("reward.safetensors", "tokenizer.json"):
+    for name in ("classifier.safetensors", "tokenizer.json"):
         (other / name).write_bytes((folder / name).read_bytes())
     card = checkpoint.read_card(folder)
-    checkpoint.update_card(other, reward=card["reward"] | {"vocabulary": "0"})
+    checkpoint.update_card(other, classifier=card["classifier"] | {"vocabulary": "0"})
     bare = tmp_path / "bare"
     bare.mkdir()
     checkpoint.update_card(bare, **card)
@@ -282,7 +282,7 @@ def test_write_refuses_what_it_cannot_do(folder, tmp_path, capsys):
         assert words in err and err.count("\n") == 1, (change, err)
     assert not (tmp_path / "out").exists()
     (bare / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
-    with pytest.raises(checkpoint.CheckpointError, match=r"reward.safetensors"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"classifier.safetensors"):
         load_writer(bare)
 
 

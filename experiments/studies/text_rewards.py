@@ -5,9 +5,8 @@
 Lines begin with given words and are to be positive, or negative. Every setting of `METHODS` is run
 on the prompts of `TUNING`. Of each method the setting whose lines the reward likes best is run on
 those of `TEST`, left out what surprises the trigram model too much (`LIMIT`). What is reported is
-said by judges that share nothing with model and reward (`experiments.studies.text_judges`); of them
-only the limit has been seen by the choice of a setting. A run may be killed; the same command goes
-on.
+said by judges that share nothing with model and reward (`experiments.studies.text_judges`); the
+choice of a setting has seen only the limit. A run may be killed; the same command goes on.
 """
 
 from __future__ import annotations
