@@ -105,7 +105,9 @@ def _run(argv: list[str]) -> int:
 
 def _parse(
     argv: list[str],
-) -> Restore | wishes.Wish | written.Write | Demo | Align | Tasks | Samplers | Models | Doctor | None:
+) -> (
+    Restore | wishes.Wish | written.Write | Demo | Align | Tasks | Samplers | Models | Doctor | None
+):
     """The options, or None if help was asked for and printed."""
     if not argv[0].startswith("-") and argv[0] not in _COMMANDS:
         names.choose("command", argv[0], _COMMANDS)
