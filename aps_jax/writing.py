@@ -36,12 +36,20 @@ TEXT_OPTIONS: dict[str, dict[str, Any]] = {
     },
     "maskgit": {"num_steps": 32, "schedule": "linear", "reveal": "random"},
     "best_of_n": {
-        "num_candidates": 16, "num_steps": 32, "schedule": "linear", "reveal": "random",
+        "num_candidates": 16, "num_steps": 16, "schedule": "linear", "reveal": "random",
     },
-    "smc": {"num_steps": 16, "num_fills": 1, "weights": "absolute"},
-    "svdd_pm": {"num_steps": 16, "num_candidates": 4, "selection": "sample",
-                "selection_temperature": 1.0},
-    "entrgi": {"num_steps": 16, "num_inner_steps": 4, "num_trajectories": 1},
+    "smc": {
+        "num_steps": 16, "num_fills": 1, "weights": "absolute", "schedule": "linear",
+        "reveal": "random",
+    },
+    "svdd_pm": {
+        "num_steps": 16, "num_candidates": 4, "schedule": "linear", "reveal": "random",
+        "selection": "sample", "selection_temperature": 1.0,
+    },
+    "entrgi": {
+        "num_steps": 16, "num_inner_steps": 4, "num_trajectories": 1, "learning_rate": 1.0,
+        "measurement_term": "gaussian",
+    },
     "straight_through": {"variables": "tokens"},
 }  # fmt: skip
 

@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 
+from aps_jax.samplers.budget import decoder_evaluations
 from aps_jax.writing import load_writer
-from experiments.studies import text_judges, text_rewards
+from experiments.studies import text_judges, text_methods, text_rewards
 
 TEXTS = ["good food .", "good food here .", "bad food .", "bad service .", "the food is good ."] * 2
 
@@ -71,11 +72,11 @@ def test_the_surest_setting_that_is_not_too_surprising_is_taken():
 
 
 def test_every_method_has_the_same_number_of_reward_evaluations():
-    for method, (_, _, settings) in text_rewards.METHODS.items():
+    for method, (_, _, settings) in text_methods.METHODS.items():
         for setting in settings:
-            config = text_rewards.config_of(method, setting)
-            cost = text_rewards.decoder_evaluations(config)
-            assert cost - text_rewards.BUDGET in (0, 1) if config.KNOB else cost == 0, method
+            config = text_methods.config_of(method, setting)
+            cost = decoder_evaluations(config)
+            assert cost - text_methods.BUDGET in (0, 1) if config.KNOB else cost == 0, method
 
 
 @pytest.mark.slow

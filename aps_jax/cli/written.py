@@ -56,7 +56,7 @@ class Write:
     reward_model: Annotated[Path | None, _optional("DIR")] = None
     sampler: Annotated[str, _named("NAME")] = "aps"
     num_samples: Annotated[int, _named("N")] = 8
-    weight: Annotated[float, _named("W")] = 4.0
+    weight: Annotated[float, _named("W")] = 10.0
     temperature: Annotated[float, _named("T")] = 1.0
     length: Annotated[int | None, _optional("L")] = None
     num_steps: Annotated[int | None, _optional("N")] = None

@@ -2,11 +2,12 @@
 
     python -m experiments.text_rewards --data TEXTS [--out experiments/results/text_rewards]
 
-Lines begin with given words and are to be positive, or negative. Every setting of `METHODS` is run
-on the prompts of `TUNING`. Of each method the setting whose lines the reward likes best is run on
-those of `TEST`, left out what surprises the trigram model too much (`LIMIT`). What is reported is
-said by judges that share nothing with model and reward (`experiments.studies.text_judges`); the
-choice of a setting has seen only the limit. A run may be killed; the same command goes on.
+Lines begin with given words and are to be positive, or negative. Every setting of every method
+(`experiments.studies.text_methods`) is run on prompts of tuning. Of each method the setting whose
+lines the reward likes best is run on the prompts of the test, left out what surprises the trigram
+model too much. What is reported is said by judges that share nothing with model and reward
+(`experiments.studies.text_judges`); the choice of a setting has seen only that limit. A run may be
+killed; the same command goes on.
 """
 
 from __future__ import annotations
@@ -24,63 +25,18 @@ from rich.progress import track
 
 import aps_jax
 from aps_jax.io import rows as rows_of
+from aps_jax.io.checkpoint import fingerprint as file_digest
 from aps_jax.io.files import write_atomically
+from aps_jax.pretrained import model_folder
 from aps_jax.samplers import sample_target
-from aps_jax.samplers.budget import decoder_evaluations
-from aps_jax.writing import Writer, load_writer, text_config
+from aps_jax.writing import Writer, load_writer
 from experiments import lines
-from experiments.bench.plots import figure, save_figure
-from experiments.bench.study import described, digest
+from experiments.bench.identity import described, digest
 from experiments.command import command
+from experiments.figures import figure, save_figure
 from experiments.studies import text_judges
+from experiments.studies.text_methods import LABELS, LIMIT, METHODS, TEST, TUNING, config_of
 
-TUNING = ("the staff", "i ordered", "this place", "my wife")
-TEST = (
-    "the food", "the service", "we", "i", "our waitress", "the prices", "it", "they", "the room",
-    "when i", "after", "you",
-)  # fmt: skip
-LABELS = ("negative", "positive")
-#: Reward evaluations of a line, with or without gradient. One more is free: EntRGi also weighs the
-#: line that it has finished.
-BUDGET = 32
-#: Most perplexity of a setting that is chosen, as a multiple of that of lines without a reward.
-LIMIT = 1.2
-_DECODING = {"reveal": "random", "schedule": "linear"}
-#: Sampler, options, and options of which one is chosen each; "weight" is that of the reward.
-METHODS: dict[str, tuple[str, dict[str, Any], list[dict[str, Any]]]] = {
-    "no reward": ("maskgit", _DECODING | {"num_steps": 16}, [{}]),
-    "best of n": ("best_of_n", _DECODING | {"num_steps": 16, "num_candidates": 32}, [{}]),
-    "SMC": (
-        "smc", _DECODING | {"num_steps": 8, "num_particles": 4, "num_fills": 1,
-                            "weights": "absolute"},
-        [{"weight": 1.0}, {"weight": 3.0}, {"weight": 10.0}],
-    ),
-    "SVDD-PM": (
-        "svdd_pm", _DECODING | {"num_steps": 8, "num_candidates": 4, "selection": "sample",
-                                "selection_temperature": 1.0},
-        [{"weight": 1.0}, {"weight": 3.0}, {"weight": 10.0}],
-    ),
-    "soft relaxation": (
-        "entrgi", {"num_steps": 8, "num_inner_steps": 4, "num_trajectories": 1, "mixing": "soft",
-                   "measurement_term": "gaussian"},
-        [{"learning_rate": 0.1}, {"learning_rate": 0.3}, {"learning_rate": 1.0}],
-    ),
-    "EntRGi": (
-        "entrgi", {"num_steps": 8, "num_inner_steps": 4, "num_trajectories": 1,
-                   "measurement_term": "gaussian"},
-        [{"learning_rate": 0.1}, {"learning_rate": 0.3}, {"learning_rate": 1.0}],
-    ),
-    "APS": (
-        "aps", {"num_steps": 8, "num_inner_steps": 4, "draw": "categorical", "schedule": "linear",
-                "prior_weight": 0.0},
-        [{"learning_rate": 0.1}, {"learning_rate": 0.3}, {"learning_rate": 1.0}],
-    ),
-    "APS with prior term": (
-        "aps", {"num_steps": 8, "num_inner_steps": 4, "draw": "categorical", "schedule": "linear",
-                "prior_weight": 1.0, "learning_rate": 0.5},
-        [{"weight": 1.0}, {"weight": 3.0}, {"weight": 10.0}],
-    ),
-}  # fmt: skip
 #: What a row must have.
 NEEDED = ("method", "setting", "split", "lines", "fingerprint", "version")
 
@@ -110,21 +66,14 @@ class Arguments:
     smoke: bool = False
 
 
-def config_of(method: str, setting: dict[str, Any]) -> Any:
-    """Options of the sampler; ValueError if they cost more than `BUDGET`."""
-    sampler, fixed, _ = METHODS[method]
-    options = {name: value for name, value in setting.items() if name != "weight"}
-    config = text_config(sampler, **fixed, **options)
-    if config.KNOB is not None and decoder_evaluations(config) > BUDGET + 1:
-        raise ValueError(f"{method} has {decoder_evaluations(config)} evaluations, not {BUDGET}")
-    return config
-
-
 def fingerprint(method: str, setting: dict[str, Any], split: str, arguments: Arguments) -> str:
     """Names what decides a row."""
     said = described(METHODS[method][0], config_of(method, setting))
+    folder = model_folder(arguments.model)
+    weights = [file_digest(folder / f"{name}.safetensors") for name in ("prior", "classifier")]
     prompts = TUNING if split == "tuning" else TEST
     facts = [arguments.num_lines, arguments.length, arguments.seed, setting.get("weight"), prompts]
+    facts += weights
     return digest([said, facts])
 
 
@@ -186,6 +135,7 @@ class Judges:
             "half_width": 1.96 * float(np.std(success) / np.sqrt(len(texts))),
             "perplexity": self.trigrams.perplexity(texts),
             "distinct_2": text_judges.distinct(texts),
+            "words": float(np.mean([len(text.split()) for text in texts])),
         }
 
 
@@ -262,7 +212,7 @@ def run(arguments: Arguments, judges: Judges) -> None:
 def table(rows: list[dict[str, Any]], scores: list[dict[str, float]], split: str) -> str:
     """Markdown: a line per method and setting of a split."""
     columns = ("method", "setting", "log reward", "judged right", "perplexity", "distinct-2",
-               "prior calls", "reward calls (with gradient)", "seconds")  # fmt: skip
+               "words", "prior calls", "reward calls (with gradient)", "seconds")  # fmt: skip
     text = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for method in METHODS:
         for row, score in zip(rows, scores, strict=True):
@@ -273,7 +223,8 @@ def table(rows: list[dict[str, Any]], scores: list[dict[str, float]], split: str
             cells = (
                 method, setting or "-", f"{score['reward']:.2f}",
                 f"{100 * score['judged']:.0f} ± {100 * score['half_width']:.0f} %",
-                f"{score['perplexity']:.0f}", f"{score['distinct_2']:.2f}", calls["denoiser"],
+                f"{score['perplexity']:.0f}", f"{score['distinct_2']:.2f}",
+                f"{score['words']:.1f}", calls["denoiser"],
                 f"{calls['decoder'] + calls['decoder_gradient'] - 1} "
                 f"({calls['decoder_gradient']})", row["seconds"],
             )  # fmt: skip
