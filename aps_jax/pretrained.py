@@ -330,8 +330,8 @@ def _load(
     path = folder / checkpoint.CARD_NAME
     if section not in card:
         raise checkpoint.CheckpointError(
-            f"model card {path} lacks the configuration of a {section}: it is only a part of a "
-            f"model; convert or train the {section} into the same folder"
+            f"model card {path} lacks the configuration of a {section}: it is of text (aps-jax "
+            f"write), or a part of a model: convert or train the {section} into the same folder"
         )
     config = checkpoint.parse_config(kind, card[section], path)
     if dtype is not None:

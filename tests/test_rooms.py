@@ -9,7 +9,7 @@ import pytest
 #: Packages and modules of `aps_jax` from the top down; one imports only from floors below its own.
 FLOORS = (
     {"cli"},
-    {"restore", "notebook", "animation"},
+    {"restore", "notebook", "writing", "animation"},
     {"images", "presets", "pretrained"},
     {"scores"},
     {"faces", "metrics", "sharding", "text"},

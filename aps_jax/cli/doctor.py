@@ -27,7 +27,12 @@ from aps_jax.scores.lpips import PerceptualUnavailable, load_lpips
 from aps_jax.tasks import TASKS
 
 #: Parts of model folders that score what others make.
-_SCORES = {"clip": "CLIP", "dino": "DINO", "reward_model": "reward model of text"}
+_SCORES = {
+    "clip": "CLIP",
+    "dino": "DINO",
+    "reward_model": "reward model of text",
+    "classifier": "classifier of lines of text, for aps-jax write",
+}
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow", "safetensors")
 
 

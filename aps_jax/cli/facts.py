@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -32,16 +33,19 @@ def run_facts(options: Restore, config: SharedConfig) -> dict[str, Any]:
     } | model_facts(options, config, has_words=options.prompt is not None)
 
 
-def model_facts(options: Any, config: Any, *, has_words: bool) -> dict[str, Any]:
+def model_facts(
+    options: Any, config: Any, *, has_words: bool, parts: Sequence[str] = ("codec", "prior")
+) -> dict[str, Any]:
     """What every command's samples depend on: seed, model, options of the sampler, versions.
 
     Args:
-      options: with `seed`, `model` and `dtype`.
+      options: with `seed`, `model` and, where it can be chosen, `dtype`.
       config: of the sampler.
       has_words: the tokenizer counts, too.
+      parts: of the model that are read.
     """
     folder = pretrained.model_folder(options.model)
-    paths = (folder / CARD_NAME, *(weights_path(folder, name) for name in ("codec", "prior")))
+    paths = (folder / CARD_NAME, *(weights_path(folder, name) for name in parts))
     weights = {path.name: fingerprint(path) for path in paths}
     if has_words:
         tokenizer = (folder / TOKENIZER_NAME).read_bytes()
@@ -51,7 +55,7 @@ def model_facts(options: Any, config: Any, *, has_words: bool) -> dict[str, Any]
     return {
         "seed": options.seed,
         "model": {"name": options.model, "sha256": weights},
-        "dtype": options.dtype,
+        "dtype": getattr(options, "dtype", None),
         "config": dataclasses.asdict(config) | {"image_shape": image_shape},
         "versions": {
             "aps_jax": aps_jax.__version__,

@@ -23,6 +23,10 @@ COMMON = {
         "image", "style", "strength", "style_size", "prompt", "preset", "num_samples", "seed",
         "size", "out", "overwrite",
     ),
+    "write": (
+        "reward", "prompt", "model", "sampler", "num_samples", "weight", "length", "seed", "out",
+        "resume", "overwrite",
+    ),
     "sweep": (
         "image", "task", "measured", "model", "preset", "sigma", "seed", "size", "out",
         "batch_size", "num_model",

@@ -295,7 +295,7 @@ def command_of(options: Any, **changes: Any) -> str:
     """
     options = dataclasses.replace(options, **changes)
     words = ["aps-jax", type(options).__name__.lower()]
-    if options.image is not None:
+    if getattr(options, "image", None) is not None:
         image = os.fspath(options.image)
         words.append(os.path.join(os.curdir, image) if image.startswith("-") else image)
     for field in dataclasses.fields(options):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import tyro
 
 from aps_jax.cli import help as helps
-from aps_jax.cli import wishes
+from aps_jax.cli import wishes, written
 from aps_jax.cli.errors import UsageError, guarded, message_of
 from aps_jax.cli.options import (
     Align,
@@ -35,6 +35,7 @@ _COMMANDS = {
     "restore": Restore,
     "edit": wishes.Edit,
     "stylize": wishes.Stylize,
+    "write": written.Write,
     "demo": Demo,
     "align": Align,
     "tasks": Tasks,
@@ -77,6 +78,11 @@ def _run(argv: list[str]) -> int:
         wishes.check(options)
         name = type(options).__name__.lower()
         return importlib.import_module(f"aps_jax.cli.{name}").run(options)
+    if isinstance(options, written.Write):
+        written.check(options)
+        from aps_jax.cli import write
+
+        return write.run(options)
     if isinstance(options, Demo):
         from aps_jax.cli.demo import command
 
@@ -99,7 +105,9 @@ def _run(argv: list[str]) -> int:
 
 def _parse(
     argv: list[str],
-) -> Restore | wishes.Wish | Demo | Align | Tasks | Samplers | Models | Doctor | None:
+) -> (
+    Restore | wishes.Wish | written.Write | Demo | Align | Tasks | Samplers | Models | Doctor | None
+):
     """The options, or None if help was asked for and printed."""
     if not argv[0].startswith("-") and argv[0] not in _COMMANDS:
         names.choose("command", argv[0], _COMMANDS)

@@ -18,10 +18,10 @@ from __future__ import annotations
 from aps_jax.energies.combine import on_region, scaled, total
 from aps_jax.energies.features import content, style
 from aps_jax.energies.measurement import gaussian, known, l1_lpips, norm
-from aps_jax.energies.rewards import classifier, clip_image, clip_text
+from aps_jax.energies.rewards import classifier, clip_image, clip_text, text_reward
 from aps_jax.types import Energy
 
 __all__ = [
     "Energy", "classifier", "clip_image", "clip_text", "content", "gaussian", "known", "l1_lpips",
-    "norm", "on_region", "scaled", "style", "total",
+    "norm", "on_region", "scaled", "style", "text_reward", "total",
 ]  # fmt: skip

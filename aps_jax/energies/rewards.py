@@ -6,6 +6,7 @@ arrays of a pytree are leaves, so that other weights of the same shapes need no 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -49,6 +50,26 @@ def classifier(
     wanted = jnp.asarray(values, jnp.float32)
     apply = bind(_attributes, net=static, columns=tuple(columns))
     return Energy(apply=apply, params=(params, wanted), name="attributes")
+
+
+def text_reward(model: Any, label: str | Sequence[str]) -> Energy:
+    """-log p(label | text), of a model that reads embeddings of tokens.
+
+    Args:
+      model: a pytree with `names`, the labels, that gives their logits [B, A] for embeddings
+        [B, *grid, d], such as `aps_jax.text.classifier.TextReward`. The codes of the target's codec
+        must be its embeddings.
+      label: one of the names, or one for each of B rows.
+
+    Raises:
+      ValueError: a label that the model does not know.
+    """
+    known = {name: column for column, name in enumerate(model.names)}
+    if isinstance(label, str):
+        energy = classifier(model, choose("reward", label, known))
+        return dataclasses.replace(energy, name=label)
+    columns = jnp.asarray([choose("reward", name, known) for name in label], jnp.int32)
+    return Energy(apply=bind(_own_class), params=model, data=columns, name="labels")
 
 
 def clip_text(clip: Any, text: Any) -> Energy:
@@ -109,6 +130,11 @@ def _answers(net: Any, params: Any, x: Array) -> Float[Array, "B A"]:
 def _class(params: PyTree, data: None, x: Array, *, net: Any, label: int) -> Float[Array, " B"]:
     # Log-probabilities stay as they are.
     return -jax.nn.log_softmax(_answers(net, params, x), axis=-1)[:, label]
+
+
+def _own_class(model: Any, columns: Array, x: Array) -> Float[Array, " B"]:
+    log_probs = jax.nn.log_softmax(_answers(None, model, x), axis=-1)
+    return -jnp.take_along_axis(log_probs, columns[:, None], axis=-1)[:, 0]
 
 
 def _attributes(

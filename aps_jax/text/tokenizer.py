@@ -5,6 +5,8 @@ Reads the file with the `tokenizers` library, which is an extra: `pip install 'a
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -36,6 +38,16 @@ class TextTokenizer:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
+
+    @property
+    def size(self) -> int:
+        """Number of ids, special ones included."""
+        return self._tokenizer.get_vocab_size()
+
+    def fingerprint(self) -> str:
+        """Short digest of which id means what, equal for tokenizers that share a vocabulary."""
+        vocabulary = sorted(self._tokenizer.get_vocab().items())
+        return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text.
