@@ -26,7 +26,7 @@ _MOUTH = (slice(40, 56), slice(16, 48))
 #: Runs by name: words of the command line, with the file names that `_inputs` writes.
 RUNS: dict[str, tuple[str, ...]] = {
     "box": (
-        *_FACE, "--task", "inpainting_box", "--box-size", "32", "32", "--margin", "16",
+        *_FACE, "--task", "inpainting_box", "--box-size", "32", "--margin", "16",
         "--num-samples", "4",
     ),
     "from 8x8": (*_FACE, "--task", "super_resolution", "--scale", "8"),
