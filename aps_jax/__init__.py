@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from aps_jax import metrics, operators, sharding
     from aps_jax.config import VARIANTS, APSConfig
+    from aps_jax.denoiser import Denoiser, PixelParams
     from aps_jax.faces.attributes import load_attributes
     from aps_jax.images import sample_photo
     from aps_jax.notebook import posterior, show
@@ -28,10 +29,12 @@ __all__ = [
     "VARIANTS",
     "APSConfig",
     "Codec",
+    "Denoiser",
     "Model",
     "Operator",
     "Params",
     "Perceptual",
+    "PixelParams",
     "Prior",
     "SampleResult",
     "aps_finish",
@@ -53,6 +56,7 @@ __all__ = [
 
 _MODULES = {
     "config": ("VARIANTS", "APSConfig"),
+    "denoiser": ("Denoiser", "PixelParams"),
     "faces.attributes": ("load_attributes",),
     "images": ("sample_photo",),
     "notebook": ("posterior", "show"),

@@ -16,13 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from aps_jax.config import SharedConfig
+from aps_jax.denoiser import PixelParams
 from aps_jax.flops import flops_of, flops_per_second
 from aps_jax.io.snapshot import Snapshot, SnapshotError
 from aps_jax.presets import config_class
-from aps_jax.samplers import sampler_of
+from aps_jax.samplers import check_model, sampler_of, target_of
+from aps_jax.sampling.base import BaseTarget
 from aps_jax.sampling.checks import check_measured_values
+from aps_jax.sampling.pixels import PixelTarget
 from aps_jax.sampling.run import SampleResult, StepInfo, Trace, collect
-from aps_jax.sampling.target import Target, measurement_target
 from aps_jax.types import Array, Key, Params, PyTree
 
 __all__ = [
@@ -38,18 +40,18 @@ _RATE_SHARE = 0.46
 
 
 @jax.jit
-def _init(config: SharedConfig, target: Target, key: Key) -> Any:
+def _init(config: SharedConfig, target: BaseTarget, key: Key) -> Any:
     return sampler_of(config).init(target, target.keys(key))
 
 
 @jax.jit
-def _step(config: SharedConfig, target: Target, state: Any, key: Key) -> tuple[Any, StepInfo]:
+def _step(config: SharedConfig, target: BaseTarget, state: Any, key: Key) -> tuple[Any, StepInfo]:
     return sampler_of(config).step(target, state, target.keys(key))
 
 
 @jax.jit
 def _finish(
-    config: SharedConfig, target: Target, state: Any, info: StepInfo, key: Key
+    config: SharedConfig, target: BaseTarget, state: Any, info: StepInfo, key: Key
 ) -> SampleResult:
     return collect(target, sampler_of(config).finish(target, state, target.keys(key)), info)
 
@@ -98,7 +100,7 @@ class Restored(NamedTuple):
 
 
 def restore(
-    params: Params,
+    params: Params | PixelParams,
     y: PyTree,
     key: Key,
     *,
@@ -111,7 +113,7 @@ def restore(
     """Samples like `aps_sample`, from a host loop over one compiled step.
 
     Args:
-      params: as for `aps_sample`.
+      params: as for `aps_jax.samplers.sample`.
       y: as for `aps_sample`; also NumPy arrays.
       key: as for `aps_sample`.
       config: options of the sampler, such as `presets.make_config` gives.
@@ -135,13 +137,13 @@ def restore(
             "presets.make_config makes the right one"
         )
     y = jax.tree.map(jnp.asarray, y)
-    target = measurement_target(params, y, config=config, known_tokens=known_tokens)
+    target = target_of(params, y, config=config, known_tokens=known_tokens)
     check_measured_values(params.operator, y, float(config.sigma))
     return restore_target(target, key, config=config, on_step=on_step, snapshot=snapshot)
 
 
 def restore_target(
-    target: Target,
+    target: BaseTarget,
     key: Key,
     *,
     config: SharedConfig,
@@ -169,6 +171,7 @@ def restore_target(
       SnapshotError: if the snapshot cannot be resumed from.
       DivergedError: as soon as the objective is not finite.
     """
+    check_model(config, has_denoiser=isinstance(target, PixelTarget))
     loop = _Loop(config, target, key)
     if snapshot is not None and snapshot.is_resuming:
         loop.resume(snapshot)
@@ -195,7 +198,7 @@ def restore_target(
 class _Loop:
     """The run so far; steps replace its state at once, so it is whole at any moment."""
 
-    def __init__(self, config: SharedConfig, target: Target, key: Key) -> None:
+    def __init__(self, config: SharedConfig, target: BaseTarget, key: Key) -> None:
         self.config, self.target, self.key = config, target, key
         self.num_steps: int = sampler_of(config).num_iterations
         self.seconds = {"compile": 0.0, "sample": 0.0, "decode": 0.0}
@@ -260,8 +263,7 @@ class _Loop:
             is_l1 = getattr(self.config, "measurement_term", "") == "l1"
             loss = float(np.mean(infos[-1].loss)) / (state.tokens.shape[1] if is_l1 else 1)
         # Some states begin their next round at once, so it is the step that knows what it left.
-        begins_with = np.sum(np.asarray(state.tokens) == self.target.mask, axis=1)
-        num_masked = infos[-1].num_masked if infos else begins_with
+        num_masked = infos[-1].num_masked if infos else self.target.num_masked(state)
         trace = infos[-1].trace if infos else None
         masked = float(np.mean(num_masked))
         seconds = self.guess() if is_first else None
@@ -285,7 +287,7 @@ class _Loop:
         result = _finish(self.config, self.target, state, info, self.key)
         _wait(result)
         self.seconds["decode"] = time.perf_counter() - clock
-        rows = self.target.tokens.shape[0]
+        rows = self.target.num_rows
         calls = self.config.evaluations()._asdict()
         return Restored(result, self.seconds, {name: rows * count for name, count in calls.items()})
 

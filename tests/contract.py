@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from conftest import NUM_CODES, mixing_prior, patch_codec
 
-from aps_jax import Params, operators, samplers, sharding
+from aps_jax import Denoiser, Params, PixelParams, operators, samplers, sharding
 from aps_jax.samplers import SAMPLERS
 from aps_jax.types import Perceptual, bind
 
@@ -19,6 +19,10 @@ LENGTH, BATCH, SAMPLES, SIDE = 16, 3, 2, 16
 RANDOM = {"aps": {"draw": "categorical"}}
 
 CALLS = {"denoiser": 0, "decoder": 0}
+
+#: Samplers by what they draw: tokens, or pixels.
+TOKENS = [name for name, entry in SAMPLERS.items() if entry.config.NEEDS == "prior"]
+PIXELS = [name for name, entry in SAMPLERS.items() if entry.config.NEEDS == "denoiser"]
 
 
 def smallest(name, **options):
@@ -69,6 +73,29 @@ def make_params():
     )
 
 
+def shrink(params, x, sigma):
+    """The denoiser of independent normal pixels of mean and variance `params`."""
+    mean, variance = params
+    share = (variance / (variance + sigma**2)).reshape(-1, 1, 1, 1)
+    return mean + share * (x - mean)
+
+
+def make_pixel_params():
+    """The same with a denoiser."""
+    return PixelParams(
+        denoiser=Denoiser(
+            params=(jnp.float32(0.1), jnp.float32(0.3)),
+            apply=bind(_counted, inner=shrink, name="denoiser"),
+        ),
+        operator=operators.super_resolution(scale=4),
+    )
+
+
+def params_of(name):
+    """Models that the sampler of this name takes."""
+    return make_params() if name in TOKENS else make_pixel_params()
+
+
 @functools.cache
 def random_images(batch=BATCH):
     rng = np.random.default_rng(7)
@@ -85,6 +112,9 @@ def some_known_tokens():
 def check(config):
     """All that one compilation can show of a configuration with two samples and a trace."""
     config = dataclasses.replace(config, num_samples=SAMPLES, trace=True)
+    if config.NEEDS == "denoiser":
+        check_pixels(config)
+        return
     params, known = make_params(), some_known_tokens()
     y, keys = params.operator(random_images()), jax.random.split(jax.random.key(3), BATCH)
     compiled = jax.jit(lambda *args, **named: samplers.sample(*args, **named))
@@ -113,6 +143,48 @@ def check(config):
     np.testing.assert_array_equal(backwards.tokens[::-1], result.tokens)
     np.testing.assert_allclose(backwards.samples[::-1], result.samples, atol=1e-5)
     # Numbers such as sigma may change without another compilation.
+    run(config=jax.tree.map(lambda number: 0.9 * number, config))
+    run(config=dataclasses.replace(config, sigma=0.31))
+    assert compiled._cache_size() == 1
+
+
+def check_pixels(config):
+    """The same of a sampler on pixels."""
+    params = make_pixel_params()
+    y, keys = params.operator(random_images()), jax.random.split(jax.random.key(3), BATCH)
+    compiled = jax.jit(lambda *args, **named: samplers.sample(*args, **named))
+
+    def run(y=y, keys=keys, config=config):
+        return compiled(params, y, keys, config=config)
+
+    CALLS.update(denoiser=0)
+    result = run()
+    jax.block_until_ready(result)
+    jax.effects_barrier()
+    promised = config.evaluations()
+    assert CALLS["denoiser"] == promised.denoiser and promised.decoder == 0
+    assert np.all(np.sum(result.info.num_inner_steps, axis=0) == promised.decoder_gradient)
+    steps = config.num_iterations
+    assert result.images.shape == (BATCH, SIDE, SIDE, 3) and result.images.dtype == jnp.float32
+    assert result.samples.shape == (BATCH, SAMPLES, SIDE, SIDE, 3)
+    assert result.mean.shape == result.std.shape == result.images.shape
+    assert result.tokens is None and result.info.trace.tokens is None
+    assert result.info.trace.images.shape == (steps, *result.samples.shape)
+    assert result.info.trace.losses.shape[:3] == result.info.loss.shape == (steps, BATCH, SAMPLES)
+    assert np.all(result.info.is_finite) and np.all(result.info.num_masked == 0)
+    assert np.max(np.abs(result.samples)) <= 1
+    np.testing.assert_array_equal(result.samples[:, 0], result.images)
+
+    assert np.any(result.samples[:, 0] != result.samples[:, 1])
+    np.testing.assert_array_equal(run().samples, result.samples)
+    others = jax.random.split(jax.random.key(4), BATCH)
+    assert np.any(run(keys=others).samples != result.samples)
+    moved = run(y=y.at[1:].set(0.5), keys=keys.at[1:].set(others[1:]))
+    np.testing.assert_array_equal(moved.samples[0], result.samples[0])
+    assert np.any(moved.samples[1:] != result.samples[1:])
+    backwards = run(y[::-1], keys[::-1])
+    np.testing.assert_allclose(backwards.samples[::-1], result.samples, atol=1e-5)
+    assert np.any(run(y=-y).samples != result.samples)
     run(config=jax.tree.map(lambda number: 0.9 * number, config))
     run(config=dataclasses.replace(config, sigma=0.31))
     assert compiled._cache_size() == 1
@@ -173,12 +245,15 @@ def main():
     batch = sharding.shard_batch((y, keys), mesh)
     facts = {"devices": mesh.size, "samplers": {}}
     sample = jax.jit(samplers.sample, static_argnames="config")
+    pixels = make_pixel_params()
+    placed_pixels = jax.device_put(pixels, sharding.replicated(mesh))
     for name in SAMPLERS:
         config = smallest(name, num_samples=1)
-        alone = sample(params, y, keys, config=config)
-        spread = sample(placed, *batch, config=config)
+        is_pixels = name in PIXELS
+        alone = sample(pixels if is_pixels else params, y, keys, config=config)
+        spread = sample(placed_pixels if is_pixels else placed, *batch, config=config)
         facts["samplers"][name] = {
-            "same_tokens": bool(np.array_equal(alone.tokens, spread.tokens)),
+            "same_tokens": is_pixels or bool(np.array_equal(alone.tokens, spread.tokens)),
             "image_error": float(np.max(np.abs(alone.samples - spread.samples))),
             "shards": len(set(map(str, spread.images.sharding.devices_indices_map(
                 spread.images.shape).values()))),

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import PRIOR_CONFIG, mixing_prior, patch_codec, random_params
+from contract import TOKENS
 from hub import save_tokenizer
 from PIL import Image
 
@@ -259,7 +260,13 @@ def test_every_other_sampler_by_name(name, restore, photo):
 
 
 def test_every_sampler_is_tried_here():
-    assert {"aps", *OTHER_SAMPLERS} == set(SAMPLERS)
+    assert {"aps", *OTHER_SAMPLERS} == set(TOKENS)
+
+
+def test_samplers_on_pixels_are_refused(restore, photo):
+    code, out, err = restore(photo, "--sampler", "dps", steps=[])
+    assert code == 2 and not out.exists()
+    assert_one_line(err, "sampler 'dps' needs a model with a denoiser")
 
 
 def mean_square(params, a, b):

@@ -224,12 +224,13 @@ def test_the_committed_rows_give_the_committed_table(tmp_path, monkeypatch):
 
 
 def test_every_sampler_is_measured_within_its_budget():
-    from aps_jax.samplers import SAMPLERS
+    from contract import TOKENS
+
     from aps_jax.samplers.budget import decoder_evaluations
 
     methods = {name: options for name, options in exactness.METHODS.items() if options}
     # MMaDA's decoding is one more draw of the prior, which `maskgit` stands for.
-    assert {sampler for sampler, _ in methods.values()} == set(SAMPLERS) - {"mmada"}
+    assert {sampler for sampler, _ in methods.values()} == set(TOKENS) - {"mmada"}
     for method in methods:
         for budget in exactness.BUDGETS:
             config = exactness.config_of(method, 3, budget, 0.5)

@@ -229,6 +229,7 @@ def test_several_samples_differ():
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_resumes_and_gives_what_the_scan_gives(name, tmp_path):
     params, y = problem()
+    params = params if name in contract.TOKENS else contract.make_pixel_params()
     config = contract.smallest(name)
     run = functools.partial(restore.restore, params, y, KEY, config=config, sampler=name)
     reports = []
@@ -237,7 +238,8 @@ def test_every_sampler_resumes_and_gives_what_the_scan_gives(name, tmp_path):
     assert [report.num_done for report in reports] == list(range(steps + 1))
     assert reports[-1].num_masked == 0
     scanned = jax.jit(samplers.sample)(params, y, KEY, config=config)
-    np.testing.assert_array_equal(whole.result.tokens, scanned.tokens)
+    if name in contract.TOKENS:
+        np.testing.assert_array_equal(whole.result.tokens, scanned.tokens)
     for a, b in zip(jax.tree.leaves(whole.result), jax.tree.leaves(scanned), strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)

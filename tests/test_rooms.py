@@ -18,7 +18,7 @@ FLOORS = (
     {"sampling"},
     {"config", "energies", "prior"},
     {"operators", "schedules"},
-    {"codec", "tasks"},
+    {"codec", "denoiser", "tasks"},
     {"flops", "io"},
     {"types"},
 )

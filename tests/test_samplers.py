@@ -70,7 +70,7 @@ def test_a_sampler_is_declared_by_its_own_class():
         samplers._entry(Silent)
 
 
-@pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"maskgit", "mmada"}))
+@pytest.mark.parametrize("name", sorted(set(contract.TOKENS) - {"maskgit", "mmada"}))
 @pytest.mark.parametrize("evaluations", [16, 40, 120, 1000])
 def test_budgets_are_used_up_and_never_exceeded(name, evaluations):
     start = SAMPLERS[name].config()
@@ -102,6 +102,8 @@ def test_impossible_budgets():
         budget.with_budget(SAMPLERS["svdd_pm"].config(), 99, fixed=["num_candidates"])
     with pytest.raises(ValueError, match="it has no budget"):
         budget.with_budget(SAMPLERS["maskgit"].config(), 99)
+    with pytest.raises(ValueError, match="it has no budget"):
+        budget.with_budget(SAMPLERS["dps"].config(), 99)
 
 
 @pytest.mark.slow
@@ -128,7 +130,7 @@ def test_options_and_shapes_are_checked(name):
     assert config == config_class(image_shape=(20, 16)) and hash(config)
     with pytest.raises(ValueError, match=r"y has shape \(2, 4, 4, 3\).*\(2, 5, 4, 3\)"):
         samplers.sample(
-            contract.make_params(), jnp.zeros((2, 4, 4, 3)), jax.random.key(0), config=config
+            contract.params_of(name), jnp.zeros((2, 4, 4, 3)), jax.random.key(0), config=config
         )
 
 
@@ -156,6 +158,11 @@ BAD_OPTIONS = [
     ("redge", {"estimator": "st"}, "estimator is 'st'; choose from"),
     ("redge", {"num_diffusion_steps": 2}, "num_diffusion_steps must be an integer of at least 3"),
     ("g2d2", {"top_p": 0.0}, "top_p must be positive"),
+    ("dps", {"measurement_term": "l1"}, "measurement_term is 'l1'; choose from"),
+    ("dps", {"decode_scale": 2}, "decode_scale is an option of decoders, and sampler 'dps' has"),
+    ("daps", {"learning_rate": 0.0}, "learning_rate must be positive"),
+    ("daps", {"num_ode_steps": 0}, "num_ode_steps must be an integer of at least 1"),
+    ("diffpir", {"zeta": 1.5}, r"zeta must be in \[0, 1\]"),
 ]
 
 

@@ -273,9 +273,16 @@ def config_of(options: Restore) -> SharedConfig:
         raise ValueError(f"--option {name} has a flag of its own; use {flag}")
     if options.save_steps or options.save_video:
         flags["trace"] = True
-    return presets.make_config(
+    config = presets.make_config(
         preset=preset_of(options), sampler=options.sampler, budget=options.budget, **flags, **chosen
     )
+    if config.NEEDS == "denoiser":
+        raise ValueError(
+            f"sampler {options.sampler!r} needs a model with a denoiser; --model {options.model} "
+            "has a prior over tokens: choose another --sampler, or see continuous.md in the "
+            "documentation for your own denoiser in Python"
+        )
+    return config
 
 
 def preset_of(options: Restore) -> str | None:

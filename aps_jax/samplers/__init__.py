@@ -1,4 +1,6 @@
-"""Other posterior samplers on the same prior, codec and measurement energy as `aps_sample`.
+"""Other posterior samplers on the same measurement energy as `aps_sample`.
+
+Most have its prior and codec, too; those on pixels have a denoiser (`aps_jax.denoiser`) instead.
 
 Each is a frozen dataclass of options with the steps of `sampling.run.Sampler`; `sample` runs any of
 them as `aps_sample` runs APS, and `config.evaluations()` says what it costs.
@@ -11,8 +13,12 @@ from collections.abc import Mapping
 from typing import NamedTuple, cast
 
 from aps_jax.config import APSConfig, SharedConfig
+from aps_jax.denoiser import PixelParams
 from aps_jax.sampler import make_aps
 from aps_jax.samplers.best_of_n import BestOfNConfig
+from aps_jax.samplers.daps import DAPSConfig
+from aps_jax.samplers.diffpir import DiffPIRConfig
+from aps_jax.samplers.dps import DPSConfig
 from aps_jax.samplers.entrgi import EntRGiConfig
 from aps_jax.samplers.g2d2 import G2D2Config
 from aps_jax.samplers.maskgit import MaskGITConfig
@@ -22,8 +28,10 @@ from aps_jax.samplers.sgdd import SGDDConfig
 from aps_jax.samplers.smc import SMCConfig
 from aps_jax.samplers.straight_through import StraightThroughConfig
 from aps_jax.samplers.svdd import SVDDConfig
+from aps_jax.sampling.base import BaseTarget
+from aps_jax.sampling.pixels import PixelTarget, pixel_target
 from aps_jax.sampling.run import Sampler, SampleResult, run
-from aps_jax.sampling.target import Target, measurement_target
+from aps_jax.sampling.target import measurement_target
 from aps_jax.types import Array, Key, Params, PyTree
 
 
@@ -75,12 +83,18 @@ SAMPLERS: dict[str, Entry] = {
         SMCConfig,
         EntRGiConfig,
         ReDGEConfig,
+        DPSConfig,
+        DAPSConfig,
+        DiffPIRConfig,
     )
 }
 
 __all__ = [
     "SAMPLERS",
     "BestOfNConfig",
+    "DAPSConfig",
+    "DPSConfig",
+    "DiffPIRConfig",
     "EntRGiConfig",
     "G2D2Config",
     "MMaDAConfig",
@@ -94,43 +108,86 @@ __all__ = [
     "sample",
     "sample_target",
     "sampler_of",
+    "target_of",
 ]
 
 
 def sample(
-    params: Params, y: PyTree, key: Key, *, config: SharedConfig, known_tokens: Array | None = None
+    params: Params | PixelParams,
+    y: PyTree,
+    key: Key,
+    *,
+    config: SharedConfig,
+    known_tokens: Array | None = None,
 ) -> SampleResult:
     """Samples as `aps_sample` does, by the sampler whose options `config` is.
 
     Args:
-      params: as for `aps_sample`.
+      params: as for `aps_sample`; `PixelParams` for the samplers on pixels.
       y: as for `aps_sample`.
       key: as for `aps_sample`.
       config: options of any sampler; static for `jax.jit`, or an argument like the others.
-      known_tokens: as for `aps_sample`.
+      known_tokens: as for `aps_sample`; None for the samplers on pixels.
 
     Returns:
-      As `aps_sample`; what a step is, and `info.loss`, is said by the class of the options.
+      As `aps_sample`; what a step is, and `info.loss`, is said by the class of the options. The
+      samplers on pixels have no tokens: None.
 
     Raises:
-      ValueError: shapes of y, operator, codec, prior and configuration do not fit together.
+      ValueError: shapes of y, operator, codec, prior and configuration do not fit together, or the
+        sampler needs another kind of model.
     """
-    target = measurement_target(params, y, config=config, known_tokens=known_tokens)
+    target = target_of(params, y, config=config, known_tokens=known_tokens)
     return run(sampler_of(config), target, key)
 
 
-def sample_target(target: Target, key: Key, *, config: SharedConfig) -> SampleResult:
+def sample_target(target: BaseTarget, key: Key, *, config: SharedConfig) -> SampleResult:
     """Samples any target, such as a reward of `sampling.target.make_target`; pure, so jit it.
 
     Args:
-      target: prior, codec and energy.
+      target: prior, codec and energy; of `sampling.pixels.make_pixel_target` for those on pixels.
       key: one typed key, or one per row of the energy's data.
       config: options of any sampler; those of the target itself are in `target`.
 
     Returns:
       As `aps_sample`.
+
+    Raises:
+      ValueError: the sampler needs another kind of model.
     """
+    check_model(config, has_denoiser=isinstance(target, PixelTarget))
     return run(sampler_of(config), target, key)
+
+
+def target_of(
+    params: Params | PixelParams,
+    y: PyTree,
+    *,
+    config: SharedConfig,
+    known_tokens: Array | None = None,
+) -> BaseTarget:
+    """What the sampler of `config` draws from; arguments and errors are those of `sample`."""
+    check_model(config, has_denoiser=isinstance(params, PixelParams))
+    if not isinstance(params, PixelParams):
+        return measurement_target(params, y, config=config, known_tokens=known_tokens)
+    if known_tokens is not None:
+        raise ValueError(f"known_tokens are of codecs, and sampler {config.NAME!r} has none")
+    return pixel_target(params, y, config=config)
+
+
+def check_model(config: SharedConfig, *, has_denoiser: bool) -> None:
+    """ValueError if the sampler of `config` needs another kind of model than there is."""
+    if config.NEEDS == "denoiser" and not has_denoiser:
+        raise ValueError(
+            f"sampler {config.NAME!r} needs a model with a denoiser; this one has a prior over "
+            "tokens: choose a sampler over tokens, or give your denoiser in aps_jax.PixelParams"
+        )
+    if config.NEEDS != "denoiser" and has_denoiser:
+        pixels = [name for name, entry in SAMPLERS.items() if entry.config.NEEDS == "denoiser"]
+        raise ValueError(
+            f"sampler {config.NAME!r} needs a prior over tokens and its codec; this model has a "
+            f"denoiser of pixels: choose one of {', '.join(pixels)}"
+        )
 
 
 def sampler_of(config: SharedConfig) -> Sampler:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from aps_jax.config import Evaluations
+from aps_jax.sampling.base import BaseTarget
 from aps_jax.sampling.target import Target
 from aps_jax.types import Array, Key
 
@@ -19,8 +20,8 @@ class StepInfo(NamedTuple):
     Attributes:
       loss: objective [R]; NaN for samplers without one.
       is_finite: bool [R].
-      num_masked: int32 [R], tokens that are still masked.
-      num_inner_steps: int32 [R], gradients of the decoder.
+      num_masked: int32 [R], tokens that are still masked; 0 for samplers on pixels.
+      num_inner_steps: int32 [R], gradients of the decoder, or of the operator on pixels.
       trace: what `config.trace` asks for, else None.
     """
 
@@ -36,32 +37,23 @@ class Trace(NamedTuple):
 
     Attributes:
       losses: objective at every inner step [R, M]; M = 0 for samplers without any.
-      tokens: int32 [R, L] after the step, K where masked.
-      images: [R, H, W, 3] in [-1, 1] of these tokens, with the step's estimate of masked ones.
+      tokens: int32 [R, L] after the step, K where masked; None for samplers on pixels.
+      images: [R, H, W, 3] in [-1, 1] of these tokens, with the step's estimate of masked ones; the
+        step's estimate of the clean image for samplers on pixels.
     """
 
     losses: Float[Array, "R M"]
-    tokens: Int[Array, "R L"]
+    tokens: Int[Array, "R L"] | None
     images: Float[Array, "R ..."]
-
-
-class State(Protocol):
-    """The carry of a sampler: a NamedTuple of arrays with at least these."""
-
-    @property
-    def tokens(self) -> Array:
-        """Int32 [R, L], K where masked."""
-        ...
-
-    @property
-    def step(self) -> Array:
-        """Steps done, int32."""
-        ...
 
 
 @runtime_checkable
 class Sampler(Protocol):
-    """How to draw from a `Target`, one step at a time; a frozen dataclass of options.
+    """How to draw from a target, one step at a time; a frozen dataclass of options.
+
+    The target is a `Target` for samplers over tokens and a `PixelTarget` for those on pixels. The
+    state is a NamedTuple of arrays: `step`, the int32 number of steps done, and `tokens`, int32
+    [R, L] with K where masked, or `x`, the images [R, H, W, C] at work.
 
     Attributes:
       num_iterations: steps from `init` to `finish`.
@@ -74,16 +66,16 @@ class Sampler(Protocol):
     @property
     def trace(self) -> bool: ...  # noqa: D102
 
-    def init(self, target: Target, keys: Key) -> Any:
+    def init(self, target: Any, keys: Key) -> Any:
         """The state before the first step, for keys [R], one per row."""
         ...
 
-    def step(self, target: Target, state: Any, keys: Key) -> tuple[Any, StepInfo]:
+    def step(self, target: Any, state: Any, keys: Key) -> tuple[Any, StepInfo]:
         """One step; the same keys [R] every time, to be folded with `state.step`."""
         ...
 
-    def finish(self, target: Target, state: Any, keys: Key) -> Array:
-        """Clean tokens [R, L] of the last state."""
+    def finish(self, target: Any, state: Any, keys: Key) -> Array:
+        """Clean tokens [R, L], or images [R, H, W, C], of the last state."""
         ...
 
     def evaluations(self) -> Evaluations:
@@ -96,7 +88,7 @@ class SampleResult(NamedTuple):
 
     Attributes:
       images: the first sample per measurement, float32 [B, H, W, 3] in [-1, 1].
-      tokens: its tokens, int32 [B, L], row-major over the token grid.
+      tokens: its tokens, int32 [B, L], row-major over the token grid; None from pixels.
       info: per-step scalars with leading axes [T, B, S], and the trace likewise, if asked for.
       samples: all samples [B, S, H, W, 3].
       mean: pixelwise mean over the samples [B, H, W, 3].
@@ -104,14 +96,14 @@ class SampleResult(NamedTuple):
     """
 
     images: Float[Array, "B ..."]
-    tokens: Int[Array, "B L"]
+    tokens: Int[Array, "B L"] | None
     info: StepInfo
     samples: Float[Array, "B S ..."]
     mean: Float[Array, "B ..."]
     std: Float[Array, "B ..."]
 
 
-def run(sampler: Sampler, target: Target, key: Key) -> SampleResult:
+def run(sampler: Sampler, target: BaseTarget, key: Key) -> SampleResult:
     """Draws S samples for each of B measurements; pure, so jit it.
 
     Args:
@@ -173,18 +165,19 @@ def step_info(
     )
 
 
-def collect(target: Target, tokens: Int[Array, "R L"], info: StepInfo) -> SampleResult:
-    """The result of clean tokens [R, L] and infos with leading axes [T, R]."""
+def collect(target: BaseTarget, found: Array, info: StepInfo) -> SampleResult:
+    """The result of what `finish` returns, and infos with leading axes [T, R]."""
 
     def by_sample(leaf: Array) -> Array:
         # Sizes in full: a trace of no inner steps has no numbers to infer one from.
         batch = leaf.shape[0] // target.num_samples
         return jnp.swapaxes(leaf.reshape(target.num_samples, batch, *leaf.shape[1:]), 0, 1)
 
-    samples = by_sample(target.picture(tokens))
+    samples = by_sample(target.picture(found))
+    tokens = target.tokens_of(found)
     return SampleResult(
         images=samples[:, 0],
-        tokens=by_sample(tokens)[:, 0],
+        tokens=None if tokens is None else by_sample(tokens)[:, 0],
         info=jax.tree.map(jax.vmap(by_sample), info),
         samples=samples,
         mean=jnp.mean(samples, axis=1),

@@ -1,8 +1,4 @@
-"""What is sampled: a prior over tokens times exp(-energy) of what they decode to.
-
-A row is one sample of one measurement. S samples of B measurements become R = S * B rows here,
-once, sample-major: row s * B + b is sample s of measurement b. Rows never influence each other.
-"""
+"""What is sampled: a prior over tokens times exp(-energy) of what they decode to."""
 
 from __future__ import annotations
 
@@ -19,6 +15,7 @@ from aps_jax.codec import expectation
 from aps_jax.codec.expectation import Grid
 from aps_jax.config import SharedConfig
 from aps_jax.prior import guidance
+from aps_jax.sampling.base import BaseTarget, Measurement, check_energy, row_keys
 from aps_jax.sampling.checks import fit_shape
 from aps_jax.sampling.leaves import or_none
 from aps_jax.sampling.terms import TERMS
@@ -28,61 +25,39 @@ from aps_jax.types import (
     Energy,
     ImageShape,
     Key,
-    Operator,
     Params,
     Prior,
     PyTree,
     Scalar,
-    image_keys,
 )
 
 
-@flax.struct.dataclass
-class Measurement:
-    """y = A(x) + sigma n, for those who look at more of it than an energy tells.
-
-    Attributes:
-      operator: A, its random state drawn.
-      y: measurement of B images.
-      sigma: std of the noise.
-    """
-
-    operator: Operator
-    y: PyTree
-    sigma: Scalar
-
-
-@flax.struct.dataclass
-class Target:
+@flax.struct.dataclass(kw_only=True)
+class Target(BaseTarget):
     """The law p(tokens) exp(-energy(decode(tokens))), and what a sampler may ask about it.
 
     Attributes:
       prior: masked transformer.
       codec: what turns tokens into images, or into whatever the energy reads.
-      energy: -log-likelihood up to a constant, or minus a reward, by which candidates are weighed.
-      objective: what gradient methods make small in its place; often the energy itself.
       tokens: int32 [R, L], those given from the start; K where unknown.
-      measurement: the measurement behind the energy; None for rewards.
       guidance_scale: g of classifier-free guidance, (1 + g) cond - g uncond; None is off.
       prior_temperature: divides the prior's logits; None is 1.
       grid: sizes of the token grid, of product L.
-      num_samples: S.
-      image_shape: (H, W); None where what is decoded is no image.
       decode_scale: decode this many times larger and average down.
     """
 
     prior: Prior
     codec: Codec
-    energy: Energy
-    objective: Energy
     tokens: Int[Array, "R L"]
-    measurement: Measurement | None = None
     guidance_scale: Scalar | None = None
     prior_temperature: Scalar | None = None
     grid: Grid = flax.struct.field(pytree_node=False, default=())
-    num_samples: int = flax.struct.field(pytree_node=False, default=1)
-    image_shape: ImageShape | None = flax.struct.field(pytree_node=False, default=None)
     decode_scale: int = flax.struct.field(pytree_node=False, default=1)
+
+    @property
+    def num_rows(self) -> int:
+        """R = S * B."""
+        return self.tokens.shape[0]
 
     @property
     def mask(self) -> int:
@@ -152,28 +127,19 @@ class Target:
         """The objective of codes [R, L, d], per row [R], differentiable in them."""
         return self._per_row(self.objective, self.decode(codes))
 
-    def _per_row(self, energy: Energy, x: Float[Array, "R ..."]) -> Float[Array, " R"]:
-        if self.num_samples == 1:
-            return energy(x)
-        grouped = x.reshape(self.num_samples, -1, *x.shape[1:])
-        return jax.vmap(energy)(grouped).reshape(-1)
+    def tokens_of(self, found: Int[Array, "R L"]) -> Int[Array, "R L"]:
+        """The tokens [R, L] themselves."""
+        return found
 
-    def rows(self, leaf: Array) -> Array:
-        """An array per measurement [B, ...] for every row [R, ...]."""
-        return jnp.concatenate([leaf] * self.num_samples)
-
-    def keys(self, key: Key) -> Key:
-        """One key per row [R] from one typed key, or one per measurement [B]."""
-        return row_keys(key, self.tokens.shape[0], self.num_samples)
+    def num_masked(self, state: Any) -> Int[Array, " R"]:
+        """Tokens of a sampler's state that are masked, per row [R]."""
+        return jnp.sum(state.tokens == self.mask, axis=1, dtype=jnp.int32)
 
 
-def row_keys(key: Key, rows: int, num_samples: int) -> Key:
-    """One key per row [S * B] from one key, or one per measurement [B]."""
-    keys = image_keys(key, rows // num_samples)
-    per_sample = jax.vmap(lambda sample: jax.vmap(lambda k: jax.random.fold_in(k, sample))(keys))(
-        jnp.arange(num_samples, dtype=jnp.int32)
-    )
-    return per_sample.reshape(rows)
+__all__ = [
+    "Measurement", "Target", "fold", "make_target", "measurement_target", "most_likely", "row_keys",
+    "split", "start_tokens",
+]  # fmt: skip
 
 
 def fold(keys: Key, index: Array | int) -> Key:
@@ -253,20 +219,11 @@ def make_target(
         prior, codec, energy, grid=grid, image_shape=image_shape, batch=batch, objective=objective,
         num_samples=num_samples, known_tokens=known_tokens, **fields,
     )  # fmt: skip
+    some = jnp.zeros((batch, target.tokens.shape[1]), jnp.int32)
     for value in (target.energy, target.objective):
-        _check_energy(target, value, batch)
+        given = jax.eval_shape(lambda value=value: value(target.decode(target.codes(some))))
+        check_energy(value, given, batch)
     return target
-
-
-def _check_energy(target: Target, energy: Energy, batch: int) -> None:
-    """ValueError unless an energy gives one number per row."""
-    tokens = jnp.zeros((batch, target.tokens.shape[1]), jnp.int32)
-    given = jax.eval_shape(lambda: energy(target.decode(target.codes(tokens))))
-    if getattr(given, "shape", None) != (batch,):
-        raise ValueError(
-            f"{energy.name} must give one number per row, shape ({batch},); it gives "
-            f"{getattr(given, 'shape', given)}: leave the batch axis out of its sums"
-        )
 
 
 def _target(

@@ -2,7 +2,8 @@
 
 python -m experiments.gallery
 
-Each run keeps its folder in `--work`; a run that is there already is not repeated.
+Of the six draws of an edit, the one that was chosen by eye is shown. Each run keeps its folder in
+`--work`; a run that is there already is not repeated.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from experiments.command import command
 #: Options of `restore` that all restorations share.
 _FACE = ("restore", "--model", "face64")
 _PHOTO = ("restore", "--model", "photo64")
+_EDIT = ("edit", "face.png", "--guidance-scale", "2", "--num-samples", "6")
 #: Rectangles of the aligned face: rows and columns.
 _EYES = (slice(20, 36), slice(8, 56))
 _MOUTH = (slice(40, 56), slice(16, 48))
@@ -27,13 +29,12 @@ _MOUTH = (slice(40, 56), slice(16, 48))
 RUNS: dict[str, tuple[str, ...]] = {
     "box": (
         *_FACE, "--task", "inpainting_box", "--box-size", "32", "--margin", "16",
-        "--num-samples", "4",
+        "--num-samples", "4", "--option", "remasking=random",
     ),
     "from 8x8": (*_FACE, "--task", "super_resolution", "--scale", "8"),
     "from 16x16": (*_FACE, "--task", "super_resolution", "--scale", "4"),
-    "eyeglasses": ("edit", "face.png", "--mask", "eyes.png", "--prompt", "eyeglasses"),
-    "smiling": ("edit", "face.png", "--mask", "mouth.png", "--prompt", "smiling, open mouth"),
-    "unsmiling": ("edit", "face.png", "--mask", "mouth.png", "--prompt", "unsmiling, closed mouth"),
+    "eyeglasses": (*_EDIT, "--mask", "eyes.png", "--prompt", "eyeglasses"),
+    "unsmiling": (*_EDIT, "--mask", "mouth.png", "--prompt", "unsmiling, closed mouth"),
     "x4": (*_PHOTO, "--task", "super_resolution"),
     "blur": (*_PHOTO, "--task", "gaussian_blur"),
     "mosaic": ("stylize", "photo.png", "--style", "mosaic"),
@@ -44,8 +45,8 @@ ROWS: tuple[tuple[tuple[str, str], ...], ...] = (
     (
         ("face", "face.png"),
         ("its middle is missing", "box/measurement.png"),
-        ("one sample", "box/samples/sample_00.png"),
-        ("another", "box/samples/sample_01.png"),
+        ("one sample", "box/samples/sample_01.png"),
+        ("another", "box/samples/sample_02.png"),
         ("mean of four", "box/mean.png"),
     ),
     (
@@ -57,10 +58,10 @@ ROWS: tuple[tuple[tuple[str, str], ...], ...] = (
     ),
     (
         ("face", "face.png"),
-        ("to be drawn", "eyes_view.png"),
-        ('"eyeglasses"', "eyeglasses/edited.png"),
-        ('mouth: "smiling"', "smiling/edited.png"),
-        ('mouth: "unsmiling"', "unsmiling/edited.png"),
+        ("eyes drawn again", "eyes_view.png"),
+        ('"eyeglasses"', "eyeglasses/samples/sample_03.png"),
+        ("mouth drawn again", "mouth_view.png"),
+        ('"unsmiling"', "unsmiling/samples/sample_02.png"),
     ),
     (
         ("photo", "photo.png"),

@@ -1,0 +1,99 @@
+"""What all targets have, whatever is sampled: an energy, and rows that never influence each other.
+
+A row is one sample of one measurement. S samples of B measurements become R = S * B rows here,
+once, sample-major: row s * B + b is sample s of measurement b.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+from aps_jax.types import Array, Energy, ImageShape, Key, Operator, PyTree, Scalar, image_keys
+
+
+@flax.struct.dataclass
+class Measurement:
+    """y = A(x) + sigma n, for those who look at more of it than an energy tells.
+
+    Attributes:
+      operator: A, its random state drawn.
+      y: measurement of B images.
+      sigma: std of the noise.
+    """
+
+    operator: Operator
+    y: PyTree
+    sigma: Scalar
+
+
+@flax.struct.dataclass(kw_only=True)
+class BaseTarget:
+    """A prior times exp(-energy); what the prior is over, tokens or pixels, subclasses say.
+
+    Attributes:
+      energy: -log-likelihood up to a constant, or minus a reward, by which candidates are weighed.
+      objective: what gradient methods make small in its place; often the energy itself.
+      measurement: the measurement behind the energy; None for rewards.
+      num_samples: S.
+      image_shape: (H, W); None where what is sampled is no image.
+    """
+
+    energy: Energy
+    objective: Energy
+    measurement: Measurement | None = None
+    num_samples: int = flax.struct.field(pytree_node=False, default=1)
+    image_shape: ImageShape | None = flax.struct.field(pytree_node=False, default=None)
+
+    @property
+    def num_rows(self) -> int:
+        """R = S * B."""
+        raise NotImplementedError
+
+    def picture(self, found: Array) -> Float[Array, "R ..."]:
+        """Images [R, H, W, C] in [-1, 1] of what a sampler's `finish` returns."""
+        raise NotImplementedError
+
+    def tokens_of(self, found: Array) -> Int[Array, "R L"] | None:
+        """The tokens in what a sampler's `finish` returns; None where there are none."""
+        raise NotImplementedError
+
+    def num_masked(self, state: Any) -> Int[Array, " R"]:
+        """Tokens of a sampler's state that are masked, per row [R]; 0 where there are none."""
+        raise NotImplementedError
+
+    def _per_row(self, energy: Energy, x: Float[Array, "R ..."]) -> Float[Array, " R"]:
+        if self.num_samples == 1:
+            return energy(x)
+        grouped = x.reshape(self.num_samples, -1, *x.shape[1:])
+        return jax.vmap(energy)(grouped).reshape(-1)
+
+    def rows(self, leaf: Array) -> Array:
+        """An array per measurement [B, ...] for every row [R, ...]."""
+        return jnp.concatenate([leaf] * self.num_samples)
+
+    def keys(self, key: Key) -> Key:
+        """One key per row [R] from one typed key, or one per measurement [B]."""
+        return row_keys(key, self.num_rows, self.num_samples)
+
+
+def row_keys(key: Key, rows: int, num_samples: int) -> Key:
+    """One key per row [S * B] from one key, or one per measurement [B]."""
+    keys = image_keys(key, rows // num_samples)
+    per_sample = jax.vmap(lambda sample: jax.vmap(lambda k: jax.random.fold_in(k, sample))(keys))(
+        jnp.arange(num_samples, dtype=jnp.int32)
+    )
+    return per_sample.reshape(rows)
+
+
+def check_energy(energy: Energy, given: Any, batch: int) -> None:
+    """ValueError unless `given`, what an energy gives, is one number per row."""
+    if getattr(given, "shape", None) != (batch,):
+        raise ValueError(
+            f"{energy.name} must give one number per row, shape ({batch},); it gives "
+            f"{getattr(given, 'shape', given)}: leave the batch axis out of its sums"
+        )

@@ -1,0 +1,176 @@
+"""What samplers on pixels draw from: a denoiser's prior times exp(-energy) of the image itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+from aps_jax import energies
+from aps_jax.config import SharedConfig
+from aps_jax.denoiser import Denoiser, PixelParams
+from aps_jax.sampling.base import BaseTarget, Measurement, check_energy
+from aps_jax.sampling.checks import fit_shape
+from aps_jax.sampling.run import Sampler, StepInfo, Trace
+from aps_jax.types import Array, Energy, ImageShape, Key, PyTree, Scalar
+
+
+@flax.struct.dataclass(kw_only=True)
+class PixelTarget(BaseTarget):
+    """The law p(x) exp(-energy(x)) over images, where p is known by its denoiser.
+
+    Attributes:
+      denoiser: continuous prior.
+      batch: B.
+    """
+
+    denoiser: Denoiser
+    batch: int = flax.struct.field(pytree_node=False, default=1)
+
+    @property
+    def num_rows(self) -> int:
+        """R = S * B."""
+        return self.num_samples * self.batch
+
+    def denoise(self, x: Float[Array, "R H W C"], sigma: Scalar) -> Float[Array, "R H W C"]:
+        """Mean of the clean images, given them with noise of std `sigma`; one call."""
+        with jax.named_scope("denoiser"):
+            levels = jnp.broadcast_to(jnp.asarray(sigma, jnp.float32), x.shape[:1])
+            return self.denoiser.apply(self.denoiser.params, x, levels)
+
+    def noise(self, keys: Key) -> Float[Array, "R H W C"]:
+        """Standard normal images, one per key [R]."""
+        assert self.image_shape is not None  # Pixels have one always.
+        shape = (*self.image_shape, self.denoiser.num_channels)
+        return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
+
+    def energy_of(self, x: Float[Array, "R H W C"]) -> Float[Array, " R"]:
+        """The energy of images, per row [R], differentiable in them."""
+        return self._per_row(self.energy, x)
+
+    def objective_of(self, x: Float[Array, "R H W C"]) -> Float[Array, " R"]:
+        """The objective of images, per row [R], differentiable in them."""
+        return self._per_row(self.objective, x)
+
+    def picture(self, found: Float[Array, "R H W C"]) -> Float[Array, "R H W C"]:
+        """The images, clipped to [-1, 1]."""
+        return jnp.clip(found, -1, 1)
+
+    def tokens_of(self, found: Array) -> None:
+        """Pixels have no tokens."""
+        return None
+
+    def num_masked(self, state: Any) -> Int[Array, " R"]:
+        """Pixels have no tokens: 0."""
+        return jnp.zeros(self.num_rows, jnp.int32)
+
+
+def make_pixel_target(
+    denoiser: Denoiser,
+    energy: Energy,
+    *,
+    image_shape: ImageShape,
+    batch: int = 1,
+    num_samples: int = 1,
+    objective: Energy | None = None,
+) -> PixelTarget:
+    """A target of any energy of images, such as a reward.
+
+    Args:
+      denoiser: continuous prior.
+      energy: of images [B, H, W, C].
+      image_shape: (H, W).
+      batch: rows of the energy's data, B.
+      num_samples: S per row of the energy's data.
+      objective: what DPS makes small; the energy if left out.
+
+    Raises:
+      ValueError: the denoiser gives images of another shape, or the energy no number per row.
+    """
+    target = PixelTarget(
+        denoiser=denoiser,
+        energy=energy,
+        objective=energy if objective is None else objective,
+        batch=batch,
+        num_samples=num_samples,
+        image_shape=image_shape,
+    )
+    _check(target)
+    return target
+
+
+def pixel_target(params: PixelParams, y: PyTree, *, config: SharedConfig) -> PixelTarget:
+    """The posterior of a measurement under the options of a sampler on pixels.
+
+    Args:
+      params: denoiser and operator (random state drawn).
+      y: measurement of B images.
+      config: options of the sampler: sigma, num_samples, image_shape and, where it has one,
+        measurement_term.
+
+    Raises:
+      ValueError: shapes of y, operator, denoiser and configuration do not fit together.
+    """
+    image_shape = fit_shape(params.operator, y, image_shape=config.image_shape)
+    energy = energies.gaussian(params.operator, y, config.sigma)
+    is_norm = getattr(config, "measurement_term", "gaussian") == "norm"
+    target = make_pixel_target(
+        params.denoiser,
+        energy,
+        image_shape=image_shape,
+        batch=jax.tree.leaves(y)[0].shape[0],
+        num_samples=config.num_samples,
+        objective=energies.norm(params.operator, y) if is_norm else None,
+    )
+    sigma = jnp.asarray(config.sigma, jnp.float32)
+    return target.replace(measurement=Measurement(params.operator, y, sigma))
+
+
+def _check(target: PixelTarget) -> None:
+    """ValueError unless denoiser and energies take images of the target's shape."""
+    assert target.image_shape is not None
+    shape = (target.batch, *target.image_shape, target.denoiser.num_channels)
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    found = jax.eval_shape(lambda x: target.denoise(x, 1.0), x)
+    if getattr(found, "shape", None) != shape:
+        raise ValueError(
+            f"the denoiser must give images of the shape it takes, {shape}; it gives "
+            f"{getattr(found, 'shape', found)}"
+        )
+    for energy in (target.energy, target.objective):
+        check_energy(energy, jax.eval_shape(energy, x), target.batch)
+
+
+def pixel_info(
+    sampler: Sampler,
+    target: PixelTarget,
+    estimate: Float[Array, "R H W C"],
+    *,
+    losses: Float[Array, "M R"] | None = None,
+    num_inner_steps: int = 0,
+) -> StepInfo:
+    """What to tell of a step.
+
+    Args:
+      sampler: says whether to trace.
+      target: what is sampled.
+      estimate: of the clean images, after the step.
+      losses: objective at all inner steps [M, R], at least one; None without any.
+      num_inner_steps: gradients of the operator in this step.
+    """
+    rows = estimate.shape[0]
+    finite = jnp.all(jnp.isfinite(estimate), axis=(1, 2, 3))
+    loss = jnp.full(rows, jnp.nan, jnp.float32) if losses is None else losses[-1]
+    if losses is not None:
+        finite &= jnp.isfinite(loss)
+    inner = jnp.zeros((rows, 0), jnp.float32) if losses is None else losses.T
+    return StepInfo(
+        loss=loss,
+        is_finite=finite,
+        num_masked=jnp.zeros(rows, jnp.int32),
+        num_inner_steps=jnp.full(rows, num_inner_steps, jnp.int32),
+        trace=Trace(inner, None, target.picture(estimate)) if sampler.trace else None,
+    )
