@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aps_jax.config import SharedConfig
+from aps_jax.flops import flops_of, flops_per_second
 from aps_jax.io.snapshot import Snapshot, SnapshotError
 from aps_jax.presets import config_class
 from aps_jax.samplers import sampler_of
@@ -31,6 +32,9 @@ __all__ = [
 
 #: Seconds between snapshots, so that writing them never takes longer than the steps.
 SNAPSHOT_SECONDS = 1.0
+#: Share of the rate of matrix products at which timesteps run on two CPU cores, measured by
+#: `experiments.speed` with the preset "balanced".
+_RATE_SHARE = 0.46
 
 
 @jax.jit
@@ -65,6 +69,8 @@ class StepReport(NamedTuple):
         absolute error plus the other terms.
       num_masked: tokens still masked, mean over images and samples.
       trace: of the last step, per row, where the options ask for it.
+      seconds: in the first report alone, what the steps that are left will take, a rough guess from
+        their arithmetic; None where that says too little, as on accelerators.
     """
 
     num_done: int
@@ -72,6 +78,7 @@ class StepReport(NamedTuple):
     loss: float
     num_masked: float
     trace: Trace | None = None
+    seconds: float | None = None
 
 
 class Restored(NamedTuple):
@@ -168,7 +175,7 @@ def restore_target(
     else:
         loop.begin()
     loop.compile()
-    loop.report(on_step)
+    loop.report(on_step, is_first=True)
     saved_at = time.perf_counter()
     try:
         while loop.num_done < loop.num_steps:
@@ -219,7 +226,9 @@ class _Loop:
         clock = time.perf_counter()
         if self.num_done < self.num_steps:
             state = self.progress[0]
-            self._step = _step.lower(self.config, self.target, state, self.key).compile()
+            traced = _step.trace(self.config, self.target, state, self.key)
+            self._step = traced.lower().compile()
+            self._jaxpr = traced.jaxpr.jaxpr
         self.seconds["compile"] += time.perf_counter() - clock
 
     def advance(self) -> None:
@@ -240,7 +249,9 @@ class _Loop:
         if self.num_done:
             snapshot.save(*self.progress, self.seconds["sample"])
 
-    def report(self, on_step: Callable[[StepReport], None] | None) -> None:
+    def report(
+        self, on_step: Callable[[StepReport], None] | None, *, is_first: bool = False
+    ) -> None:
         if on_step is None:
             return
         state, infos = self.progress
@@ -253,7 +264,19 @@ class _Loop:
         num_masked = infos[-1].num_masked if infos else begins_with
         trace = infos[-1].trace if infos else None
         masked = float(np.mean(num_masked))
-        on_step(StepReport(len(infos), self.num_steps, loss, masked, trace))
+        seconds = self.guess() if is_first else None
+        on_step(StepReport(len(infos), self.num_steps, loss, masked, trace, seconds))
+
+    def guess(self) -> float | None:
+        """Seconds of the steps that are left; see `StepReport`."""
+        left = self.num_steps - self.num_done
+        if not left or jax.default_backend() != "cpu":
+            return None
+        try:
+            flops = flops_of(self._jaxpr)
+        except ValueError:  # A loop whose rounds nobody can count ahead.
+            return None
+        return left * flops / (_RATE_SHARE * flops_per_second())
 
     def finish(self) -> Restored:
         clock = time.perf_counter()

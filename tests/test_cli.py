@@ -211,7 +211,8 @@ def test_the_perceptual_term_is_used_or_its_loss_is_noted(restore, photo, monkey
     paper = (photo, "--task", "denoising", "--preset", "paper")
     code, out, _ = restore(*paper)
     assert code == 0 and read(out)["config"]["perceptual_weight"] == 0
-    assert "the perceptual term was left out: it needs LPIPS" in read(out)["notes"]
+    cure = "run: pip install 'aps_jax[lpips]' && aps-jax convert lpips"
+    assert f"the perceptual term was left out: it needs LPIPS; {cure}" in read(out)["notes"]
     distance = Perceptual(params=None, apply=bind(mean_square))
     monkeypatch.setattr(perceptual, "load_lpips", lambda: distance)
     code, out, _ = restore(*paper, "--overwrite")

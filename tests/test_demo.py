@@ -186,12 +186,17 @@ def test_what_is_wrong_with_the_input_is_told_in_one_line_and_bugs_are_not(capsy
 
 
 def test_long_runs_say_early_how_long(capsys, monkeypatch):
-    clock = iter([0.0, 30.0, 60.0])
+    clock = iter([0.0, 30.0, 60.0, 90.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     on_step = _Estimate()
     for index in range(3):
-        on_step(StepReport(index, 5, 0.1, 3))
-    assert capsys.readouterr().err == "about 2 min left; Ctrl-C keeps what is done\n"
+        on_step(StepReport(index, 5, 0.1, 3, seconds=None if index else 40.0))
+    assert capsys.readouterr().err == (
+        "about 40 s on this machine, roughly guessed from the arithmetic\n"
+        "about 2 min left; Ctrl-C keeps what is done\n"
+    )
+    _Estimate()(StepReport(0, 5, 0.1, 3, seconds=3.0))
+    assert not capsys.readouterr().err
     assert [told(s) for s in (3, 119, 120, 7200)] == ["3 s", "119 s", "2 min", "2 h"]
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,9 @@ import pytest
 from conftest import PRIOR_CONFIG
 
 from aps_jax.codec.convolution import conv_general_dilated
+from aps_jax.flops import count_flops, flops_per_second
 from aps_jax.prior.bundle import make_prior
 from aps_jax.prior.transformer import init_transformer_params
-from experiments.speed.flops import count_flops
 
 
 def test_flops_of_products_and_loops():
@@ -52,6 +53,18 @@ def test_flops_of_convolutions():
 
     # The kernel's gradient, which the library's convolution offers, is used by nobody here.
     assert count_flops(inner_loop, x, kernel) == 3 * 2 * forward
+
+
+def test_the_rate_of_products_is_of_this_machine():
+    product = jax.jit(jnp.matmul)
+    matrix = jnp.ones((512, 512))
+    times = []
+    for _ in range(10):
+        clock = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        times.append(time.perf_counter() - clock)
+    # Smaller products are slower, and so is a busy machine; a wrong unit is further off.
+    assert 1 / 100 < flops_per_second() / (2 * 512**3 / min(times)) < 100
 
 
 def test_flops_of_a_transformer_have_their_closed_form():

@@ -14,7 +14,9 @@ from conftest import mixing_prior, patch_codec
 
 import aps_jax
 from aps_jax import APSConfig, Params, operators, presets, restore, samplers
+from aps_jax.flops import count_flops
 from aps_jax.samplers import SAMPLERS, sampler_of
+from aps_jax.sampling.target import measurement_target
 
 CONFIG = APSConfig(
     num_steps=4, num_inner_steps=3, learning_rate=0.5, warm_start=True, num_samples=2,
@@ -58,9 +60,10 @@ def test_host_loop_gives_what_the_scan_gives(options):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_reports_and_costs():
+def test_reports_and_costs(monkeypatch):
     params, y = problem()
     reports = []
+    monkeypatch.setattr(restore, "flops_per_second", lambda: 1e6)
     restored = restore.restore(params, y, KEY, config=CONFIG, on_step=reports.append)
     assert [report.num_done for report in reports] == [0, 1, 2, 3, 4]
     assert np.isnan(reports[0].loss) and np.isfinite([r.loss for r in reports[1:]]).all()
@@ -68,6 +71,13 @@ def test_reports_and_costs():
     assert masked[0] == 16 and masked[-1] == 0 and masked == sorted(masked, reverse=True)
     assert restored.calls == {"denoiser": 16, "decoder_gradient": 48, "decoder": 4}
     assert set(restored.seconds) == {"compile", "sample", "decode"}
+    # The guess is that of all four timesteps, and made once.
+    target, sampler = measurement_target(params, y, config=CONFIG), sampler_of(CONFIG)
+    state, keys = sampler.init(target, target.keys(KEY)), target.keys(KEY)
+    flops = count_flops(lambda state: sampler.step(target, state, keys), state)
+    assert flops > 0
+    assert reports[0].seconds == pytest.approx(4 * flops / (restore._RATE_SHARE * 1e6))
+    assert [report.seconds for report in reports[1:]] == [None] * 4
 
 
 def test_second_call_compiles_nothing():

@@ -19,7 +19,7 @@ FLOORS = (
     {"config", "energies", "prior"},
     {"operators", "schedules"},
     {"codec", "tasks"},
-    {"io"},
+    {"flops", "io"},
     {"types"},
 )
 

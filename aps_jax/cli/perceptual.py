@@ -6,8 +6,11 @@ import dataclasses
 
 from aps_jax.cli.inputs import Problem
 from aps_jax.config import SharedConfig
-from aps_jax.scores.lpips import MIN_SIDE, PerceptualUnavailable, load_lpips
+from aps_jax.scores.lpips import CURE, MIN_SIDE, PerceptualUnavailable, load_lpips
 from aps_jax.types import Perceptual
+
+#: Where nothing can be installed that would help.
+_WITHOUT = "to say so yourself: --option perceptual_weight=0"
 
 
 def weight(config: SharedConfig) -> float:
@@ -20,7 +23,9 @@ def load(problem: Problem, config: SharedConfig, notes: list[str]) -> Perceptual
     if problem.photo is None and weight(config) == 0:
         return None
     if min(problem.image_shape) < MIN_SIDE:
-        notes.append(f"LPIPS was left out: the image is smaller than {MIN_SIDE} pixels")
+        notes.append(
+            f"LPIPS was left out: the image is smaller than {MIN_SIDE} pixels; give a larger one"
+        )
         return None
     try:
         return load_lpips()
@@ -36,11 +41,11 @@ def settle(
     if weight(config) == 0:
         return config
     if not problem.operator.is_image:
-        reason = "the measurement is not an image"
+        reason = f"the measurement is not an image; {_WITHOUT}"
     elif min(problem.y.shape[1:3]) < MIN_SIDE:
-        reason = f"the measurement is smaller than {MIN_SIDE} pixels"
+        reason = f"the measurement is smaller than {MIN_SIDE} pixels; {_WITHOUT}"
     elif distance is None:
-        reason = "it needs LPIPS"
+        reason = f"it needs LPIPS; {CURE}"
     else:
         return config
     notes.append(f"the perceptual term was left out: {reason}")

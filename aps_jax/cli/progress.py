@@ -101,6 +101,8 @@ def _bar(work: str) -> Iterator[OnStep | None]:
             figures = f"{step.num_masked:.0f} tokens masked"
             if step.num_done:
                 figures = f"loss {step.loss:.4f}, {figures}"
+            elif step.seconds is not None:
+                figures = f"roughly {told(step.seconds)}, {figures}"
             bar.update(
                 job, description="sampling", completed=step.num_done, total=step.num_steps,
                 figures=figures,
@@ -110,7 +112,7 @@ def _bar(work: str) -> Iterator[OnStep | None]:
 
 
 class _Estimate:
-    """Says once, after the first timestep, how long a long run will still take."""
+    """Says how long a long run will take: a guess before the first timestep, better after it."""
 
     def __init__(self) -> None:
         self.began: float | None = None
@@ -120,6 +122,11 @@ class _Estimate:
         now = time.perf_counter()
         if self.began is None:
             self.began, self.first = now, step.num_done
+            if (guess := step.seconds or 0.0) >= _LONG:
+                print(
+                    f"about {told(guess)} on this machine, roughly guessed from the arithmetic",
+                    file=sys.stderr,
+                )
         elif step.num_done == self.first + 1:
             left = (now - self.began) * (step.num_steps - step.num_done)
             if left >= _LONG:

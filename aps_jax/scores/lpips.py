@@ -31,7 +31,8 @@ VGG_BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 #: Smallest image side: four halvings must leave one pixel.
 MIN_SIDE = 16
 
-_CURE = "run: pip install 'aps_jax[lpips]' && aps-jax convert lpips"
+#: What to do where LPIPS is missing, to end a message with.
+CURE = "run: pip install 'aps_jax[lpips]' && aps-jax convert lpips"
 #: Modules that `load_lpips` imports.
 PACKAGES = ("lpips_j", "h5py", "huggingface_hub")
 
@@ -65,7 +66,7 @@ def _network() -> Any:
         import flax.linen as nn
         from lpips_j.lpips import LPIPS, NetLinLayer, VGGExtractor
     except ImportError as error:
-        raise PerceptualUnavailable(f"LPIPS needs lpips-j ({error}); {_CURE}") from error
+        raise PerceptualUnavailable(f"LPIPS needs lpips-j ({error}); {CURE}") from error
 
     class Features(VGGExtractor):
         def setup(self):
@@ -158,14 +159,14 @@ def _cached_files(cache_dir: str | os.PathLike[str] | None) -> tuple[Path, Path]
     try:
         from huggingface_hub import constants, try_to_load_from_cache
     except ImportError as error:
-        raise PerceptualUnavailable(f"LPIPS needs huggingface_hub ({error}); {_CURE}") from error
+        raise PerceptualUnavailable(f"LPIPS needs huggingface_hub ({error}); {CURE}") from error
     folder = None if cache_dir is None else Path(cache_dir)
     paths = []
     for name in (VGG_FILE, LIN_FILE):
         found = try_to_load_from_cache(REPO, name, cache_dir=folder)
         if not isinstance(found, str):
             where = cache_dir if cache_dir is not None else constants.HF_HUB_CACHE
-            raise PerceptualUnavailable(f"LPIPS weights {name} are not in {where}; {_CURE}")
+            raise PerceptualUnavailable(f"LPIPS weights {name} are not in {where}; {CURE}")
         paths.append(Path(found))
     return paths[0], paths[1]
 
@@ -212,11 +213,11 @@ def load_lpips(cache_dir: str | os.PathLike[str] | None = None) -> Perceptual:
     try:
         params = _read(files)
     except ImportError as error:
-        raise PerceptualUnavailable(f"LPIPS needs h5py ({error}); {_CURE}") from error
+        raise PerceptualUnavailable(f"LPIPS needs h5py ({error}); {CURE}") from error
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise PerceptualUnavailable(
             f"LPIPS weights in {files[0].parent} are damaged ({error}); delete that folder and "
-            f"{_CURE}"
+            f"{CURE}"
         ) from error
     image = jax.ShapeDtypeStruct((1, MIN_SIDE, MIN_SIDE, 3), jnp.float32)
     expected = jax.eval_shape(network.init, jax.random.key(0), image, image)["params"]
@@ -224,7 +225,7 @@ def load_lpips(cache_dir: str | os.PathLike[str] | None = None) -> Perceptual:
     if received != jax.tree.map(lambda leaf: tuple(leaf.shape), expected):
         raise PerceptualUnavailable(
             f"LPIPS weights in {files[0].parent} do not have the shapes of VGG16; delete that "
-            f"folder and {_CURE}"
+            f"folder and {CURE}"
         )
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
     return Perceptual(

@@ -143,7 +143,7 @@ def residual_notes(residual: Mapping[str, Any], sigma: float) -> list[str]:
         f"the restored image does not explain the measurement: the residual "
         f"{residual['root_mean_square']:.3g} is beyond {residual['at_most']:.3g}, which noise of "
         f"{sigma:g} and the model explain; check the task and its options (kernel, mask, scale), "
-        "or give the sampler more steps"
+        "or give the sampler more steps (--num-steps)"
     ]
 
 

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from aps_jax.codec.magvit2 import CodecConfig, init_codec_params, make_codec
+from aps_jax.flops import count_flops
 from aps_jax.io.files import write_json
 from aps_jax.prior.transformer import num_params
 from experiments.command import command
-from experiments.speed.flops import count_flops
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,6 +46,7 @@ from jax.sharding import Mesh, NamedSharding
 import aps_jax
 from aps_jax import APSConfig, Params, sharding
 from aps_jax.codec.magvit2 import CodecConfig, init_codec_params, make_codec
+from aps_jax.flops import count_flops
 from aps_jax.io.files import write_atomically, write_json
 from aps_jax.prior.bundle import make_prompted_prior
 from aps_jax.prior.prompts import PromptConfig, frame_prompt
@@ -57,7 +58,6 @@ from aps_jax.prior.transformer import (
 from aps_jax.types import PyTree, image_keys
 from convert.llada import IMAGE_PROMPT, WINDOW
 from experiments.command import command
-from experiments.speed.flops import count_flops
 from experiments.speed.memory_run import confirm
 from experiments.tables import markdown
 

@@ -17,13 +17,13 @@ import aps_jax
 from aps_jax import sharding
 from aps_jax.codec import convolution
 from aps_jax.codec.magvit2 import init_codec_params, make_codec
+from aps_jax.flops import count_flops
 from aps_jax.presets import make_config
 from aps_jax.prior.bundle import make_prior
 from aps_jax.prior.transformer import init_transformer_params
 from aps_jax.sampling import objective
 from aps_jax.types import Array, Params, image_keys
 from experiments.speed import timing
-from experiments.speed.flops import count_flops
 from experiments.speed.step import Step, codes_like, images, sample, with_lpips
 
 
@@ -136,7 +136,7 @@ def part_section(params: Params, arguments: Any) -> dict[str, Any]:
 
     Each part is repeated in a compiled loop, as it is in the sampler, every round with what the one
     before has left: single calls would spend their time on fresh memory for their results.
-    FLOP are those of products and convolutions (`flops.count_flops`); they are compared with matrix
+    FLOP are those of products and convolutions (`aps_jax.flops`); they are compared with matrix
     products of the networks' dtype, in turns.
     """
     count = arguments.inner_steps

@@ -14,11 +14,11 @@ import numpy as np
 import aps_jax
 from aps_jax.cli.doctor import num_cpus
 from aps_jax.codec.magvit2 import CodecConfig, make_codec
+from aps_jax.flops import count_flops
 from aps_jax.pretrained import DTYPES, Model
 from aps_jax.types import Array, Params
 from experiments.speed import timing
 from experiments.speed.decoder_at_full_size import random_params
-from experiments.speed.flops import count_flops
 from experiments.speed.step import Step, images, sample
 
 #: A variant whose gradient takes so many times as long as ours is not timed as a whole: bfloat16 on

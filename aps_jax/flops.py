@@ -1,4 +1,4 @@
-"""Counts the floating-point operations of a traced function.
+"""Counts the floating-point operations of a traced function, and what a machine does of them.
 
 Products and convolutions only, which are all but a few percent of what the models here do; loops
 count as often as they run. XLA's own cost analysis counts the body of a loop once.
@@ -6,11 +6,14 @@ count as often as they run. XLA's own cost analysis counts the body of a loop on
 
 from __future__ import annotations
 
+import functools
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters import partial_eval
 
@@ -21,7 +24,15 @@ def count_flops(function: Callable[..., Any], *args: Any) -> float:
     Raises:
       ValueError: if it has a loop whose number of rounds is not known.
     """
-    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    return flops_of(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def flops_of(jaxpr: core.Jaxpr) -> float:
+    """As `count_flops`, of what has been traced already.
+
+    Args:
+      jaxpr: such as `jax.jit(function).trace(*args).jaxpr.jaxpr` is.
+    """
     # A custom gradient computes all cotangents; XLA drops those that nothing reads, and so do we.
     jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return _count(jaxpr)
@@ -51,3 +62,21 @@ def _count_equation(equation: core.JaxprEqn) -> float:
     if name == "cond":
         return max(bodies)
     return sum(bodies)
+
+
+@functools.cache
+def flops_per_second() -> float:
+    """How fast this machine's default device multiplies matrices now, measured in under a second.
+
+    Of three runs the middle one counts, since other programs may be busy.
+    """
+    side = 1024
+    matrix = jnp.ones((side, side))
+    product = jax.jit(jnp.matmul).lower(matrix, matrix).compile()
+    product(matrix, matrix).block_until_ready()
+    times = []
+    for _ in range(3):
+        clock = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        times.append(time.perf_counter() - clock)
+    return 2.0 * side**3 / sorted(times)[1]
