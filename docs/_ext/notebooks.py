@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -17,8 +16,10 @@ def _copy(app: Sphinx, config: object) -> None:
         (target / stale).unlink()
     for path in _SOURCE.glob("*.ipynb"):
         copy = target / path.name
-        if not copy.exists() or copy.read_bytes() != path.read_bytes():  # Else it is built again.
-            shutil.copyfile(path, copy)
+        # Links to pages lead to them from the folder of the notebooks and from here.
+        text = path.read_text("utf-8").replace("](../docs/", "](../../")
+        if not copy.exists() or copy.read_text("utf-8") != text:  # Else it is built again.
+            copy.write_text(text, "utf-8")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
