@@ -697,12 +697,12 @@ def test_help_is_light():
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert done.stdout.endswith("[] 0\n") and "--num-inner-steps" in done.stdout
+    assert done.stdout.endswith("[] 0\n") and "--num-samples" in done.stdout
     assert done.stderr == ""
 
 
 def test_help_names_every_choice(capsys):
-    assert cli.main(["restore", "--help"]) == 0
+    assert cli.main(["restore", "--help-all"]) == 0
     text = capsys.readouterr().out
     for name in (*presets.PRESETS, *presets.VARIANTS, "photo64"):
         assert name in text
@@ -771,7 +771,7 @@ def test_models_describes_what_a_folder_has(tmp_path, capsys):
     assert prior.endswith(f"prior of 32 layers, width 4096; {missing}; window of 32 tokens")
     (tmp_path / "card.json").write_text("{}")
     assert cli.main(["models", str(tmp_path)]) == 2
-    assert "not usable: its card describes neither" in capsys.readouterr().out
+    assert "not usable: its card describes no part of a model" in capsys.readouterr().out
 
 
 def test_results_that_could_not_be_written_are_refused_before_the_first_timestep(

@@ -299,14 +299,8 @@ def test_the_embedded_model_is_small_and_knows_good_from_bad():
     ids = jnp.asarray(np.stack([writer.ids(line) for line in [*good, *bad]]))
     chance = writer.reward.probabilities(ids)[:, 1]
     assert chance[:2].min() > 0.8 > 0.2 > chance[2:].max()
-    # Order matters to the prior: a line is likelier than the same words shuffled.
+    # The prior finds the right word in its place better than chance by far.
     masked = ids.at[:, 2].set(writer.prior.num_codes)
     logits = writer.prior.apply(writer.prior.params, masked[:, None])[:, 0, 2]
-    shuffled = jnp.roll(masked.at[:, 6:].set(0), 1, axis=1)
-    wrong = writer.prior.apply(writer.prior.params, shuffled[:, None])[:, 0, 3]
-    own = ids[jnp.arange(4), 2]
-    gain = (
-        jax.nn.log_softmax(logits)[jnp.arange(4), own]
-        - jax.nn.log_softmax(wrong)[jnp.arange(4), own]
-    )
-    assert gain.mean() > 0
+    own = jax.nn.log_softmax(logits)[jnp.arange(4), ids[:, 2]]
+    assert own.mean() > 2 - np.log(writer.prior.num_codes)
