@@ -160,6 +160,7 @@ class Transformer(nn.Module):
         Raises:
           ValueError: if `positions` does not fit `rope_axes`.
         """
+        positions = self._checked(ids.shape[1], positions)
         return self.hidden_of(self.embed(ids), positions, mask)
 
     def hidden_of(
@@ -170,11 +171,7 @@ class Transformer(nn.Module):
         Embeddings may be mixtures of rows of the table, so that gradients reach what mixes them.
         """
         config = self.config
-        if positions is None and config.rope_axes == 1:
-            positions = jnp.arange(x.shape[1], dtype=jnp.int32)[:, None]
-        if positions is None or positions.shape != (x.shape[1], config.rope_axes):
-            got = None if positions is None else positions.shape
-            raise ValueError(f"positions need shape {(x.shape[1], config.rope_axes)}, got {got}")
+        positions = self._checked(x.shape[1], positions)
         if config.absolute_side is not None:
             x = x + self.cells(positions)[None]
         x, _ = self.blocks(x, rotary_angles(positions, config), mask)
@@ -182,6 +179,15 @@ class Transformer(nn.Module):
         if config.shift_logits:
             x = jnp.concatenate([x[:, :1], x[:, :-1]], axis=1)
         return x
+
+    def _checked(self, length: int, positions: Array | None) -> Array:
+        axes = self.config.rope_axes
+        if positions is None and axes == 1:
+            positions = jnp.arange(length, dtype=jnp.int32)[:, None]
+        if positions is None or positions.shape != (length, axes):
+            got = None if positions is None else positions.shape
+            raise ValueError(f"positions need shape {(length, axes)}, got {got}")
+        return positions
 
     def logits(self, hidden: Array, columns: tuple[int, int] | None = None) -> Array:
         """Float32 logits [B, L, stop - start] of ids in [start, stop) = `columns`, or of all."""

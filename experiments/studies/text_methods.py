@@ -62,7 +62,7 @@ def config_of(method: str, setting: dict[str, Any]) -> Any:
     """Options of the sampler; ValueError if they cost more than `BUDGET`."""
     sampler, fixed, _ = METHODS[method]
     options = {name: value for name, value in setting.items() if name != "weight"}
-    config = text_config(sampler, **fixed, **options)
+    config = text_config(sampler, **(fixed | options))
     if config.KNOB is not None and decoder_evaluations(config) > BUDGET + 1:
         raise ValueError(f"{method} has {decoder_evaluations(config)} evaluations, not {BUDGET}")
     return config
