@@ -42,18 +42,22 @@ def _count(jaxpr: core.Jaxpr) -> float:
     return sum(_count_equation(equation) for equation in jaxpr.eqns)
 
 
+def _shape(atom: Any) -> tuple[int, ...]:
+    return atom.aval.shape
+
+
 def _count_equation(equation: core.JaxprEqn) -> float:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        shape = equation.invars[0].aval.shape
+        shape = _shape(equation.invars[0])
         depth = math.prod(shape[axis] for axis in contracted)
-        return 2.0 * depth * math.prod(equation.outvars[0].aval.shape)
+        return 2.0 * depth * math.prod(_shape(equation.outvars[0]))
     if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape
+        kernel = _shape(equation.invars[1])
         out_features = params["dimension_numbers"].rhs_spec[0]
         depth = math.prod(kernel) / kernel[out_features]
-        return 2.0 * depth * math.prod(equation.outvars[0].aval.shape)
+        return 2.0 * depth * math.prod(_shape(equation.outvars[0]))
     bodies = [_count(body) for body in core.jaxprs_in_params(params)]
     if name == "scan":
         return params["length"] * sum(bodies)

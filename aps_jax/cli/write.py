@@ -97,7 +97,9 @@ def _facts(options: Write, config: Any) -> dict[str, Any]:
 
 def _results(options: Write, writer: Writer, restored: Restored) -> list[dict[str, Any]]:
     """Every line and the probability that the reward gives it."""
-    tokens = writer.settled(restored.result.tokens)
+    found = restored.result.tokens
+    assert found is not None  # Samplers of pixels are refused for a text.
+    tokens = writer.settled(found)
     column = writer.reward.names.index(options.reward)
     chances = np.asarray(writer.reward.probabilities(jnp.asarray(tokens)))[:, column]
     return [

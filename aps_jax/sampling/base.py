@@ -54,7 +54,7 @@ class BaseTarget:
         """R = S * B."""
         raise NotImplementedError
 
-    def picture(self, found: Array) -> Float[Array, "R ..."]:
+    def picture(self, found: Array, /) -> Float[Array, "R ..."]:
         """Images [R, H, W, C] in [-1, 1] of what a sampler's `finish` returns."""
         raise NotImplementedError
 

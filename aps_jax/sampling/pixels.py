@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -126,7 +127,7 @@ def pixel_target(params: PixelParams, y: PyTree, *, config: SharedConfig) -> Pix
         objective=energies.norm(params.operator, y) if is_norm else None,
     )
     sigma = jnp.asarray(config.sigma, jnp.float32)
-    return target.replace(measurement=Measurement(params.operator, y, sigma))
+    return dataclasses.replace(target, measurement=Measurement(params.operator, y, sigma))
 
 
 def _check(target: PixelTarget) -> None:
