@@ -76,7 +76,7 @@ def _of_converters() -> Iterator[tuple[str, str]]:
 def _of_experiments() -> Iterator[tuple[str, str]]:
     folder = _ROOT / "experiments"
     for path in sorted([*folder.glob("*.py"), *folder.glob("*/__main__.py")]):
-        if "tyro.cli(" not in path.read_text():
+        if "start(__name__" not in path.read_text():
             continue
         name = path.parent.name if path.stem == "__main__" else path.stem
         program = f"experiments.{name}"
