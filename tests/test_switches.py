@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 import test_operators as operator_cases
 from conftest import make_tiny_codec, make_tiny_prior, mixing_prior, patch_codec
-from contract import make_pixel_params, smallest
+from contract import PIXELS, TOKENS, make_pixel_params, smallest
 
 from aps_jax import Params, metrics, operators, samplers
 from aps_jax.config import VARIANTS
 from aps_jax.operators import measure
 from aps_jax.presets import PRESETS, make_config
 from aps_jax.prior.windows import prior_logits
-from aps_jax.samplers import SAMPLERS
 from aps_jax.types import Perceptual
 
 SWITCHES = {
@@ -102,9 +101,17 @@ def sampled(config):
     assert result.tokens is None or result.tokens.dtype == np.int32
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", TOKENS)
 def test_samplers(switch, name):
     sampled(smallest(name))
+
+
+@pytest.mark.parametrize("name", PIXELS)
+def test_samplers_on_pixels(name):
+    with contextlib.ExitStack() as stack:
+        for context in SWITCHES["all"]:
+            stack.enter_context(context())
+        sampled(smallest(name))
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -69,21 +69,21 @@ def _measured(operator: Operator, x: Array) -> PyTree:
 
 
 def _gaussian(
-    params: tuple[Operator, Array], y: PyTree, x: Float[Array, "B H W 3"]
+    params: tuple[Operator, Array], y: PyTree, x: Float[Array, "B H W C"]
 ) -> Float[Array, " B"]:
     operator, sigma = params
     with jax.default_matmul_precision("float32"):
         return squared_error(operator, _measured(operator, x), y) / (2 * sigma**2)
 
 
-def _norm(operator: Operator, y: PyTree, x: Float[Array, "B H W 3"]) -> Float[Array, " B"]:
+def _norm(operator: Operator, y: PyTree, x: Float[Array, "B H W C"]) -> Float[Array, " B"]:
     with jax.default_matmul_precision("float32"):
         square = squared_error(operator, _measured(operator, x), y)
     # The least normal number keeps the gradient finite where the fit is perfect.
     return jnp.sqrt(square + jnp.finfo(jnp.float32).tiny)
 
 
-def _l1(operator: Operator, y: PyTree, x: Float[Array, "B H W 3"]) -> Float[Array, " B"]:
+def _l1(operator: Operator, y: PyTree, x: Float[Array, "B H W C"]) -> Float[Array, " B"]:
     with jax.default_matmul_precision("float32"):
         return absolute_error(operator, _measured(operator, x), y)
 
