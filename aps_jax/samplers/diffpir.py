@@ -34,8 +34,7 @@ class DiffPIRConfig(DenoiserConfig):
     The proximal problem of a linear operator is quadratic. The paper solves it in closed form where
     it can; here conjugate gradients solve it for every linear operator, which takes as many
     steps as there are different singular values: two for masks. The defaults are those of the
-    released code for deblurring of faces, which has other weights for other tasks. That code
-    mixes scales, noise on [0, 1] and levels on [-1, 1], so its weight means four times ours.
+    released code for deblurring of faces, which has other weights for other tasks.
 
     Attributes:
       num_inner_steps: conjugate-gradient steps per level of noise.
