@@ -15,6 +15,7 @@ from aps_jax import energies, metrics
 from aps_jax.cli import wished
 from aps_jax.cli.wished import Figures, Job
 from aps_jax.cli.wishes import Edit, rewards_of
+from aps_jax.faces.attributes import load_attributes
 from aps_jax.io.masks import SIDES, load_mask
 from aps_jax.operators import denoising, inpainting_mask
 from aps_jax.pretrained import Model
@@ -76,13 +77,6 @@ def _job(options: Edit, model: Model) -> Job:
         settled=_pasting(options, x, mask),
         files={} if mask is None else {"mask.png": 2 * mask[..., None] - 1},
     )
-
-
-def load_attributes() -> Any:
-    """The embedded classifier; ValueError without one."""
-    import aps_jax
-
-    return aps_jax.load_attributes()
 
 
 def _mask(path: Path, options: Edit, photo: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from aps_jax.cli.inputs import Problem, given_options
 from aps_jax.cli.options import Restore
 from aps_jax.config import SharedConfig
 from aps_jax.io.checkpoint import CARD_NAME, fingerprint, weights_path
+from aps_jax.restore import Restored
 from aps_jax.text.tokenizer import TOKENIZER_NAME
 
 
@@ -63,6 +65,12 @@ def model_facts(
             **{name: importlib.metadata.version(name) for name in packages},
         },
     }
+
+
+def seconds_of(restored: Restored, began: float) -> dict[str, float]:
+    """Seconds of a run by what they went into; the clock showed `began` when it started."""
+    seconds = restored.seconds | {"total": time.perf_counter() - began}
+    return {name: round(value, 3) for name, value in seconds.items()}
 
 
 def problem_facts(options: Restore, config: SharedConfig, problem: Problem) -> dict[str, Any]:

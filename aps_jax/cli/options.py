@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import shlex
 from collections.abc import Sequence
@@ -13,24 +12,15 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from aps_jax import presets
+from aps_jax.cli.common import Flag, check_run, chosen_options, flag_of, named, optional
 from aps_jax.config import VARIANTS, SharedConfig
 from aps_jax.tasks import TASKS, Option, Task
 
-MAX_SEED = 2**32
 #: Formats of the animation of --save-video, which are the suffixes of its file.
 VIDEO_FORMATS = ("webp", "gif")
 
 
-def _named(metavar: str) -> Any:
-    return tyro.conf.arg(metavar=metavar)
-
-
-def _optional(metavar: str) -> Any:
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
-
-
 _Options = TypeVar("_Options")
-_Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 
 
 def _tasks_by_option() -> dict[str, list[tuple[Task, Option]]]:
@@ -109,33 +99,33 @@ class Restore:
       show_tokens: draw over the animation which tokens have been revealed.
     """
 
-    image: Annotated[Path | None, tyro.conf.Positional, _optional("[IMAGE]")] = None
-    task: Annotated[str, _named("NAME")] = "super_resolution"
-    measured: _Flag = False
-    model: Annotated[str, _named("photo64|face64|DIR")] = "photo64"
-    dtype: Annotated[str | None, _optional("float32|bfloat16")] = None
-    prompt: Annotated[str | None, _optional("TEXT")] = None
-    sampler: Annotated[str, _named("NAME")] = "aps"
-    preset: Annotated[str | None, _optional("NAME")] = None
-    budget: Annotated[int | None, _optional("N")] = None
-    num_steps: Annotated[int | None, _optional("N")] = None
-    num_inner_steps: Annotated[int | None, _optional("M")] = None
+    image: Annotated[Path | None, tyro.conf.Positional, optional("[IMAGE]")] = None
+    task: Annotated[str, named("NAME")] = "super_resolution"
+    measured: Flag = False
+    model: Annotated[str, named("photo64|face64|DIR")] = "photo64"
+    dtype: Annotated[str | None, optional("float32|bfloat16")] = None
+    prompt: Annotated[str | None, optional("TEXT")] = None
+    sampler: Annotated[str, named("NAME")] = "aps"
+    preset: Annotated[str | None, optional("NAME")] = None
+    budget: Annotated[int | None, optional("N")] = None
+    num_steps: Annotated[int | None, optional("N")] = None
+    num_inner_steps: Annotated[int | None, optional("M")] = None
     option: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=VALUE")
     ] = ()
-    num_samples: Annotated[int, _named("S")] = 1
-    draw: Annotated[str | None, _named("NAME")] = None
-    guidance_scale: Annotated[float, _named("G")] = 0.0
+    num_samples: Annotated[int, named("S")] = 1
+    draw: Annotated[str | None, named("NAME")] = None
+    guidance_scale: Annotated[float, named("G")] = 0.0
     sigma: float = 0.05
     seed: int = 0
-    size: Annotated[int | None, _optional("PX")] = None
-    out: Annotated[Path, _named("DIR")] = Path("restored")
-    resume: _Flag = False
-    overwrite: _Flag = False
-    paste_known: _Flag = False
-    save_steps: _Flag = False
-    save_video: Annotated[str | None, _optional("webp|gif")] = None
-    show_tokens: _Flag = False
+    size: Annotated[int | None, optional("PX")] = None
+    out: Annotated[Path, named("DIR")] = Path("restored")
+    resume: Flag = False
+    overwrite: Flag = False
+    paste_known: Flag = False
+    save_steps: Flag = False
+    save_video: Annotated[str | None, optional("webp|gif")] = None
+    show_tokens: Flag = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,12 +143,12 @@ class Align:
       overwrite: replace the file --out.
     """
 
-    image: Annotated[Path, tyro.conf.Positional, _named("IMAGE")]
-    out: Annotated[Path, _named("FILE")] = Path("face.png")
+    image: Annotated[Path, tyro.conf.Positional, named("IMAGE")]
+    out: Annotated[Path, named("FILE")] = Path("face.png")
     eyes: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="X,Y X,Y")] = None
-    face: Annotated[int | None, _optional("N")] = None
-    size: Annotated[int, _named("PX")] = 64
-    overwrite: _Flag = False
+    face: Annotated[int | None, optional("N")] = None
+    size: Annotated[int, named("PX")] = 64
+    overwrite: Flag = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,7 +169,7 @@ class Models:
       folders: model folders to describe as well.
     """
 
-    folders: Annotated[tuple[Path, ...], tyro.conf.Positional, _named("[DIR ...]")] = ()
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional, named("[DIR ...]")] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -190,7 +180,7 @@ class Doctor:
       model: photo64, face64, or a model folder.
     """
 
-    model: Annotated[str, _named("photo64|face64|DIR")] = "photo64"
+    model: Annotated[str, named("photo64|face64|DIR")] = "photo64"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,8 +194,8 @@ class Demo:
       open: also open the browser.
     """
 
-    port: Annotated[int | None, _optional("PORT")] = None
-    open: _Flag = False
+    port: Annotated[int | None, optional("PORT")] = None
+    open: Flag = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -235,14 +225,7 @@ def check_align(options: Align) -> None:
 
 def check(options: Restore) -> None:
     """Finds what is wrong with the options alone, before anything is loaded."""
-    if not 0 <= options.sigma < math.inf:
-        raise ValueError(f"--sigma must be a number >= 0, got {options.sigma}")
-    if not 0 <= options.seed < MAX_SEED:
-        raise ValueError(f"--seed must be from 0 to {MAX_SEED - 1}, got {options.seed}")
-    if not 0 <= options.guidance_scale < math.inf:
-        raise ValueError(f"--guidance-scale must be a number >= 0, got {options.guidance_scale}")
-    if options.resume and options.overwrite:
-        raise ValueError("--resume and --overwrite exclude each other; choose one")
+    check_run(options, not_negative=("sigma", "guidance_scale"))
     if options.measured and options.image is None:
         raise ValueError("--measured needs an IMAGE, the measurement; name its file")
     if options.measured and options.size is not None:
@@ -267,22 +250,12 @@ def config_of(options: Restore) -> SharedConfig:
         "guidance_scale": options.guidance_scale or None,
         "sigma": options.sigma or None,
     }
-    chosen = presets.parse_options(options.sampler, options.option)
-    for name in chosen.keys() & flags.keys():
-        flag = "--" + name.replace("_", "-")
-        raise ValueError(f"--option {name} has a flag of its own; use {flag}")
+    chosen = chosen_options(options, options.sampler, {name: flag_of(name) for name in flags})
     if options.save_steps or options.save_video:
         flags["trace"] = True
-    config = presets.make_config(
+    return presets.make_config(
         preset=preset_of(options), sampler=options.sampler, budget=options.budget, **flags, **chosen
     )
-    if config.NEEDS == "denoiser":
-        raise ValueError(
-            f"sampler {options.sampler!r} needs a model with a denoiser; --model {options.model} "
-            "has a prior over tokens: choose another --sampler, or see continuous.md in the "
-            "documentation for your own denoiser in Python"
-        )
-    return config
 
 
 def preset_of(options: Restore) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 
 from aps_jax import animation, images
 from aps_jax.cli import verdict
+from aps_jax.cli.facts import seconds_of
 from aps_jax.cli.inputs import Problem
 from aps_jax.cli.options import Restore, command_of, preset_of
 from aps_jax.config import APSConfig, SharedConfig
@@ -85,7 +85,6 @@ class Outputs:
 
     def record(self, facts: Mapping[str, Any], began: float) -> dict[str, Any]:
         """The record of the run, for JSON; the clock showed `began` when it started."""
-        seconds = self.restored.seconds | {"total": time.perf_counter() - began}
         return {
             "command": command_of(self.options, resume=False, overwrite=False),
             **facts,
@@ -97,7 +96,7 @@ class Outputs:
                 "loss": self.result.info.loss[:, 0],
                 "num_masked": self.result.info.num_masked[:, 0],
             },
-            "seconds": {name: round(value, 3) for name, value in seconds.items()},
+            "seconds": seconds_of(self.restored, began),
             "model_calls": self.restored.calls,
             "std_white": report.spread_view(self.result.std[0])[1],
         }

@@ -9,7 +9,8 @@ import contextlib
 import importlib
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tyro
 
@@ -45,6 +46,15 @@ _COMMANDS = {
     "convert": Convert,
     "sweep": Sweep,
 }
+#: What checks the options of a command alone, and the module that runs it, by their class.
+_RUNS: dict[type[Any], tuple[Callable[[Any], None], str]] = {
+    Restore: (check, "restore"),
+    wishes.Edit: (wishes.check, "edit"),
+    wishes.Stylize: (wishes.check, "stylize"),
+    written.Write: (written.check, "write"),
+    Demo: (lambda options: None, "demo.command"),
+    Align: (check_align, "align"),
+}
 #: Commands that parse their own words, by the modules that have them.
 _OWN = {"convert": "aps_jax.cli.convert", "sweep": "aps_jax.cli.sweep.command"}
 
@@ -69,29 +79,10 @@ def _run(argv: list[str]) -> int:
     options = _parse(argv)
     if options is None:
         return 0
-    if isinstance(options, Restore):
+    if type(options) in _RUNS:
+        check, module = _RUNS[type(options)]
         check(options)
-        from aps_jax.cli import restore
-
-        return restore.run(options)
-    if isinstance(options, wishes.Wish):
-        wishes.check(options)
-        name = type(options).__name__.lower()
-        return importlib.import_module(f"aps_jax.cli.{name}").run(options)
-    if isinstance(options, written.Write):
-        written.check(options)
-        from aps_jax.cli import write
-
-        return write.run(options)
-    if isinstance(options, Demo):
-        from aps_jax.cli.demo import command
-
-        return command.run(options)
-    if isinstance(options, Align):
-        check_align(options)
-        from aps_jax.cli import align
-
-        return align.run(options)
+        return importlib.import_module(f"aps_jax.cli.{module}").run(options)
     from aps_jax.cli import doctor
 
     if isinstance(options, Tasks):
@@ -100,6 +91,7 @@ def _run(argv: list[str]) -> int:
         return doctor.list_samplers()
     if isinstance(options, Models):
         return doctor.list_models(options.folders)
+    assert isinstance(options, Doctor)  # Nothing else is left.
     return doctor.diagnose(options.model)
 
 

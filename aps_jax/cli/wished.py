@@ -142,14 +142,13 @@ def _record(
     began: float,
 ) -> dict[str, Any]:
     info = jax.device_get(restored.result.info)
-    seconds = restored.seconds | {"total": time.perf_counter() - began}
     return {
         "command": command_of(options, resume=False, overwrite=False),
         **record,
         "sources": job.sources,
         "figures": table,
         "history": {"loss": info.loss[:, 0], "num_masked": info.num_masked[:, 0]},
-        "seconds": {key: round(value, 3) for key, value in seconds.items()},
+        "seconds": facts.seconds_of(restored, began),
         "model_calls": restored.calls,
         "notes": list(job.notes),
     }

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from aps_jax import presets
-from aps_jax.cli.options import MAX_SEED
+from aps_jax.cli.common import Flag, check_run, chosen_options, flag_of, named, optional
 from aps_jax.config import VARIANTS
 
 #: Options of APS for wishes instead of measurements. Nothing measured says where to start inside a
@@ -23,15 +22,6 @@ _STYLE_STEPS = 4
 _PRIOR_STEPS = {"maskgit": {"num_steps": 12}, "best_of_n": {"num_steps": 12, "num_candidates": 8}}
 
 
-def _named(metavar: str, **look: Any) -> Any:
-    return tyro.conf.arg(metavar=metavar, **look)
-
-
-def _optional(metavar: str) -> Any:
-    return _named(metavar, help_behavior_hint="")
-
-
-_Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 _Words = tyro.conf.UseAppendAction[tuple[str, ...]]
 
 
@@ -56,19 +46,19 @@ class Wish:
       overwrite: replace earlier results in the folder.
     """
 
-    dtype: Annotated[str | None, _optional("float32|bfloat16")] = None
-    prompt: Annotated[str | None, _optional("TEXT")] = None
-    negative: Annotated[str | None, _optional("TEXT")] = None
-    sampler: Annotated[str | None, _optional("NAME")] = None
-    preset: Annotated[str | None, _optional("NAME")] = None
-    num_steps: Annotated[int | None, _optional("N")] = None
-    num_inner_steps: Annotated[int | None, _optional("M")] = None
-    option: Annotated[_Words, _named("NAME=VALUE")] = ()
-    num_samples: Annotated[int, _named("S")] = 1
+    dtype: Annotated[str | None, optional("float32|bfloat16")] = None
+    prompt: Annotated[str | None, optional("TEXT")] = None
+    negative: Annotated[str | None, optional("TEXT")] = None
+    sampler: Annotated[str | None, optional("NAME")] = None
+    preset: Annotated[str | None, optional("NAME")] = None
+    num_steps: Annotated[int | None, optional("N")] = None
+    num_inner_steps: Annotated[int | None, optional("M")] = None
+    option: Annotated[_Words, named("NAME=VALUE")] = ()
+    num_samples: Annotated[int, named("S")] = 1
     seed: int = 0
-    size: Annotated[int | None, _optional("PX")] = None
-    resume: _Flag = False
-    overwrite: _Flag = False
+    size: Annotated[int | None, optional("PX")] = None
+    resume: Flag = False
+    overwrite: Flag = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,15 +81,15 @@ class Edit(Wish):
       model: face64, or a model folder.
     """
 
-    image: Annotated[Path, tyro.conf.Positional, _named("IMAGE")]
-    mask: Annotated[Path | None, _optional("FILE")] = None
-    reward: Annotated[_Words, _named("NAME=VALUE")] = ()
-    reward_weight: Annotated[float, _named("W")] = 20.0
-    guidance_scale: Annotated[float, _named("G")] = 3.0
-    likeness: Annotated[float | None, _optional("W")] = None
-    paste_known: _Flag = False
-    model: Annotated[str, _named("face64|DIR")] = "face64"
-    out: Annotated[Path, _named("DIR")] = Path("edited")
+    image: Annotated[Path, tyro.conf.Positional, named("IMAGE")]
+    mask: Annotated[Path | None, optional("FILE")] = None
+    reward: Annotated[_Words, named("NAME=VALUE")] = ()
+    reward_weight: Annotated[float, named("W")] = 20.0
+    guidance_scale: Annotated[float, named("G")] = 3.0
+    likeness: Annotated[float | None, optional("W")] = None
+    paste_known: Flag = False
+    model: Annotated[str, named("face64|DIR")] = "face64"
+    out: Annotated[Path, named("DIR")] = Path("edited")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,25 +107,18 @@ class Stylize(Wish):
       model: photo64, or a model folder.
     """
 
-    image: Annotated[Path, tyro.conf.Positional, _named("CONTENT")]
-    style: Annotated[str, _named("swirls|mosaic|woodcut|FILE")]
-    strength: Annotated[float, _named("S")] = 1.0
-    style_size: Annotated[int | None, _optional("PX")] = None
-    guidance_scale: Annotated[float, _named("G")] = 0.0
-    model: Annotated[str, _named("photo64|DIR")] = "photo64"
-    out: Annotated[Path, _named("DIR")] = Path("stylized")
+    image: Annotated[Path, tyro.conf.Positional, named("CONTENT")]
+    style: Annotated[str, named("swirls|mosaic|woodcut|FILE")]
+    strength: Annotated[float, named("S")] = 1.0
+    style_size: Annotated[int | None, optional("PX")] = None
+    guidance_scale: Annotated[float, named("G")] = 0.0
+    model: Annotated[str, named("photo64|DIR")] = "photo64"
+    out: Annotated[Path, named("DIR")] = Path("stylized")
 
 
 def check(options: Any) -> None:
     """Finds what is wrong with the options alone, before anything is loaded."""
-    if not 0 <= options.seed < MAX_SEED:
-        raise ValueError(f"--seed must be from 0 to {MAX_SEED - 1}, got {options.seed}")
-    if options.resume and options.overwrite:
-        raise ValueError("--resume and --overwrite exclude each other; choose one")
-    for name in ("guidance_scale", "reward_weight", "likeness", "strength"):
-        value = getattr(options, name, None)
-        if value is not None and not 0 <= value < math.inf:
-            raise ValueError(f"--{name.replace('_', '-')} must be a number >= 0, got {value}")
+    check_run(options, not_negative=("guidance_scale", "reward_weight", "likeness", "strength"))
     if isinstance(options, Edit):
         _check_edit(options)
     config_of(options)
@@ -186,10 +169,7 @@ def config_of(options: Any) -> Any:
         "num_samples": options.num_samples,
         "guidance_scale": options.guidance_scale or None,
     }
-    chosen = presets.parse_options(sampler, options.option)
-    for name in chosen.keys() & flags.keys():
-        flag = "--" + name.replace("_", "-")
-        raise ValueError(f"--option {name} has a flag of its own; use {flag}")
+    chosen = chosen_options(options, sampler, {name: flag_of(name) for name in flags})
     known = presets.option_types(presets.config_class(sampler))
     ours: dict[str, Any] = _WHOLE if getattr(options, "mask", None) is None else _PART
     if isinstance(options, Stylize) and options.preset is None:

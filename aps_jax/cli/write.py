@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aps_jax import presets
 from aps_jax.cli import facts
+from aps_jax.cli.common import chosen_options, flag_of
 from aps_jax.cli.folder import ResultFolder
 from aps_jax.cli.options import command_of
 from aps_jax.cli.outputs import work_of
@@ -73,13 +73,9 @@ def config_of(options: Write) -> Any:
     """Options of the sampler; ValueError if one is unknown, not its own or out of range."""
     flags = {"num_steps": options.num_steps, "num_inner_steps": options.num_inner_steps}
     flags = {name: value for name, value in flags.items() if value is not None}
-    chosen = presets.parse_options(options.sampler, options.option)
-    owned = {"num_steps", "num_inner_steps", "num_samples"}
-    for name in chosen.keys() & owned:
-        flag = "--" + name.replace("_", "-")
-        raise ValueError(f"--option {name} has a flag of its own; use {flag}")
-    if "prior_temperature" in chosen:
-        raise ValueError("--option prior_temperature has a flag of its own; use --temperature")
+    owned = {name: flag_of(name) for name in ("num_steps", "num_inner_steps", "num_samples")}
+    owned["prior_temperature"] = "--temperature"
+    chosen = chosen_options(options, options.sampler, owned)
     return text_config(options.sampler, **flags, **chosen)
 
 
@@ -116,7 +112,6 @@ def _record(
     began: float,
 ) -> dict[str, Any]:
     info = jax.device_get(restored.result.info)
-    seconds = restored.seconds | {"total": time.perf_counter() - began}
     return {
         "command": command_of(options, resume=False, overwrite=False),
         **record,
@@ -125,6 +120,6 @@ def _record(
             "loss": np.mean(info.loss, axis=(1, 2)),
             "num_masked": np.mean(info.num_masked, axis=(1, 2)),
         },
-        "seconds": {key: round(value, 3) for key, value in seconds.items()},
+        "seconds": facts.seconds_of(restored, began),
         "model_calls": restored.calls,
     }

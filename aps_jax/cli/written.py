@@ -5,22 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from aps_jax.cli.options import MAX_SEED
-
-
-def _named(metavar: str, **look: Any) -> Any:
-    return tyro.conf.arg(metavar=metavar, **look)
-
-
-def _optional(metavar: str) -> Any:
-    return _named(metavar, help_behavior_hint="")
-
-
-_Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+from aps_jax.cli.common import Flag, check_run, named, optional
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,36 +39,29 @@ class Write:
       overwrite: replace an earlier result.
     """
 
-    reward: Annotated[str, _named("NAME")]
-    prompt: Annotated[str, _named("TEXT")] = ""
-    model: Annotated[str, _named("lines32|DIR")] = "lines32"
-    reward_model: Annotated[Path | None, _optional("DIR")] = None
-    sampler: Annotated[str, _named("NAME")] = "aps"
-    num_samples: Annotated[int, _named("N")] = 8
-    weight: Annotated[float, _named("W")] = 10.0
-    temperature: Annotated[float, _named("T")] = 1.0
-    length: Annotated[int | None, _optional("L")] = None
-    num_steps: Annotated[int | None, _optional("N")] = None
-    num_inner_steps: Annotated[int | None, _optional("M")] = None
-    option: Annotated[
-        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=VALUE")
-    ] = ()
+    reward: Annotated[str, named("NAME")]
+    prompt: Annotated[str, named("TEXT")] = ""
+    model: Annotated[str, named("lines32|DIR")] = "lines32"
+    reward_model: Annotated[Path | None, optional("DIR")] = None
+    sampler: Annotated[str, named("NAME")] = "aps"
+    num_samples: Annotated[int, named("N")] = 8
+    weight: Annotated[float, named("W")] = 10.0
+    temperature: Annotated[float, named("T")] = 1.0
+    length: Annotated[int | None, optional("L")] = None
+    num_steps: Annotated[int | None, optional("N")] = None
+    num_inner_steps: Annotated[int | None, optional("M")] = None
+    option: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], named("NAME=VALUE")] = ()
     seed: int = 0
-    out: Annotated[Path, _named("FILE")] = Path("written/lines.txt")
-    resume: _Flag = False
-    overwrite: _Flag = False
+    out: Annotated[Path, named("FILE")] = Path("written/lines.txt")
+    resume: Flag = False
+    overwrite: Flag = False
 
 
 def check(options: Write) -> None:
     """Finds what is wrong with the options alone, before anything is loaded."""
-    if not 0 <= options.seed < MAX_SEED:
-        raise ValueError(f"--seed must be from 0 to {MAX_SEED - 1}, got {options.seed}")
-    if options.resume and options.overwrite:
-        raise ValueError("--resume and --overwrite exclude each other; choose one")
+    check_run(options, not_negative=("weight",))
     if options.num_samples < 1:
         raise ValueError(f"--num-samples must be at least 1, got {options.num_samples}")
-    if not 0 <= options.weight < math.inf:
-        raise ValueError(f"--weight must be a number >= 0, got {options.weight}")
     if not 0 < options.temperature < math.inf:
         raise ValueError(f"--temperature must be a number > 0, got {options.temperature}")
     if options.out.name in ("", "..", "result.json"):

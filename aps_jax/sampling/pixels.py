@@ -15,7 +15,7 @@ from aps_jax.config import SharedConfig
 from aps_jax.denoiser import Denoiser, PixelParams
 from aps_jax.sampling.base import BaseTarget, Measurement, check_energy
 from aps_jax.sampling.checks import fit_shape
-from aps_jax.sampling.run import Sampler, StepInfo, Trace
+from aps_jax.sampling.run import Sampler, StepInfo, Trace, losses_by_row, make_info
 from aps_jax.types import Array, Energy, ImageShape, Key, PyTree, Scalar
 
 
@@ -163,15 +163,13 @@ def pixel_info(
       num_inner_steps: gradients of the operator in this step.
     """
     rows = estimate.shape[0]
-    finite = jnp.all(jnp.isfinite(estimate), axis=(1, 2, 3))
-    loss = jnp.full(rows, jnp.nan, jnp.float32) if losses is None else losses[-1]
-    if losses is not None:
-        finite &= jnp.isfinite(loss)
-    inner = jnp.zeros((rows, 0), jnp.float32) if losses is None else losses.T
-    return StepInfo(
-        loss=loss,
-        is_finite=finite,
-        num_masked=jnp.zeros(rows, jnp.int32),
-        num_inner_steps=jnp.full(rows, num_inner_steps, jnp.int32),
-        trace=Trace(inner, None, target.picture(estimate)) if sampler.trace else None,
+    trace = None
+    if sampler.trace:
+        trace = Trace(losses_by_row(losses, rows), None, target.picture(estimate))
+    return make_info(
+        jnp.zeros(rows, jnp.int32),
+        loss=None if losses is None else losses[-1],
+        is_finite=jnp.all(jnp.isfinite(estimate), axis=(1, 2, 3)),
+        num_inner_steps=num_inner_steps,
+        trace=trace,
     )

@@ -145,24 +145,46 @@ def step_info(
       is_finite: bool [R] of anything else that must be.
       num_inner_steps: gradients of the decoder in this step.
     """
-    rows = tokens.shape[0]
+    trace = None
+    if sampler.trace:
+        clean = jnp.where(tokens == target.mask, estimate, tokens)
+        trace = Trace(losses_by_row(losses, tokens.shape[0]), tokens, target.picture(clean))
+    return make_info(
+        jnp.sum(tokens == target.mask, axis=-1, dtype=jnp.int32),
+        loss=loss,
+        is_finite=is_finite,
+        num_inner_steps=num_inner_steps,
+        trace=trace,
+    )
+
+
+def make_info(
+    num_masked: Int[Array, " R"],
+    *,
+    loss: Float[Array, " R"] | None,
+    is_finite: Bool[Array, " R"] | None,
+    num_inner_steps: int,
+    trace: Trace | None,
+) -> StepInfo:
+    """What to tell of a step of any sampler; arguments as for `step_info`."""
+    rows = num_masked.shape[0]
     finite = jnp.ones(rows, bool) if is_finite is None else is_finite
     if loss is None:
         loss = jnp.full(rows, jnp.nan, jnp.float32)
     else:
         finite &= jnp.isfinite(loss)
-    trace = None
-    if sampler.trace:
-        inner = jnp.zeros((rows, 0), jnp.float32) if losses is None else losses.T
-        clean = jnp.where(tokens == target.mask, estimate, tokens)
-        trace = Trace(inner, tokens, target.picture(clean))
     return StepInfo(
         loss=loss,
         is_finite=finite,
-        num_masked=jnp.sum(tokens == target.mask, axis=-1, dtype=jnp.int32),
+        num_masked=num_masked,
         num_inner_steps=jnp.full(rows, num_inner_steps, jnp.int32),
         trace=trace,
     )
+
+
+def losses_by_row(losses: Float[Array, "M R"] | None, rows: int) -> Float[Array, "R M"]:
+    """Losses of all inner steps as a trace has them; M is 0 without any."""
+    return jnp.zeros((rows, 0), jnp.float32) if losses is None else losses.T
 
 
 def collect(target: BaseTarget, found: Array, info: StepInfo) -> SampleResult:

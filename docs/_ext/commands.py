@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from generated import write_pages
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
@@ -99,14 +100,12 @@ _PAGES = {
 
 
 def _write(app: Sphinx, config: object) -> None:
-    target = Path(app.srcdir) / "reference" / "commands"
-    target.mkdir(exist_ok=True)
     os.environ["COLUMNS"] = _WIDTH
-    for name, (title, programs) in _PAGES.items():
-        text = f"# {title}\n\n" + "\n".join(_sections(programs()))
-        path = target / f"{name}.md"
-        if not path.exists() or path.read_text() != text:  # Else it is built again.
-            path.write_text(text)
+    pages = {
+        name: f"# {title}\n\n" + "\n".join(_sections(programs()))
+        for name, (title, programs) in _PAGES.items()
+    }
+    write_pages(Path(app.srcdir) / "reference" / "commands", pages)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from generated import write_pages
 from sphinx.application import Sphinx
 
 _ROOT = Path(__file__).parents[2]
@@ -48,16 +49,12 @@ def page(folder: Path, up: str) -> str:
 
 def _write(app: Sphinx, config: object) -> None:
     target = Path(app.srcdir) / "results" / "tables"
-    target.mkdir(exist_ok=True)
     studies = {path.parent.name: path.parent for path in sorted(_RESULTS.glob("*/table.md"))}
     pages = {name: page(folder, "../../..") for name, folder in studies.items()} | {"index": _INDEX}
     for path in target.glob("*.md"):
         if path.stem not in pages:
             path.unlink()
-    for name, text in pages.items():
-        path = target / f"{name}.md"
-        if not path.exists() or path.read_text() != text:  # Else it is built again.
-            path.write_text(text)
+    write_pages(target, pages)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -103,7 +103,9 @@ def main(arguments: Arguments) -> None:
     for name, words in RUNS.items():
         _run(arguments.work, name, words, arguments.seed)
     rows = [
-        images.comparison([(label, _load(arguments.work / file)) for label, file in row])
+        images.comparison(
+            [(label, images.load_image(arguments.work / file)) for label, file in row]
+        )
         for row in ROWS
     ]
     width = max(row.shape[1] for row in rows)
@@ -137,7 +139,3 @@ def _run(work: Path, name: str, words: Sequence[str], seed: int) -> None:
     going_on = ["--resume"] if folder.is_dir() else []
     if cli.main([*words, "--seed", str(seed), "--out", str(folder), *going_on]):
         raise ValueError(f"the run {name!r} failed; what it said is above")
-
-
-def _load(path: Path) -> np.ndarray:
-    return images.load_image(path)
