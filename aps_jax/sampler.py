@@ -127,8 +127,8 @@ class APS:
       prior_weight: `step -> weight` of the prior term; None leaves the term out.
       move: `(phi, Adam's updates, state, j) -> phi` at inner step j.
       propose: `(target, phi, keys) -> x_0`, clean tokens.
-      confidence: `(log x_phi, log x_theta, x_0, keys) -> [R, L]`.
-      select: `(confidence, is masked [R, L], step) -> anchors`, the proposals that are kept.
+      confidence: `(log x_phi, log x_theta, x_0, keys) -> [R, L]`, highest where surest.
+      select: `(confidence, is masked [R, L], step) -> anchors`, bool, never a clean one.
     """
 
     config: APSConfig
@@ -152,7 +152,7 @@ class APS:
             x_0 = self.propose(target, refined.phi, keys_draw)
             confidence = self.confidence(log_x_phi, log_x_theta, x_0, keys_rank)
             anchors = self.select(confidence, z == target.mask, state.step)
-            next_z = jnp.where(anchors, x_0, z)  # What is clean stays; the rest is masked again.
+            next_z = jnp.where(anchors, x_0, z)  # Anchors are masked ones; the rest stays.
         info = self._info(target, next_z, x_0, refined)
         warm_phi = None if state.phi is None else refined.phi  # Of a warm start (ours).
         return state._replace(tokens=next_z, step=state.step + 1, phi=warm_phi), info
@@ -162,17 +162,17 @@ class APS:
         target: Target,
         state: APSState,
         phi: Float[Array, "R L K"],
-        log_prior: Float[Array, "R L K"],
+        log_x_theta: Float[Array, "R L K"],
     ) -> Refined:
-        """M steps of Adam on phi, gradients through decoder and operator only."""
+        """M steps of Adam on phi; gradients reach it through decoder, operator and prior term."""
         weight = self.prior_weight(state.step)
         return descend(
-            lambda phi, _: objective.loss(target, phi, log_prior, state.tokens, weight),
+            lambda phi, _: objective.loss(target, phi, log_x_theta, state.tokens, weight),
             phi,
             optax.adam(self.config.learning_rate),
             self.config.num_inner_steps,
             move=lambda phi, updates, j: self.move(phi, updates, state, j),
-            keep_best=self.config.keep_best,
+            keep_best=self.config.keep_best,  # Ours.
         )
 
     def init(self, target: Target, keys: Key) -> APSState:
@@ -246,11 +246,11 @@ def make_aps(config: APSConfig) -> APS:
 
 
 def _cold_start(config: APSConfig) -> Callable[[Target, APSState, Array], Array]:
-    def fresh(target: Target, state: APSState, log_prior: Array) -> Array:
+    def fresh(target: Target, state: APSState, log_x_theta: Array) -> Array:
         weight = config.encoder_start
         if config.start_where_measured and state.sensitivity is not None:
             weight = weight * state.sensitivity[..., None]
-        return starts.raised(target, log_prior, state.estimate, weight)
+        return starts.raised(target, log_x_theta, state.estimate, weight)
 
     return fresh
 
@@ -258,18 +258,18 @@ def _cold_start(config: APSConfig) -> Callable[[Target, APSState, Array], Array]
 def _warm_start(config: APSConfig) -> Callable[[Target, APSState, Array], Array]:
     fresh = _cold_start(config)
 
-    def from_last_phi(target: Target, state: APSState, log_prior: Array) -> Array:
+    def from_last_phi(target: Target, state: APSState, log_x_theta: Array) -> Array:
         assert state.phi is not None  # It is carried where `warm_start` is on.
         if state.sensitivity is None:
             return state.phi
         share = state.sensitivity[..., None]
-        return share * state.phi + (1 - share) * fresh(target, state, log_prior)
+        return share * state.phi + (1 - share) * fresh(target, state, log_x_theta)
 
-    def warm(target: Target, state: APSState, log_prior: Array) -> Array:
+    def warm(target: Target, state: APSState, log_x_theta: Array) -> Array:
         return jax.lax.cond(
             state.step == 0,
-            lambda: fresh(target, state, log_prior),
-            lambda: from_last_phi(target, state, log_prior),
+            lambda: fresh(target, state, log_x_theta),
+            lambda: from_last_phi(target, state, log_x_theta),
         )
 
     return warm
