@@ -303,20 +303,16 @@ def as_matrix(array):
 
 
 def meant_measurement(array):
-    if (
-        array.size == 0
-        or array.dtype.kind not in "uf"
-        or array.dtype.kind + str(array.dtype.itemsize) in ("u2", "u4")
-    ):
+    if array.size == 0 or array.dtype.kind != "f":  # Integers do not say their scale.
         return None
     values = array.astype(np.float32)
-    if array.dtype.kind == "u":
-        return values / 127.5 - 1
     return values if np.isfinite(values).all() else None
 
 
 def meant_image(array):
-    values, shown = meant_measurement(array), as_channels(array)
+    is_bytes = array.dtype == np.uint8 and array.size
+    values = array.astype(np.float32) / 127.5 - 1 if is_bytes else meant_measurement(array)
+    shown = as_channels(array)
     if values is None or shown is None or min(shown.shape[:2]) < 8 or np.abs(values).max() > 1.001:
         return None
     values = np.clip(as_channels(values), -1, 1)

@@ -118,7 +118,12 @@ class Step:
         @jax.jit
         def refine(params, y, phi, log_prior, tokens):
             sampler, target = make_aps(self.config), self.target(params, y, tokens)
-            state = sampler.init(target, target.keys(jax.random.key(0)))
+            # What the measurement says is of the whole field, of which `half` has the first tokens.
+            whole = measurement_target(params, y, config=self.config)
+            state = jax.tree.map(
+                lambda leaf: leaf[:, : tokens.shape[1]] if leaf.ndim > 1 else leaf,
+                sampler.init(whole, whole.keys(jax.random.key(0))),
+            )
             return sampler.refine(target, state, phi, log_prior).phi
 
         return lambda: refine(*self.arguments())
