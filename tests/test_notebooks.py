@@ -18,7 +18,7 @@ def test_there_are_notebooks():
 
 
 #: What these show has tests of its own; running them is a longer proof.
-LONGER = ("02_compare_samplers", "03_ablations", "05_own_operator", "steer_text")
+LONGER = ("02_compare_samplers", "03_ablations", "05_own_operator", "06_steer_text")
 
 
 @pytest.mark.parametrize(

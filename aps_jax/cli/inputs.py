@@ -39,7 +39,7 @@ class Problem(NamedTuple):
 def degrade_photo(options: Restore, key_operator: Key, key_noise: Key) -> Problem:
     """Loads a clean photo, and measures it with fresh operator state and noise."""
     if options.image is None:
-        photo = images.sample_photo("face" if knows_faces_only(options.model) else "photo")
+        photo = sample_for(options.model)
     else:
         photo = images.load_image(options.image)
     if options.size is not None:
@@ -58,6 +58,11 @@ def degrade_photo(options: Restore, key_operator: Key, key_noise: Key) -> Proble
     x = jnp.asarray(photo)[None]
     y = _measure(key_noise, x, operator=operator, sigma=options.sigma)
     return Problem(x, y, operator, image_shape, _source(options.image))
+
+
+def sample_for(model: str) -> np.ndarray:
+    """The bundled picture [H, W, 3] in [-1, 1] that a model can know something of."""
+    return images.sample_photo("face" if knows_faces_only(model) else "photo")
 
 
 def knows_faces_only(model: str) -> bool:

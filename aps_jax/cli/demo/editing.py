@@ -14,7 +14,6 @@ import numpy as np
 from aps_jax import pretrained
 from aps_jax.cli import edit, wishes
 from aps_jax.cli.demo import controls, pictures
-from aps_jax.cli.demo.runs import Failed
 from aps_jax.cli.demo.view import (
     MOST_SAMPLES,
     SIZE,
@@ -45,7 +44,7 @@ def edit_tab(folder: Path) -> None:
                 "change, or nothing to change all of it a little."
             )
             file = picture_input("edit")
-            editor = make_editor("edit", None)
+            editor = make_editor("edit", _load_face(None))
             wanted = gr.Dropdown(
                 controls.words(model_folder), multiselect=True, label="What is to be seen",
                 elem_id="edit-words",
@@ -64,14 +63,13 @@ def edit_tab(folder: Path) -> None:
         with gr.Column():
             go, stop = make_buttons("edit", "Edit")
             view = make_view("edit", "Before and after")
-    load = functools.partial(_load_face)
-    file.change(load, file, editor, api_visibility="private")
+    file.change(_load_face, file, editor, api_visibility="private")
     own = [view.last, file, editor, wanted, unwanted, samples, guidance, seed, num_steps]
     wire(view, go, stop, functools.partial(_edit, folder, view), own)
 
 
-def _load_face(path: str | None) -> np.ndarray | None:
-    return None if path is None else load_shown(path, SIZE)
+def _load_face(path: str | None) -> np.ndarray:
+    return load_shown(path, SIZE, FACE_MODEL)
 
 
 def _edit(
@@ -82,15 +80,13 @@ def _edit(
     """What the button Edit does: `aps-jax edit` with these options."""
     with said():
         forget(last)
-        if not file:
-            raise Failed("there is no picture; upload one of a face first")
-        photo = pictures.load(file, SIZE)
+        photo = pictures.load(file, SIZE, FACE_MODEL)
         place = Path(tempfile.mkdtemp(dir=folder, prefix="run-"))
         free = pictures.drawn(editor, photo.shape[:2])
         size = None
-        image = Path(file)
+        image = Path(file) if file else place / "sample.png"
         mask = None if free is None else pictures.save_mask(place / "mask.png", free)
-        if photo.shape != pictures.load(file, None).shape:
+        if not file or photo.shape != pictures.load(file, None, FACE_MODEL).shape:
             # The mask is drawn on the part that is cut out.
             image = place / f"{image.stem}.png"
             pictures.images.save_image(image, photo)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from aps_jax import images
+from aps_jax.cli.inputs import sample_for
 from aps_jax.cli.wished import square
 from aps_jax.io.files import PathLike
 
@@ -33,17 +34,18 @@ def read(path: PathLike) -> np.ndarray:
     return enlarged(images.load_image(path))
 
 
-def load(path: PathLike | None, size: int | None) -> np.ndarray:
-    """The picture [H, W, 3] as the command will see it; the bundled photo without a path.
+def load(path: PathLike | None, size: int | None, model: str) -> np.ndarray:
+    """The picture [H, W, 3] as the command will see it.
 
     Args:
-      path: a picture file.
+      path: a picture file; None takes the bundled one that fits the model.
       size: side of the square that is cut out; None leaves it as it is.
+      model: name or folder of the model.
 
     Raises:
       ValueError: it is no picture, or too small.
     """
-    photo = images.sample_photo() if path is None else images.load_image(path)
+    photo = sample_for(model) if path is None else images.load_image(path)
     return photo if size is None else square(photo, size)
 
 

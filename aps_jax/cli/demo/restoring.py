@@ -41,7 +41,7 @@ def restore_tab(folder: Path) -> None:
     with gr.Row():
         with gr.Column():
             file = picture_input("restore")
-            editor = make_editor("restore", load_shown(None, SIZE))
+            editor = make_editor("restore", load_shown(None, SIZE, MODEL))
             task = controls.task_choice(TASK)
             of_task = controls.task_controls(TASK)
             preset = controls.preset_choice(PRESET)
@@ -64,8 +64,8 @@ def restore_tab(folder: Path) -> None:
         with gr.Column():
             go, stop = make_buttons("restore", "Restore")
             view = make_view("restore", "Measured and restored")
-    for changed in (file.change, size.release, measured.change):
-        changed(load_shown, [file, size, measured], editor, api_visibility="private")
+    for changed in (file.change, size.release, measured.change, model.change):
+        changed(load_shown, [file, size, model, measured], editor, api_visibility="private")
     task.change(of_task.shown, task, list(of_task.groups.values()), api_visibility="private")
     own = [
         view.last, file, editor, task, preset, samples, size, measured, show_tokens, model, sigma,
@@ -88,7 +88,7 @@ def _restore(
         side = None if measured else int(size)
         given = of_task.given(task, of_tasks)
         if controls.DRAWN in controls.CHOSEN[task].options:
-            shown = pictures.load(file, side)
+            shown = pictures.load(file, side, model)
             missing = pictures.drawn(editor, shown.shape[:2])
             if missing is None:
                 raise Failed("nothing is drawn; draw over what is missing in the picture first")
@@ -103,7 +103,7 @@ def _restore(
             **given,
         )  # fmt: skip
         options.check(chosen)
-        before = pictures.enlarged(pictures.load(file, side))
+        before = pictures.enlarged(pictures.load(file, side, model))
         overlay = overlay_of(show_tokens, model)
         shows = show(view, lambda: restore.run(chosen), place, "restored", before, overlay)
         with contextlib.closing(shows):

@@ -204,10 +204,13 @@ def picture_input(name: str) -> gr.File:
     )  # fmt: skip
 
 
-def load_shown(path: str | None, size: float | None, is_measured: bool = False) -> np.ndarray:
+def load_shown(
+    path: str | None, size: float | None, model: str, is_measured: bool = False
+) -> np.ndarray:
     """The picture as the editor shows it; a message on the page if it is none."""
     with said():
-        return pictures.enlarged(pictures.load(path, None if is_measured else int(size or SIZE)))
+        side = None if is_measured else int(size or SIZE)
+        return pictures.enlarged(pictures.load(path, side, model))
 
 
 def needed(what: str, value: float | None) -> float:
