@@ -48,6 +48,8 @@ nb_execution_timeout = 900
 nb_execution_raise_on_error = True
 
 autosummary_generate = True
+# The demo's library holds Pillow back, and is too large for a description of functions.
+autodoc_mock_imports = ["gradio"]
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints_format = "short"
 napoleon_google_docstring = True
