@@ -1,4 +1,4 @@
-"""Makes the pictures of the demo in `docs/images`: `python docs/screenshots.py`.
+"""Makes the pictures of the demo in `docs/images`: `python docs/screenshots.py [NAME ...]`.
 
 It needs `pip install '.[demo]' playwright` and Chromium, and takes some minutes, because the
 embedded models compute what the pictures show.
@@ -6,7 +6,6 @@ embedded models compute what the pictures show.
 
 from __future__ import annotations
 
-import importlib.resources
 import shutil
 import sys
 import tempfile
@@ -30,7 +29,7 @@ def wait(page: Any, tab: str) -> None:
 
 
 def draw(page: Any, tab: str, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """Draws a thick line over the picture, between places that are shares of its side."""
+    """Draws a thick line between two places, each (x, y) as shares of the canvas's sides."""
     canvas = page.locator(f"#{tab}-editor canvas").first
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
@@ -51,12 +50,9 @@ def restore(page: Any) -> None:
 def edit(page: Any) -> None:
     """The second tab after eyeglasses were drawn into the bundled face."""
     page.get_by_role("tab", name="Edit a face").click()
-    face = importlib.resources.files("aps_jax") / "data" / "sample_face.png"
-    page.locator("#edit-file input[type=file]").set_input_files(str(face))
-    page.locator("#edit-file .file-preview").wait_for()
-    page.wait_for_timeout(2000)
-    for height in (0.40, 0.46, 0.52):
-        draw(page, "edit", (0.22, height), (0.78, height))
+    page.wait_for_timeout(5000)
+    # Over the eyes of the bundled face.
+    draw(page, "edit", (0.32, 0.46), (0.66, 0.46))
     page.locator("#edit-words input").fill("eyeglasses")
     page.get_by_role("option", name="eyeglasses", exact=True).click()
     page.keyboard.press("Escape")
@@ -64,17 +60,21 @@ def edit(page: Any) -> None:
     wait(page, "edit")
 
 
+PICTURES = {"demo_restore": restore, "demo_edit": edit}
+
+
 def main() -> int:
-    """Writes both pictures."""
+    """Writes the pictures, or only those that are named."""
+    named = sys.argv[1:] or list(PICTURES)
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         demo = launch(Path(folder))
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        for name, steps in (("demo_restore", restore), ("demo_edit", edit)):
+        for name in named:
             page = browser.new_page(viewport={"width": 1200, "height": 1000})
             page.goto(demo.local_url)
             page.get_by_role("button", name="Restore", exact=True).wait_for()
-            steps(page)
+            PICTURES[name](page)
             page.evaluate("window.scrollTo(0, 0)")
             page.screenshot(path=IMAGES / f"{name}.png")
             page.close()

@@ -53,7 +53,7 @@ def edit_tab(folder: Path) -> None:
                 controls.words(model_folder), multiselect=True, label="What is not to be seen",
                 elem_id="edit-unwanted",
             )  # fmt: skip
-            samples = gr.Slider(1, MOST_SAMPLES, 1, step=1, label="Samples", elem_id="edit-samples")
+            samples = gr.Slider(1, MOST_SAMPLES, 4, step=1, label="Samples", elem_id="edit-samples")
             with gr.Accordion("More", open=False, elem_id="edit-more"):
                 guidance = gr.Slider(0, 10, 4, label="How much the words count")
                 seed = gr.Number(0, precision=0, label="Seed")
