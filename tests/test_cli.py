@@ -202,6 +202,20 @@ def test_samples_steps_and_pasted_pixels(restore, photo, tmp_path):
     assert metrics["restored_pasted"]["psnr"] > metrics["restored"]["psnr"]
     assert read(out)["std_white"] > 1e-3
 
+    # The mean in place of the first sample: the same samples, another choice.
+    samples = [np.asarray(Image.open(out / f"samples/sample_0{i}.png"), float) for i in (1, 2)]
+    mean = ("--estimate", "mean", "--save-steps", "--sigma", "0", "--overwrite")
+    code, out, _ = restore(photo, *options, *mean)  # Compiled already.
+    assert code == 0
+    restored = np.asarray(Image.open(out / "restored.png"), float)
+    np.testing.assert_allclose(restored, (samples[0] + samples[1]) / 2, atol=1.01)
+    result = read(out)
+    assert result["estimate"] == "mean" and "--estimate mean" in result["command"]
+    for name, before in (("restored", "mean_of_samples"), ("first_sample", "restored")):
+        assert result["metrics"][name]["psnr"] == pytest.approx(metrics[before]["psnr"], abs=1e-3)
+    assert "mean_of_samples" not in result["metrics"]
+    assert (out / "std.png").exists() and not (out / "mean.png").exists()
+
     # Overwriting leaves nothing of the earlier run behind.
     code, out, _ = restore(photo, "--overwrite")
     assert code == 0
@@ -455,6 +469,8 @@ ERRORS = {
     "no steps": ("{photo} --num-steps 0", "num_steps must be"),
     "negative steps": ("{photo} --num-inner-steps -1", "num_inner_steps must be"),
     "no samples": ("{photo} --num-samples 0", "num_samples must be"),
+    "mean of one": ("{photo} --estimate mean", "that of several samples; add --num-samples 8"),
+    "estimate": ("{photo} --estimate median", "must be sample or mean, got 'median'"),
     "seed": ("{photo} --seed -1", "--seed must be"),
     "size": ("{photo} --size 4", "--size must be"),
     "size of a small photo": ("{photo} --size 500", "--size must be"),

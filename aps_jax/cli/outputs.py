@@ -45,7 +45,9 @@ class Outputs:
         self.options, self.config, self.problem, self.restored = options, config, problem, restored
         self.codec = model.codec
         self.result = jax.device_get(restored.result)
-        self.image = restored.result.images[0]
+        self.is_mean = options.estimate == "mean"
+        result = restored.result
+        self.image = result.mean[0] if self.is_mean else result.images[0]
         self.pasted = None
         if options.paste_known:
             self.pasted = report.paste_known(problem.operator, self.image, problem.y)
@@ -68,7 +70,8 @@ class Outputs:
         if self.pasted is not None:
             candidates["restored_pasted"] = self.pasted
         if self.config.num_samples > 1:
-            candidates["mean_of_samples"] = self.restored.result.mean[0]
+            name, _, picture = self._other()
+            candidates[name] = picture
         if self.trivial is not None:
             candidates[self.trivial[0]] = self.trivial[1]
         if self.trivial is None or self.trivial[0] != "bicubic":
@@ -83,6 +86,16 @@ class Outputs:
         problem, sigma = self.problem, self.options.sigma or APSConfig().sigma
         return _smooth(problem.operator, problem.y, problem.image_shape, sigma)
 
+    def _other(self) -> tuple[str, str, Array]:
+        """Of several samples, their mean or the first of them, whichever is not `restored`.
+
+        Its names in the record and in the comparison, and the picture.
+        """
+        result = self.restored.result
+        if self.is_mean:
+            return "first_sample", "first sample", result.images[0]
+        return "mean_of_samples", "mean of samples", result.mean[0]
+
     def record(self, facts: Mapping[str, Any], began: float) -> dict[str, Any]:
         """The record of the run, for JSON; the clock showed `began` when it started."""
         return {
@@ -90,6 +103,7 @@ class Outputs:
             **facts,
             "preset": preset_of(self.options),
             "budget": self.options.budget,
+            "estimate": self.options.estimate,
             "metrics": self.scores or None,
             "residual": self.residual,
             "history": {
@@ -123,9 +137,11 @@ class Outputs:
         panels.append(("restored", shown, self._caption(best)))
         if self.config.num_samples > 1:
             std, white = report.spread_view(result.std[0])
-            images.save_image(folder / "mean.png", result.mean[0])
+            if not self.is_mean:
+                images.save_image(folder / "mean.png", result.mean[0])
             images.save_image(folder / "std.png", std)
-            panels.append(("mean of samples", result.mean[0], self._caption("mean_of_samples")))
+            name, label, picture = self._other()
+            panels.append((label, picture, self._caption(name)))
             panels.append(("std", std, f"white = {white:.2g}"))
             for index, sample in enumerate(result.samples[0], start=1):
                 images.save_image(folder / "samples" / f"sample_{index:02}.png", sample)
