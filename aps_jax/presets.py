@@ -47,12 +47,23 @@ def preset_of(model: str | os.PathLike[str]) -> str:
     Args:
       model: an embedded model's name, or a model folder. Whether it can be loaded is not looked at.
     """
+    return recommended(_card(model))
+
+
+def has_denoiser(model: str | os.PathLike[str]) -> bool:
+    """True if a model folder's card tells of a denoiser of pixels, for samplers that need one."""
+    card = _card(model)
+    return isinstance(card, dict) and "denoiser" in card
+
+
+def _card(model: str | os.PathLike[str]) -> Any:
+    """What the card of a model says, empty if it cannot be read."""
     embedded = Path(__file__).parent / "data" / model / "card.json"
     path = embedded if embedded.is_file() else Path(model) / "card.json"
     try:
-        return recommended(json.loads(path.read_bytes()))
+        return json.loads(path.read_bytes())
     except (OSError, ValueError):
-        return recommended({})
+        return {}
 
 
 def recommended(card: Any) -> str:

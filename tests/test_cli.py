@@ -30,6 +30,7 @@ from aps_jax.cli import options as cli_options
 from aps_jax.cli import restore as command
 from aps_jax.codec.magvit2 import CodecConfig, init_codec_params
 from aps_jax.io import checkpoint
+from aps_jax.prior.patch_denoiser import PatchDenoiserConfig, init_patch_denoiser_params
 from aps_jax.prior.prompts import PromptConfig
 from aps_jax.prior.transformer import TransformerConfig, init_transformer_params
 from aps_jax.restore import DivergedError
@@ -281,6 +282,41 @@ def test_samplers_on_pixels_are_refused(restore, photo):
     code, out, err = restore(photo, "--sampler", "dps", steps=[])
     assert code == 2 and not out.exists()
     assert_one_line(err, "sampler 'dps' needs a model with a denoiser")
+
+
+@pytest.fixture(scope="session")
+def denoiser_folder(tmp_path_factory):
+    """A model folder with a denoiser of pictures of 16x16 pixels alone."""
+    folder = tmp_path_factory.mktemp("denoiser")
+    config = PatchDenoiserConfig(side=16, width=8, num_layers=1, num_heads=1, mlp_width=8)
+    params = jax.jit(init_patch_denoiser_params, static_argnums=1)(jax.random.key(0), config)
+    checkpoint.save_params(folder / "denoiser.safetensors", params, "float16")
+    checkpoint.update_card(folder, denoiser=dataclasses.asdict(config))
+    return folder
+
+
+def test_a_denoiser_restores_a_photo(restore, photo, denoiser_folder):
+    """The first weights are the denoiser of white noise, so the picture fits the measurement."""
+    steps = ["--num-steps", "3", "--save-video", "gif", "--num-samples", "2"]
+    words = ("--sampler", "diffpir", "--model", str(denoiser_folder))
+    code, out, err = restore(photo, *words, steps=steps)
+    assert code == 0, err
+    result = json.loads((out / "result.json").read_text())
+    assert list(result["model"]["sha256"]) == ["card.json", "denoiser.safetensors"]
+    assert "codec_reconstruction" not in result["metrics"]
+    assert result["residual"]["root_mean_square"] < 0.3
+    assert (out / "trajectory.gif").is_file() and (out / "samples/sample_02.png").is_file()
+    # What it cannot do.
+    for more, said in (
+        (["--sampler", "aps"], "has a denoiser of pixels: choose --sampler dps"),
+        (["--sampler", "dps", "--show-tokens", "--save-video", "gif"], "has no tokens"),
+        (["--sampler", "dps", "--size", "8"], "16x16 pixels with 3 channels only"),
+    ):
+        code, _, err = restore(
+            photo, "--model", str(denoiser_folder), "--overwrite", *more, steps=[]
+        )
+        assert code == 2
+        assert_one_line(err.splitlines(keepends=True)[-1], said)
 
 
 def mean_square(params, a, b):

@@ -245,7 +245,9 @@ def check(options: Restore) -> None:
         raise ValueError(f"--save-video must be {names}, got {options.save_video!r}")
     if options.show_tokens and not options.save_video:
         raise ValueError("--show-tokens draws over the animation; add --save-video webp")
-    config_of(options)
+    config = config_of(options)
+    if options.show_tokens and config.NEEDS == "denoiser":
+        raise ValueError(f"sampler {options.sampler!r} has no tokens; leave out --show-tokens")
 
 
 def config_of(options: Restore) -> SharedConfig:

@@ -16,11 +16,10 @@ from aps_jax.cli.facts import seconds_of
 from aps_jax.cli.inputs import Problem
 from aps_jax.cli.options import Restore, command_of, preset_of
 from aps_jax.config import APSConfig, SharedConfig
-from aps_jax.pretrained import Model
 from aps_jax.restore import Restored
 from aps_jax.sampling.starts import smooth_estimate
 from aps_jax.scores import report
-from aps_jax.types import Array, ImageShape, Operator, Perceptual, PyTree
+from aps_jax.types import Array, Codec, ImageShape, Operator, Perceptual, PyTree
 
 #: Files of a finished run, beside its record, and those of which there may be several.
 FILES = (
@@ -39,11 +38,11 @@ class Outputs:
         config: SharedConfig,
         problem: Problem,
         restored: Restored,
-        model: Model,
+        codec: Codec | None,
         distance: Perceptual | None,
     ) -> None:
         self.options, self.config, self.problem, self.restored = options, config, problem, restored
-        self.codec = model.codec
+        self.codec = codec
         self.result = jax.device_get(restored.result)
         self.is_mean = options.estimate == "mean"
         result = restored.result
@@ -54,7 +53,7 @@ class Outputs:
         self.trivial = report.baseline(problem.y, problem.operator, problem.image_shape)
         self.scores: dict[str, dict[str, float | None]] = {}
         if problem.photo is not None:
-            self.scores = self._scores(problem.photo[0], model, distance)
+            self.scores = self._scores(problem.photo[0], distance)
         self.residual = report.data_residual(
             problem.operator, self.image, problem.y, sigma=options.sigma
         )
@@ -64,7 +63,7 @@ class Outputs:
         return report.residual_notes(self.residual, self.options.sigma)
 
     def _scores(
-        self, photo: Array, model: Model, distance: Perceptual | None
+        self, photo: Array, distance: Perceptual | None
     ) -> dict[str, dict[str, float | None]]:
         candidates = {"restored": self.image}
         if self.pasted is not None:
@@ -76,9 +75,10 @@ class Outputs:
             candidates[self.trivial[0]] = self.trivial[1]
         if self.trivial is None or self.trivial[0] != "bicubic":
             candidates["smooth_estimate"] = self._smooth()
-        candidates["codec_reconstruction"] = report.codec_reconstruction(
-            model.codec, photo, self.config.decode_scale
-        )
+        if self.codec is not None:
+            candidates["codec_reconstruction"] = report.codec_reconstruction(
+                self.codec, photo, self.config.decode_scale
+            )
         return report.scores(candidates, photo, distance)
 
     def _smooth(self) -> Array:
@@ -157,16 +157,14 @@ class Outputs:
         images.save_image(folder / "comparison.png", canvas)
 
     def _write_video(self, path: Path, measurement: np.ndarray) -> None:
-        codec, scale = self.codec, self.config.decode_scale
-        height, width = self.problem.image_shape
-        rows, columns, *_ = codec.grid((height * scale, width * scale))
-        frames = animation.trajectory(
-            self.result,
-            measurement=measurement,
-            tokens_in=(rows, columns) if self.options.show_tokens else None,
-            mask=codec.num_codes,
-            stride=codec.stride / scale,
-        )
+        tokens: dict[str, Any] = {}
+        if self.codec is not None and self.options.show_tokens:
+            scale = self.config.decode_scale
+            height, width = self.problem.image_shape
+            rows, columns, *_ = self.codec.grid((height * scale, width * scale))
+            stride = self.codec.stride / scale
+            tokens = {"tokens_in": (rows, columns), "mask": self.codec.num_codes, "stride": stride}
+        frames = animation.trajectory(self.result, measurement=measurement, **tokens)
         animation.save_animation(path, frames)
 
     def _caption(self, name: str) -> str:
@@ -215,6 +213,8 @@ def work_of(config: SharedConfig) -> str:
     if isinstance(config, APSConfig):
         return f"{config.num_steps} timesteps of {config.num_inner_steps} inner steps"
     calls = config.evaluations()
+    if config.NEEDS == "denoiser":
+        return f"{calls.denoiser} denoiser calls and {calls.decoder_gradient} operator gradients"
     return (
         f"{calls.denoiser} denoiser and {calls.decoder + calls.decoder_gradient} decoder "
         "evaluations per sample"
