@@ -15,6 +15,7 @@ from typing import NamedTuple, cast
 from aps_jax.config import APSConfig, SharedConfig
 from aps_jax.denoiser import PixelParams
 from aps_jax.sampler import make_aps
+from aps_jax.samplers.aps_smc import APSSMCConfig
 from aps_jax.samplers.best_of_n import BestOfNConfig
 from aps_jax.samplers.daps import DAPSConfig
 from aps_jax.samplers.diffpir import DiffPIRConfig
@@ -81,6 +82,7 @@ SAMPLERS: dict[str, Entry] = {
         G2D2Config,
         SGDDConfig,
         SMCConfig,
+        APSSMCConfig,
         EntRGiConfig,
         ReDGEConfig,
         DPSConfig,
@@ -91,6 +93,7 @@ SAMPLERS: dict[str, Entry] = {
 
 __all__ = [
     "SAMPLERS",
+    "APSSMCConfig",
     "BestOfNConfig",
     "DAPSConfig",
     "DPSConfig",
