@@ -109,19 +109,22 @@ class APSSMCConfig(GradientConfig, PriorConfig):
     SUMMARY: ClassVar = "APS proposes, weights correct: exact as the number of particles grows"
     PAPER: ClassVar = "no paper (ours); the proposal is arXiv:2510.02291"
     SOURCES: ClassVar = {
-        "paper of APS": ("num_steps", "learning_rate", "prior_weight"),
+        "paper of APS": ("num_steps", "prior_weight"),
         "code of MMaDA": ("schedule",),
         "code of Feynman-Kac steering": ("num_particles",),
         "code of SMC-DDM": ("ramp", "ess_threshold"),
-        "ours": ("order", "num_inner_steps", "num_refinements", "prior_share"),
-    }
+        "ours": (
+            "order", "num_inner_steps", "learning_rate", "num_refinements", "prior_share",
+        ),
+    }  # fmt: skip
     KNOB: ClassVar = Knob("num_particles", least=2)
 
     num_steps: int = 15
     schedule: str = "cosine"
     order: str = "random"
     num_particles: int = 4
-    num_inner_steps: int = 5
+    num_inner_steps: int = 2
+    learning_rate: float = 0.5
     num_refinements: int = 1
     prior_weight: float = 0.0
     prior_share: float = 0.5
