@@ -169,6 +169,7 @@ BAD_OPTIONS = [
     ("dps", {"decode_scale": 2}, "decode_scale is an option of decoders, and sampler 'dps' has"),
     ("daps", {"learning_rate": 0.0}, "learning_rate must be positive"),
     ("daps", {"num_ode_steps": 0}, "num_ode_steps must be an integer of at least 1"),
+    ("ddrm", {"eta_b": 1.5}, r"eta_b must be in \[0, 1\]"),
     ("diffpir", {"zeta": 1.5}, r"zeta must be in \[0, 1\]"),
 ]
 

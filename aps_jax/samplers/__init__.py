@@ -18,6 +18,7 @@ from aps_jax.sampler import make_aps
 from aps_jax.samplers.aps_smc import APSSMCConfig
 from aps_jax.samplers.best_of_n import BestOfNConfig
 from aps_jax.samplers.daps import DAPSConfig
+from aps_jax.samplers.ddrm import DDRMConfig
 from aps_jax.samplers.diffpir import DiffPIRConfig
 from aps_jax.samplers.dps import DPSConfig
 from aps_jax.samplers.entrgi import EntRGiConfig
@@ -86,6 +87,7 @@ SAMPLERS: dict[str, Entry] = {
         EntRGiConfig,
         ReDGEConfig,
         DPSConfig,
+        DDRMConfig,
         DAPSConfig,
         DiffPIRConfig,
     )
@@ -96,6 +98,7 @@ __all__ = [
     "APSSMCConfig",
     "BestOfNConfig",
     "DAPSConfig",
+    "DDRMConfig",
     "DPSConfig",
     "DiffPIRConfig",
     "EntRGiConfig",
