@@ -28,7 +28,8 @@ def draw(count, config):
 
 def test_weights_of_one_step_are_those_of_enumeration():
     """All tokens at once: posterior of the product law over the mixture that is drawn from."""
-    share, options = 0.3, {"sigma": SIGMA, "num_steps": 1, "num_inner_steps": 3}
+    share = 0.3
+    options = {"sigma": SIGMA, "num_steps": 1, "num_inner_steps": 2, "learning_rate": 1.0}
     config = APSSMCConfig(num_particles=200, prior_share=share, **options)
     target, keys = toy.make_target(JOINT, config, y=Y)
     aps = make_aps(APSConfig(measurement_term="gaussian", **options))
@@ -111,7 +112,9 @@ def test_several_tokens_at_once_have_the_law_of_that_decoding():
 
 @pytest.mark.slow
 def test_one_particle_is_aps_with_random_remasking():
-    options = {"sigma": SIGMA, "num_inner_steps": 3, "prior_weight": 0.5, **IN_ORDER}
+    options = {
+        "sigma": SIGMA, "num_inner_steps": 3, "learning_rate": 1.0, "prior_weight": 0.5, **IN_ORDER
+    }  # fmt: skip
     alone = APSSMCConfig(num_particles=1, num_refinements=LENGTH, prior_share=0.0, **options)
     aps = APSConfig(measurement_term="gaussian", draw="categorical", remasking="random", **options)
     counts = [3000 * toy.frequencies(draw(3000, config).tokens) for config in (alone, aps)]

@@ -26,7 +26,7 @@ KEYS = jax.random.split(jax.random.key(5), 2)
 #: alpha bar of all timesteps of DDPM.
 KEPT = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 
-sample = jax.jit(samplers.sample, static_argnames="config")
+sample = jax.jit(samplers.sample)
 
 
 def mixture_mean(params, x, sigma):
@@ -133,6 +133,7 @@ def test_dps_is_the_published_loop():
     check_loop(config, loop)
 
 
+@pytest.mark.slow
 def test_dps_without_measurement_draws_from_the_prior():
     config = DPSConfig(
         num_steps=250, step_size=0.0, clip_denoised=False, num_samples=1500, sigma=SIGMA,
