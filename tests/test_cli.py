@@ -246,6 +246,7 @@ OTHER_SAMPLERS = {
     "g2d2": "--budget 4 --option transition=markov",
     "sgdd": "--num-steps 2 --budget 6 --option num_denoise_steps=2",
     "smc": "--budget 4 --option num_fills=1 --option fill=mode",
+    "aps-smc": "--num-steps 2 --budget 4",
     "entrgi": "--budget 4 --option num_trajectories=1",
     "redge": "--num-steps 2 --num-inner-steps 1",
 }
