@@ -64,7 +64,8 @@ def chosen_options(options: Any, sampler: str, flags: Mapping[str, str]) -> dict
     if not needs_denoiser and presets.has_denoiser(options.model):
         raise ValueError(
             f"sampler {sampler!r} needs a model with a prior over tokens; --model {options.model} "
-            "has a denoiser of pixels: choose --sampler dps, ddrm, daps or diffpir, or another model"
+            "has a denoiser of pixels: choose --sampler dps, ddrm, daps or diffpir, or another "
+            "model"
         )
     chosen = presets.parse_options(sampler, options.option)
     for name in chosen.keys() & flags.keys():
