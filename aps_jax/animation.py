@@ -64,22 +64,22 @@ def trajectory(
     pictures = np.asarray(trace.images)[:, 0, 0]
     if pictures.ndim != 4 or pictures.shape[-1] not in (1, 3):
         raise ValueError(f"timesteps have shape {pictures.shape[1:]}; only pictures can be drawn")
-    tokens = np.asarray(trace.tokens)[:, 0, 0]
+    if trace.tokens is None and tokens_in is not None:
+        raise ValueError("samplers on pixels have no tokens to show; leave out tokens_in")
     shape = pictures.shape[1:3]
     frames = []
     if measurement is not None:
         frames.append(Frame(_enlarged(measurement, shape, min_height), "measurement"))
-    before = np.ones_like(tokens[0], bool)
+    masked = None if tokens_in is None else np.asarray(trace.tokens)[:, 0, 0] == mask
     for index, picture in enumerate(pictures):
         pixels = _enlarged(picture, shape, min_height)
-        is_masked = tokens[index] == mask
-        if tokens_in is not None:
-            pixels = draw_tokens(
-                pixels, is_masked, before & ~is_masked, tokens_in, stride * len(pixels) / shape[0]
-            )
-        left = f", {is_masked.sum()} of {is_masked.size} tokens masked" if tokens_in else ""
+        left = ""
+        if masked is not None and tokens_in is not None:
+            is_new = ~masked[index] & (masked[index - 1] if index else True)
+            side = stride * len(pixels) / shape[0]
+            pixels = draw_tokens(pixels, masked[index], is_new, tokens_in, side)
+            left = f", {masked[index].sum()} of {masked[index].size} tokens masked"
         frames.append(Frame(pixels, f"timestep {index + 1} of {len(pictures)}{left}"))
-        before = is_masked
     last = np.asarray(result.images)[0]
     return [*frames, Frame(_enlarged(last, shape, min_height), "restored")]
 

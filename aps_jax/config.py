@@ -283,10 +283,11 @@ class APSConfig(SharedConfig):
         )
 
 
-#: Options that define the variants of the paper.
+#: Options that define the variants of the paper. Those that name no remasking have the default,
+#: which several samples may replace (`aps_jax.presets.make_config`).
 VARIANTS: dict[str, dict[str, Any]] = {
     "aps-i": {"remasking": "standard"},
-    "aps": {"remasking": "anchored"},
+    "aps": {},
     "aps-ii": {"remasking": "anchored"},
-    "aps-l": {"remasking": "anchored", "decode_scale": 2},
+    "aps-l": {"decode_scale": 2},
 }

@@ -51,8 +51,8 @@ def posterior(
       operator: the operator that measured `y`, its random state drawn.
       y: measurement [B, ...] of B images, as from `measure`.
       key: one typed key, folded with the image index, or one per image [B].
-      preset: "draft", "balanced", "faces" or "paper", for APS and its variants; if left out, the
-        one that the model's card names, else "balanced".
+      preset: "draft", "balanced", "fine", "faces" or "paper", for APS and its variants; if left
+        out, the one that the model's card names, else "balanced".
       sigma: standard deviation of the noise in `y`, > 0; the likelihood's.
       num_samples: samples S per measurement, each of its own randomness.
       sampler: "aps", a variant, or a key of `aps_jax.samplers.SAMPLERS`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,21 @@ _OURS: dict[str, Any] = {
     "encoder_start": 0.5,
 }
 
-#: Options of `APSConfig` by preset. "paper" is the published setting; the others are ours. "faces"
-#: is for priors that know what belongs into a hole, such as that of `face64`.
+#: Options of `APSConfig` by preset. "paper" is the published setting; the others are ours. "fine"
+#: decodes twice as large as the picture, for four times as many tokens ("aps-l" of the paper).
+#: "faces" is for priors that know what belongs into a hole, such as that of `face64`.
 PRESETS: dict[str, dict[str, Any]] = {
     "draft": _OURS | {"num_inner_steps": 5},
     "balanced": _OURS | {"num_inner_steps": 15},
+    "fine": _OURS | {"num_inner_steps": 15, "decode_scale": 2},
     "faces": _OURS | {"num_inner_steps": 15, "start_where_measured": True},
     "paper": {"num_steps": 15, "num_inner_steps": 100, "perceptual_weight": 1e-3},
 }
+
+#: What makes several samples of a preset differ, where a single one has nothing random. Categorical
+#: draws, every other preset's, put tokens of different faces side by side in a large hole; random
+#: remasking draws whole faces, each in another order.
+DIFFERING: dict[str, dict[str, Any]] = {"faces": {"remasking": "random"}}
 
 
 def preset_of(model: str | os.PathLike[str]) -> str:
@@ -40,12 +47,23 @@ def preset_of(model: str | os.PathLike[str]) -> str:
     Args:
       model: an embedded model's name, or a model folder. Whether it can be loaded is not looked at.
     """
+    return recommended(_card(model))
+
+
+def has_denoiser(model: str | os.PathLike[str]) -> bool:
+    """True if a model folder's card tells of a denoiser of pixels, for samplers that need one."""
+    card = _card(model)
+    return isinstance(card, dict) and "denoiser" in card
+
+
+def _card(model: str | os.PathLike[str]) -> Any:
+    """What the card of a model says, empty if it cannot be read."""
     embedded = Path(__file__).parent / "data" / model / "card.json"
     path = embedded if embedded.is_file() else Path(model) / "card.json"
     try:
-        return recommended(json.loads(path.read_bytes()))
+        return json.loads(path.read_bytes())
     except (OSError, ValueError):
-        return recommended({})
+        return {}
 
 
 def recommended(card: Any) -> str:
@@ -63,10 +81,11 @@ def make_config(
 ) -> SharedConfig:
     """Options of a run, of `APSConfig` or of another sampler's class.
 
-    A variant of APS starts from the preset, changed by the variant, changed by `overrides`; more
-    than one sample turns to categorical draws, unless a `draw` is given, or random remasking makes
-    samples differ anyway. Other samplers start from their own defaults and take
-    no preset.
+    A variant of APS starts from the preset, changed by the variant, changed by `overrides`. More
+    than one sample turns to what makes samples of the preset differ (`DIFFERING`), unless the
+    variant or `overrides` say otherwise, and else to categorical draws, unless a `draw` is given.
+    Where samples differ anyway nothing changes. Other samplers start from their own defaults and
+    take no preset.
 
     Args:
       preset: key of `PRESETS`, for variants of APS; "balanced" if left out.
@@ -97,17 +116,28 @@ def make_config(
                 f"{', '.join(option_types(kind))}"
             )
     options |= given
-    if sampler in VARIANTS and "draw" not in given and options.get("num_samples", 1) > 1:
-        # The presets' own draw is deterministic: all samples would be equal.
-        single: dict[str, Any] = options | {"num_samples": 1}
-        if not APSConfig(**single).is_random:
-            options["draw"] = "categorical"
+    if sampler in VARIANTS and options.get("num_samples", 1) > 1:
+        differing = DIFFERING.get(preset or "", {})
+        options = _differing(options, differing, fixed=VARIANTS[sampler] | given)
     config = kind(**options)
     if budget is None:
         return config
     from aps_jax.samplers.budget import with_budget
 
     return with_budget(config, budget, fixed=given)
+
+
+def _differing(
+    options: dict[str, Any], differing: Mapping[str, Any], *, fixed: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Options of APS with which samples differ, as far as those that are `fixed` allow it."""
+    # The presets' own draw is deterministic: all samples would be equal.
+    for change in ({}, differing, {"draw": "categorical"}):
+        changed = options | change
+        single: dict[str, Any] = changed | {"num_samples": 1}
+        if not fixed.keys() & change.keys() and APSConfig(**single).is_random:
+            return changed
+    return options
 
 
 def config_class(sampler: str) -> type[SharedConfig]:

@@ -111,6 +111,7 @@ class Operator:
       is_image: True if `y` is an image on the [-1, 1] scale of `x` (so LPIPS and display apply).
       draw: `(operator, key, image_shape) -> operator`, used by `init` instead of `sample_params`
         where drawing changes more than `params` (combined operators, stored image sizes).
+      svd: `(params, x_shape) -> aps_jax.operators.svd.SVD`, or None if it has no closed form.
     """
 
     apply: Callable[[PyTree, Array], PyTree] = _static()
@@ -122,6 +123,7 @@ class Operator:
     is_linear: bool = _static(False)
     is_image: bool = _static(True)
     draw: Callable[[Operator, Key, ImageShape], Operator] | None = _static(None)
+    svd: Callable[[PyTree, tuple[int, ...]], Any] | None = _static(None)
 
     def __call__(self, x: Array) -> PyTree:
         """Applies A to `x` [B, H, W, C]; raises ValueError if random state was not drawn yet."""

@@ -83,21 +83,27 @@ def random_crop(
 
 
 def random_batch(
-    photos: Sequence[Image.Image], seed: int, step: int, *, batch_size: int, size: int
+    photos: Sequence[Image.Image],
+    seed: int,
+    step: int,
+    *,
+    batch_size: int,
+    size: int,
+    is_whole: bool = False,
 ) -> np.ndarray:
     """The batch of one training step: a function of (seed, step), so a resumed run repeats it."""
     rng = np.random.default_rng((seed, step))
     chosen = rng.integers(len(photos), size=batch_size)
-    return to_float([random_crop(rng, photos[index], size) for index in chosen])
+    return to_float([random_crop(rng, photos[index], size, is_whole=is_whole) for index in chosen])
 
 
 def prefetched_batches(
-    photos: Sequence[Image.Image], seed: int, steps: range, *, batch_size: int, size: int
+    photos: Sequence[Image.Image], seed: int, steps: range, **settings: Any
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (step, batch) for `steps`, making the next batch while the current one is used."""
+    """Yields (step, `random_batch`), making the next batch while the current one is used."""
 
     def make(step: int) -> np.ndarray:
-        return random_batch(photos, seed, step, batch_size=batch_size, size=size)
+        return random_batch(photos, seed, step, **settings)
 
     with ThreadPoolExecutor(1) as pool:
         upcoming = pool.submit(make, steps.start) if len(steps) else None

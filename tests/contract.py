@@ -210,7 +210,8 @@ def check_shapes(config, result):
     info = result.info
     for leaf in (info.loss, info.num_masked, info.is_finite, info.num_inner_steps):
         assert leaf.shape == (steps, BATCH, SAMPLES)
-    inner = int(info.num_inner_steps[0, 0, 0])
+    # Particles have inner steps of their own, of which there is no trace.
+    inner = 0 if hasattr(config, "num_particles") else int(info.num_inner_steps[0, 0, 0])
     assert info.trace.losses.shape == (steps, BATCH, SAMPLES, inner)
     assert info.trace.tokens.shape == (steps, BATCH, SAMPLES, LENGTH)
     assert info.trace.images.shape == (steps, *result.samples.shape)

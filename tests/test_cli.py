@@ -30,6 +30,7 @@ from aps_jax.cli import options as cli_options
 from aps_jax.cli import restore as command
 from aps_jax.codec.magvit2 import CodecConfig, init_codec_params
 from aps_jax.io import checkpoint
+from aps_jax.prior.patch_denoiser import PatchDenoiserConfig, init_patch_denoiser_params
 from aps_jax.prior.prompts import PromptConfig
 from aps_jax.prior.transformer import TransformerConfig, init_transformer_params
 from aps_jax.restore import DivergedError
@@ -202,6 +203,20 @@ def test_samples_steps_and_pasted_pixels(restore, photo, tmp_path):
     assert metrics["restored_pasted"]["psnr"] > metrics["restored"]["psnr"]
     assert read(out)["std_white"] > 1e-3
 
+    # The mean in place of the first sample: the same samples, another choice.
+    samples = [np.asarray(Image.open(out / f"samples/sample_0{i}.png"), float) for i in (1, 2)]
+    mean = ("--estimate", "mean", "--save-steps", "--sigma", "0", "--overwrite")
+    code, out, _ = restore(photo, *options, *mean)  # Compiled already.
+    assert code == 0
+    restored = np.asarray(Image.open(out / "restored.png"), float)
+    np.testing.assert_allclose(restored, (samples[0] + samples[1]) / 2, atol=1.01)
+    result = read(out)
+    assert result["estimate"] == "mean" and "--estimate mean" in result["command"]
+    for name, before in (("restored", "mean_of_samples"), ("first_sample", "restored")):
+        assert result["metrics"][name]["psnr"] == pytest.approx(metrics[before]["psnr"], abs=1e-3)
+    assert "mean_of_samples" not in result["metrics"]
+    assert (out / "std.png").exists() and not (out / "mean.png").exists()
+
     # Overwriting leaves nothing of the earlier run behind.
     code, out, _ = restore(photo, "--overwrite")
     assert code == 0
@@ -231,6 +246,7 @@ OTHER_SAMPLERS = {
     "g2d2": "--budget 4 --option transition=markov",
     "sgdd": "--num-steps 2 --budget 6 --option num_denoise_steps=2",
     "smc": "--budget 4 --option num_fills=1 --option fill=mode",
+    "aps-smc": "--num-steps 2 --budget 4",
     "entrgi": "--budget 4 --option num_trajectories=1",
     "redge": "--num-steps 2 --num-inner-steps 1",
 }
@@ -267,6 +283,41 @@ def test_samplers_on_pixels_are_refused(restore, photo):
     code, out, err = restore(photo, "--sampler", "dps", steps=[])
     assert code == 2 and not out.exists()
     assert_one_line(err, "sampler 'dps' needs a model with a denoiser")
+
+
+@pytest.fixture(scope="session")
+def denoiser_folder(tmp_path_factory):
+    """A model folder with a denoiser of pictures of 16x16 pixels alone."""
+    folder = tmp_path_factory.mktemp("denoiser")
+    config = PatchDenoiserConfig(side=16, width=8, num_layers=1, num_heads=1, mlp_width=8)
+    params = jax.jit(init_patch_denoiser_params, static_argnums=1)(jax.random.key(0), config)
+    checkpoint.save_params(folder / "denoiser.safetensors", params, "float16")
+    checkpoint.update_card(folder, denoiser=dataclasses.asdict(config))
+    return folder
+
+
+def test_a_denoiser_restores_a_photo(restore, photo, denoiser_folder):
+    """The first weights are the denoiser of white noise, so the picture fits the measurement."""
+    steps = ["--num-steps", "3", "--save-video", "gif", "--num-samples", "2"]
+    words = ("--sampler", "diffpir", "--model", str(denoiser_folder))
+    code, out, err = restore(photo, *words, steps=steps)
+    assert code == 0, err
+    result = json.loads((out / "result.json").read_text())
+    assert list(result["model"]["sha256"]) == ["card.json", "denoiser.safetensors"]
+    assert "codec_reconstruction" not in result["metrics"]
+    assert result["residual"]["root_mean_square"] < 0.3
+    assert (out / "trajectory.gif").is_file() and (out / "samples/sample_02.png").is_file()
+    # What it cannot do.
+    for more, said in (
+        (["--sampler", "aps"], "has a denoiser of pixels: choose --sampler dps"),
+        (["--sampler", "dps", "--show-tokens", "--save-video", "gif"], "has no tokens"),
+        (["--sampler", "dps", "--size", "8"], "16x16 pixels with 3 channels only"),
+    ):
+        code, _, err = restore(
+            photo, "--model", str(denoiser_folder), "--overwrite", *more, steps=[]
+        )
+        assert code == 2
+        assert_one_line(err.splitlines(keepends=True)[-1], said)
 
 
 def mean_square(params, a, b):
@@ -455,6 +506,8 @@ ERRORS = {
     "no steps": ("{photo} --num-steps 0", "num_steps must be"),
     "negative steps": ("{photo} --num-inner-steps -1", "num_inner_steps must be"),
     "no samples": ("{photo} --num-samples 0", "num_samples must be"),
+    "mean of one": ("{photo} --estimate mean", "that of several samples; add --num-samples 8"),
+    "estimate": ("{photo} --estimate median", "must be sample or mean, got 'median'"),
     "seed": ("{photo} --seed -1", "--seed must be"),
     "size": ("{photo} --size 4", "--size must be"),
     "size of a small photo": ("{photo} --size 500", "--size must be"),

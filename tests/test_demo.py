@@ -57,7 +57,12 @@ def test_the_verdict_is_honest_in_both_directions():
     better = verdict.verdict(scores(restored=24.0, measurement=10.0, smooth_estimate=22.5))
     assert "1.5 dB closer" in better and "smooth image" in better
     worse = verdict.verdict(scores(restored=21.0, bicubic=23.0))
-    assert "2.0 dB farther" in worse and "bicubic" in worse and "--num-samples 8" in worse
+    assert "2.0 dB farther" in worse and "bicubic" in worse
+    assert "--num-samples 8 --estimate mean" in worse
+    several = verdict.verdict(scores(restored=21.0, mean_of_samples=22.0, bicubic=23.0))
+    assert "add --estimate mean" in several
+    mean = verdict.verdict(scores(restored=22.0, first_sample=21.0, bicubic=23.0))
+    assert "1.0 dB farther" in mean and "--estimate" not in mean
     assert "as close" in verdict.verdict(scores(restored=21.0, bicubic=21.01))
     assert "24.00" in verdict.verdict(scores(restored=20.0, restored_pasted=24.0, bicubic=21.0))
     assert verdict.verdict({}) == verdict.verdict(scores(restored=21.0)) == ""

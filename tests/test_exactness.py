@@ -231,11 +231,12 @@ def test_every_sampler_is_measured_within_its_budget():
     methods = {name: options for name, options in exactness.METHODS.items() if options}
     # MMaDA's decoding is one more draw of the prior, which `maskgit` stands for.
     assert {sampler for sampler, _ in methods.values()} == set(TOKENS) - {"mmada"}
+    small = ("svdd_pm", "smc", "aps-smc, phi refined at every step")
     for method in methods:
         for budget in exactness.BUDGETS:
             config = exactness.config_of(method, 3, budget, 0.5)
             if config is None:  # Too small for its steps.
-                assert budget == 4 and method in ("svdd_pm", "smc")
+                assert budget == 4 and method in small
                 continue
             assert config.sigma == 0.5 and decoder_evaluations(config) <= budget
             for name, value in exactness.METHODS[method][1].items():

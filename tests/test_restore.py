@@ -226,6 +226,22 @@ def test_several_samples_differ():
         make(num_samples=2, draw="argmax")
 
 
+def test_several_samples_of_faces_are_remasked_at_random():
+    """Unless the user or a variant with an order of its own says otherwise."""
+    make = functools.partial(presets.make_config, preset="faces", num_samples=2)
+
+    def differing(config):
+        return config.remasking, config.draw
+
+    assert differing(make()) == differing(make(sampler="aps-l")) == ("random", "quantized")
+    assert differing(make(draw="argmax")) == ("random", "argmax")
+    for kept in ({"sampler": "aps-i"}, {"sampler": "aps-ii"}, {"remasking": "anchored"}):
+        assert make(**kept).draw == "categorical" and make(**kept).remasking != "random"
+    assert differing(make(draw="categorical")) == ("anchored", "categorical")
+    assert make(num_steps=1).draw == "categorical"
+    assert make(num_samples=1) == presets.APSConfig(**presets.PRESETS["faces"])
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -29,6 +29,10 @@ CASES = {
         {"method": "gibbs", "coupling": "code", "guidance_scale": 1.0, "num_denoise_steps": 3},
     ],
     "smc": [{"weights": "absolute"}, {"fill": "mode", "output": "best"}],
+    "aps-smc": [
+        {"order": "anchored", "prior_share": 0.0, "encoder_start": 0.5, "num_refinements": 1},
+        {"num_inner_steps": 0, "prior_share": 1.0, "guidance_scale": 1.0, "ramp": "constant"},
+    ],
     "entrgi": [{"order": "anchor", "mixing": "hard"}],
     "redge": [{"estimator": "gumbel", "guidance_scale": 1.0}, {"estimator": "straight_through"}],
 }
@@ -153,6 +157,9 @@ BAD_OPTIONS = [
     ("sgdd", {"num_likelihood_steps": -1}, "num_likelihood_steps must be an integer of at least 0"),
     ("smc", {"weights": "even"}, "weights is 'even'; choose from"),
     ("smc", {"num_particles": 0}, "num_particles must be an integer of at least 1"),
+    ("aps-smc", {"order": "any"}, "order is 'any'; choose from"),
+    ("aps-smc", {"prior_share": 1.5}, r"prior_share must be in \[0, 1\]"),
+    ("aps-smc", {"num_refinements": 16}, "num_refinements=16 is above num_steps=15"),
     ("entrgi", {"mixing": "both"}, "mixing is 'both'; choose from"),
     ("entrgi", {"temperature": 0.0}, "temperature must be positive"),
     ("redge", {"estimator": "st"}, "estimator is 'st'; choose from"),
@@ -162,6 +169,7 @@ BAD_OPTIONS = [
     ("dps", {"decode_scale": 2}, "decode_scale is an option of decoders, and sampler 'dps' has"),
     ("daps", {"learning_rate": 0.0}, "learning_rate must be positive"),
     ("daps", {"num_ode_steps": 0}, "num_ode_steps must be an integer of at least 1"),
+    ("ddrm", {"eta_b": 1.5}, r"eta_b must be in \[0, 1\]"),
     ("diffpir", {"zeta": 1.5}, r"zeta must be in \[0, 1\]"),
 ]
 

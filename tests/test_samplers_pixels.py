@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from aps_jax import Denoiser, PixelParams, samplers
-from aps_jax.samplers import DAPSConfig, DiffPIRConfig, DPSConfig
+from aps_jax.operators.svd import SVD
+from aps_jax.samplers import DAPSConfig, DDRMConfig, DiffPIRConfig, DPSConfig
 from aps_jax.samplers.diffpir import conjugate_gradients
 from aps_jax.types import Operator, bind
 
@@ -25,7 +26,7 @@ KEYS = jax.random.split(jax.random.key(5), 2)
 #: alpha bar of all timesteps of DDPM.
 KEPT = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 
-sample = jax.jit(samplers.sample, static_argnames="config")
+sample = jax.jit(samplers.sample)
 
 
 def mixture_mean(params, x, sigma):
@@ -42,6 +43,21 @@ def project(a, x):
     return jnp.sum(x * a, axis=(1, 2, 3), keepdims=True)
 
 
+#: Orthonormal columns, the first along a; A has the singular values |a| and 0 for them.
+BASIS = np.array([[1.0, -0.5], [0.5, 1.0]]) / np.hypot(1.0, 0.5)
+
+
+def turned_svd(a, x_shape):
+    basis, values = jnp.asarray(BASIS, jnp.float32), jnp.sqrt(jnp.sum(a**2)) * jnp.eye(2)[0]
+    turn = lambda matrix: lambda x: (x.reshape(-1, 2) @ matrix).reshape(x.shape)  # noqa: E731
+    return SVD(
+        values=values.reshape(1, 1, 2, 1),
+        forward=turn(basis),
+        backward=turn(basis.T),
+        measured=lambda y: y * jnp.eye(2)[0].reshape(1, 1, 2, 1),
+    )
+
+
 @functools.cache
 def make_params():
     f32 = functools.partial(jnp.asarray, dtype=jnp.float32)
@@ -49,8 +65,9 @@ def make_params():
         params=(f32(WEIGHTS), f32(MEANS), f32(STDS)), apply=bind(mixture_mean), num_channels=1
     )
     operator = Operator(
-        apply=bind(project), name="project", params=f32(A).reshape(1, 1, 2, 1), is_linear=True
-    )
+        apply=bind(project), name="project", params=f32(A).reshape(1, 1, 2, 1), is_linear=True,
+        svd=bind(turned_svd),
+    )  # fmt: skip
     return PixelParams(denoiser=denoiser, operator=operator)
 
 
@@ -116,6 +133,7 @@ def test_dps_is_the_published_loop():
     check_loop(config, loop)
 
 
+@pytest.mark.slow
 def test_dps_without_measurement_draws_from_the_prior():
     config = DPSConfig(
         num_steps=250, step_size=0.0, clip_denoised=False, num_samples=1500, sigma=SIGMA,
@@ -156,6 +174,36 @@ def test_daps_is_the_published_loop():
                 noise = noise_of(key, ("fold", i), ("split", 1))
                 x = x + level(10, 0.1, (i + 1) / 6) * noise
         return x
+
+    check_loop(config, loop)
+
+
+def test_ddrm_is_the_published_loop():
+    """With levels that are above and below what the measurement is worth, 0.3 / |a|."""
+    config = DDRMConfig(
+        num_steps=9, num_samples=2, sigma=SIGMA, image_shape=SHAPE, eta=0.7, eta_b=0.9
+    )
+    times = [round(999 * (1 - k / 8)) for k in range(9)]
+    levels = [*(np.sqrt((1 - KEPT[t]) / KEPT[t]) for t in times), 0.0]
+    size = np.sqrt(A @ A)
+    assert levels[6] > SIGMA / size > levels[8]
+
+    def loop(key, y):
+        noise = BASIS.T @ noise_of(key, ("fold", 9))
+        x = levels[0] * noise
+        x[0] = y / size + np.sqrt(levels[0] ** 2 - (0.9 * SIGMA / size) ** 2) * noise[0]
+        for i in range(9):
+            mean = BASIS.T @ conditional(BASIS @ x, levels[i])[0]
+            after, noise = levels[i + 1], BASIS.T @ noise_of(key, ("fold", i))
+            kept = np.sqrt(1 - 0.7**2) * after
+            unseen = mean[1] + kept * (x[1] - mean[1]) / levels[i] + 0.7 * after * noise[1]
+            if after < SIGMA / size:
+                seen = mean[0] + kept * (y - size * mean[0]) / SIGMA + 0.7 * after * noise[0]
+            else:
+                left = np.sqrt(after**2 - (0.9 * SIGMA / size) ** 2)
+                seen = 0.1 * mean[0] + 0.9 * y / size + left * noise[0]
+            x = np.array([seen, unseen])
+        return BASIS @ x
 
     check_loop(config, loop)
 
@@ -219,5 +267,8 @@ def test_refusals():
     curved = params.replace(operator=params.operator.replace(is_linear=False))
     with pytest.raises(ValueError, match="linear operator, and project is none; 'dps' and 'daps'"):
         samplers.sample(curved, y, key, config=DiffPIRConfig(**options))
+    unknown = params.replace(operator=params.operator.replace(svd=None))
+    with pytest.raises(ValueError, match="values are known.*and project has none; 'diffpir' takes"):
+        samplers.sample(unknown, y, key, config=DDRMConfig(**options))
     with pytest.raises(ValueError, match="sampler 'dps' needs a model with a denoiser"):
         samplers.check_model(DPSConfig(), has_denoiser=False)

@@ -8,7 +8,7 @@ import toy
 from toy import LENGTH
 
 from aps_jax import samplers
-from aps_jax.samplers import smc
+from aps_jax.samplers import selection
 from aps_jax.samplers.smc import SMCConfig
 
 # `test_samplers.py` holds the laws of every sampler; these proofs of one compile longer.
@@ -74,7 +74,7 @@ def test_standardized_weights_do_not_see_the_scale_of_energies():
 def test_systematic_resampling():
     weights = np.random.default_rng(0).dirichlet(np.ones(5), size=3).T
     keys = jax.random.split(jax.random.key(0), 2000)
-    run = jax.vmap(lambda key: smc.systematic(jax.random.split(key, 3), jnp.log(weights)))
+    run = jax.vmap(lambda key: selection.systematic(jax.random.split(key, 3), jnp.log(weights)))
     index = np.asarray(run(keys))  # [2000, 5, 3]
     counts = (index[:, :, None, :] == np.arange(5)[:, None]).sum(axis=1)  # [2000, 5, 3]
     assert np.all(counts >= np.floor(5 * weights)) and np.all(counts <= np.ceil(5 * weights))
@@ -83,4 +83,4 @@ def test_systematic_resampling():
 
 def test_effective_size():
     w = jnp.log(jnp.array([[0.5, 1.0], [0.5, 1e-30]]))
-    np.testing.assert_allclose(smc._effective_size(w), [2, 1], rtol=1e-6)
+    np.testing.assert_allclose(selection.effective_size(w), [2, 1], rtol=1e-6)

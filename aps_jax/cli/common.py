@@ -51,14 +51,21 @@ def chosen_options(options: Any, sampler: str, flags: Mapping[str, str]) -> dict
       flags: flags by the option of the sampler that they set.
 
     Raises:
-      ValueError: the sampler is one on pixels, which no command has a model for, an option is
-        unknown, or it has a flag.
+      ValueError: the sampler is one on pixels and the model is none, or the other way round; an
+        option is unknown, or it has a flag.
     """
-    if presets.config_class(sampler).NEEDS == "denoiser":
+    needs_denoiser = presets.config_class(sampler).NEEDS == "denoiser"
+    if needs_denoiser and not presets.has_denoiser(options.model):
         raise ValueError(
             f"sampler {sampler!r} needs a model with a denoiser; --model {options.model} "
-            "has a prior over tokens: choose another --sampler, or see continuous.md in the "
-            "documentation for your own denoiser in Python"
+            "has none: choose another --sampler, or see continuous.md in the documentation for how "
+            "to train one, or use your own in Python"
+        )
+    if not needs_denoiser and presets.has_denoiser(options.model):
+        raise ValueError(
+            f"sampler {sampler!r} needs a model with a prior over tokens; --model {options.model} "
+            "has a denoiser of pixels: choose --sampler dps, ddrm, daps or diffpir, or another "
+            "model"
         )
     chosen = presets.parse_options(sampler, options.option)
     for name in chosen.keys() & flags.keys():

@@ -32,7 +32,12 @@ def run_facts(options: Restore, config: SharedConfig) -> dict[str, Any]:
         "is_measured": options.measured,
         "prompt": options.prompt,
         "sampler": options.sampler,
-    } | model_facts(options, config, has_words=options.prompt is not None)
+    } | model_facts(
+        options,
+        config,
+        has_words=options.prompt is not None,
+        parts=("denoiser",) if config.NEEDS == "denoiser" else ("codec", "prior"),
+    )
 
 
 def model_facts(

@@ -11,6 +11,7 @@ from aps_jax import images, pretrained
 from aps_jax.cli import inputs
 from aps_jax.codec import expectation
 from aps_jax.config import APSConfig, SharedConfig
+from aps_jax.denoiser import Denoiser
 from aps_jax.samplers import SVDDConfig
 from aps_jax.types import Array, Codec, ImageShape
 
@@ -48,8 +49,10 @@ def estimate(config: SharedConfig, model: pretrained.Model) -> float:
     return _LOGIT_COPIES * logits + _KEPT_SHARE * _kept_bytes(config, model)
 
 
-def advice(config: SharedConfig, model: pretrained.Model) -> str:
+def advice(config: SharedConfig, model: pretrained.Model | Denoiser) -> str:
     """What a call needs, what there is, and what would fit; for the user to read."""
+    if isinstance(model, Denoiser):
+        return "the denoiser does not fit into memory; lower --num-samples"
     needed = estimate(config, model)
     (height, width), samples = _size(config), config.num_samples
     text = (

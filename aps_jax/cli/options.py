@@ -19,6 +19,9 @@ from aps_jax.tasks import TASKS, Option, Task
 #: Formats of the animation of --save-video, which are the suffixes of its file.
 VIDEO_FORMATS = ("webp", "gif")
 
+#: What --estimate takes.
+ESTIMATES = ("sample", "mean")
+
 
 _Options = TypeVar("_Options")
 
@@ -75,16 +78,18 @@ class Restore:
       prompt: what the image shows, for models that read text; see --guidance-scale.
       sampler: aps, aps-i, aps-l, aps-ii or another; `aps-jax samplers` lists them with their
         options.
-      preset: draft, balanced, faces or paper, of aps and its variants only; the model's own if left
-        out, which is balanced for most.
+      preset: draft, balanced, fine, faces or paper, of aps and its variants only; the model's own
+        if left out, which is balanced for most.
       budget: decoder evaluations; decides the number of inner steps, candidates or particles, and
         for most samplers that of timesteps unless --num-steps is given.
       num_steps: timesteps, instead of the preset's or the sampler's own.
       num_inner_steps: optimiser steps per timestep, likewise.
       option: any other option of the sampler as NAME=VALUE; may be repeated.
       num_samples: posterior samples; more than one adds their mean and standard deviation.
+      estimate: what is restored of several samples: sample (the first) or mean (of all, the closest
+        to the photo on average, and smoother than any of them).
       draw: proposal per token: quantized, categorical (default of several samples, unless they are
-        remasked at random or have Gumbel noise) or argmax.
+        remasked at random, as those of the preset faces are) or argmax.
       guidance_scale: how much more the prompt counts than no prompt at all; 0 is off.
       sigma: noise standard deviation on the pixel scale [-1, 1]; with 0 the Gaussian likelihood
         of the presets assumes 0.05.
@@ -114,6 +119,7 @@ class Restore:
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=VALUE")
     ] = ()
     num_samples: Annotated[int, named("S")] = 1
+    estimate: Annotated[str, named("sample|mean")] = "sample"
     draw: Annotated[str | None, named("NAME")] = None
     guidance_scale: Annotated[float, named("G")] = 0.0
     sigma: float = 0.05
@@ -230,12 +236,18 @@ def check(options: Restore) -> None:
         raise ValueError("--measured needs an IMAGE, the measurement; name its file")
     if options.measured and options.size is not None:
         raise ValueError("--size is for clean photos; a measurement has the size it has")
+    if options.estimate not in ESTIMATES:
+        raise ValueError(f"--estimate must be {' or '.join(ESTIMATES)}, got {options.estimate!r}")
+    if options.estimate == "mean" and options.num_samples == 1:
+        raise ValueError("--estimate mean is that of several samples; add --num-samples 8")
     if options.save_video not in (None, *VIDEO_FORMATS):
         names = " or ".join(VIDEO_FORMATS)
         raise ValueError(f"--save-video must be {names}, got {options.save_video!r}")
     if options.show_tokens and not options.save_video:
         raise ValueError("--show-tokens draws over the animation; add --save-video webp")
-    config_of(options)
+    config = config_of(options)
+    if options.show_tokens and config.NEEDS == "denoiser":
+        raise ValueError(f"sampler {options.sampler!r} has no tokens; leave out --show-tokens")
 
 
 def config_of(options: Restore) -> SharedConfig:

@@ -16,11 +16,10 @@ from aps_jax.cli.facts import seconds_of
 from aps_jax.cli.inputs import Problem
 from aps_jax.cli.options import Restore, command_of, preset_of
 from aps_jax.config import APSConfig, SharedConfig
-from aps_jax.pretrained import Model
 from aps_jax.restore import Restored
 from aps_jax.sampling.starts import smooth_estimate
 from aps_jax.scores import report
-from aps_jax.types import Array, ImageShape, Operator, Perceptual, PyTree
+from aps_jax.types import Array, Codec, ImageShape, Operator, Perceptual, PyTree
 
 #: Files of a finished run, beside its record, and those of which there may be several.
 FILES = (
@@ -39,20 +38,22 @@ class Outputs:
         config: SharedConfig,
         problem: Problem,
         restored: Restored,
-        model: Model,
+        codec: Codec | None,
         distance: Perceptual | None,
     ) -> None:
         self.options, self.config, self.problem, self.restored = options, config, problem, restored
-        self.codec = model.codec
+        self.codec = codec
         self.result = jax.device_get(restored.result)
-        self.image = restored.result.images[0]
+        self.is_mean = options.estimate == "mean"
+        result = restored.result
+        self.image = result.mean[0] if self.is_mean else result.images[0]
         self.pasted = None
         if options.paste_known:
             self.pasted = report.paste_known(problem.operator, self.image, problem.y)
         self.trivial = report.baseline(problem.y, problem.operator, problem.image_shape)
         self.scores: dict[str, dict[str, float | None]] = {}
         if problem.photo is not None:
-            self.scores = self._scores(problem.photo[0], model, distance)
+            self.scores = self._scores(problem.photo[0], distance)
         self.residual = report.data_residual(
             problem.operator, self.image, problem.y, sigma=options.sigma
         )
@@ -62,26 +63,38 @@ class Outputs:
         return report.residual_notes(self.residual, self.options.sigma)
 
     def _scores(
-        self, photo: Array, model: Model, distance: Perceptual | None
+        self, photo: Array, distance: Perceptual | None
     ) -> dict[str, dict[str, float | None]]:
         candidates = {"restored": self.image}
         if self.pasted is not None:
             candidates["restored_pasted"] = self.pasted
         if self.config.num_samples > 1:
-            candidates["mean_of_samples"] = self.restored.result.mean[0]
+            name, _, picture = self._other()
+            candidates[name] = picture
         if self.trivial is not None:
             candidates[self.trivial[0]] = self.trivial[1]
         if self.trivial is None or self.trivial[0] != "bicubic":
             candidates["smooth_estimate"] = self._smooth()
-        candidates["codec_reconstruction"] = report.codec_reconstruction(
-            model.codec, photo, self.config.decode_scale
-        )
+        if self.codec is not None:
+            candidates["codec_reconstruction"] = report.codec_reconstruction(
+                self.codec, photo, self.config.decode_scale
+            )
         return report.scores(candidates, photo, distance)
 
     def _smooth(self) -> Array:
         """What fits the measurement without any model: smooth pixels."""
         problem, sigma = self.problem, self.options.sigma or APSConfig().sigma
         return _smooth(problem.operator, problem.y, problem.image_shape, sigma)
+
+    def _other(self) -> tuple[str, str, Array]:
+        """Of several samples, their mean or the first of them, whichever is not `restored`.
+
+        Its names in the record and in the comparison, and the picture.
+        """
+        result = self.restored.result
+        if self.is_mean:
+            return "first_sample", "first sample", result.images[0]
+        return "mean_of_samples", "mean of samples", result.mean[0]
 
     def record(self, facts: Mapping[str, Any], began: float) -> dict[str, Any]:
         """The record of the run, for JSON; the clock showed `began` when it started."""
@@ -90,6 +103,7 @@ class Outputs:
             **facts,
             "preset": preset_of(self.options),
             "budget": self.options.budget,
+            "estimate": self.options.estimate,
             "metrics": self.scores or None,
             "residual": self.residual,
             "history": {
@@ -123,9 +137,11 @@ class Outputs:
         panels.append(("restored", shown, self._caption(best)))
         if self.config.num_samples > 1:
             std, white = report.spread_view(result.std[0])
-            images.save_image(folder / "mean.png", result.mean[0])
+            if not self.is_mean:
+                images.save_image(folder / "mean.png", result.mean[0])
             images.save_image(folder / "std.png", std)
-            panels.append(("mean of samples", result.mean[0], self._caption("mean_of_samples")))
+            name, label, picture = self._other()
+            panels.append((label, picture, self._caption(name)))
             panels.append(("std", std, f"white = {white:.2g}"))
             for index, sample in enumerate(result.samples[0], start=1):
                 images.save_image(folder / "samples" / f"sample_{index:02}.png", sample)
@@ -141,16 +157,14 @@ class Outputs:
         images.save_image(folder / "comparison.png", canvas)
 
     def _write_video(self, path: Path, measurement: np.ndarray) -> None:
-        codec, scale = self.codec, self.config.decode_scale
-        height, width = self.problem.image_shape
-        rows, columns, *_ = codec.grid((height * scale, width * scale))
-        frames = animation.trajectory(
-            self.result,
-            measurement=measurement,
-            tokens_in=(rows, columns) if self.options.show_tokens else None,
-            mask=codec.num_codes,
-            stride=codec.stride / scale,
-        )
+        tokens: dict[str, Any] = {}
+        if self.codec is not None and self.options.show_tokens:
+            scale = self.config.decode_scale
+            height, width = self.problem.image_shape
+            rows, columns, *_ = self.codec.grid((height * scale, width * scale))
+            stride = self.codec.stride / scale
+            tokens = {"tokens_in": (rows, columns), "mask": self.codec.num_codes, "stride": stride}
+        frames = animation.trajectory(self.result, measurement=measurement, **tokens)
         animation.save_animation(path, frames)
 
     def _caption(self, name: str) -> str:
@@ -199,6 +213,8 @@ def work_of(config: SharedConfig) -> str:
     if isinstance(config, APSConfig):
         return f"{config.num_steps} timesteps of {config.num_inner_steps} inner steps"
     calls = config.evaluations()
+    if config.NEEDS == "denoiser":
+        return f"{calls.denoiser} denoiser calls and {calls.decoder_gradient} operator gradients"
     return (
         f"{calls.denoiser} denoiser and {calls.decoder + calls.decoder_gradient} decoder "
         "evaluations per sample"

@@ -14,6 +14,8 @@ from aps_jax.cli.folder import ResultFolder
 from aps_jax.cli.inputs import degrade_photo, framing_notes, load_measured
 from aps_jax.cli.options import Restore, command_of, config_of
 from aps_jax.cli.progress import watched
+from aps_jax.config import SharedConfig
+from aps_jax.denoiser import Denoiser, PixelParams
 from aps_jax.io.checkpoint import read_card
 from aps_jax.restore import restore
 from aps_jax.scores import report
@@ -47,19 +49,21 @@ def _run(options: Restore, folder: ResultFolder, began: float) -> int:
         report.paste_known(
             problem.operator, jnp.zeros((*problem.image_shape, 3), jnp.float32), problem.y
         )
-    model = pretrained.load_pretrained(options.model, prompt=options.prompt, dtype=options.dtype)
     config = dataclasses.replace(config, image_shape=problem.image_shape)
-    memory.check(config, model)
-
+    model = load_model(options, config)
     notes = framing_notes(options, problem)
     distance = perceptual.load(problem, config, notes)
     config = perceptual.settle(config, problem, distance, notes)
-    params = Params(
-        prior=model.prior,
-        codec=model.codec,
-        operator=problem.operator,
-        perceptual=distance if perceptual.weight(config) > 0 else None,
-    )
+    if isinstance(model, Denoiser):
+        params, codec = PixelParams(denoiser=model, operator=problem.operator), None
+    else:
+        codec = model.codec
+        params = Params(
+            prior=model.prior,
+            codec=codec,
+            operator=problem.operator,
+            perceptual=distance if perceptual.weight(config) > 0 else None,
+        )
     record = facts.problem_facts(options, config, problem)
     snapshot = folder.snapshot(facts.identity(record))
     folder.try_files(record | {"command": command_of(options)})
@@ -72,12 +76,21 @@ def _run(options: Restore, folder: ResultFolder, began: float) -> int:
         snapshot=snapshot,
         memory_advice=lambda: memory.advice(config, model),
     )  # fmt: skip
-    results = outputs.Outputs(options, config, problem, restored, model, distance)
+    results = outputs.Outputs(options, config, problem, restored, codec, distance)
     notes += results.residual_notes()
     folder.publish(results.write_pictures, lambda: results.record(record | {"notes": notes}, began))
     snapshot.remove()
     results.summarise(notes, time.perf_counter() - began)
     return 0
+
+
+def load_model(options: Restore, config: SharedConfig) -> pretrained.Model | Denoiser:
+    """What the sampler draws from; ValueError if one call of it surely needs too much memory."""
+    if config.NEEDS == "denoiser":
+        return pretrained.load_denoiser(options.model, dtype=options.dtype)
+    model = pretrained.load_pretrained(options.model, prompt=options.prompt, dtype=options.dtype)
+    memory.check(config, model)
+    return model
 
 
 def check_prompt(options: Restore) -> None:

@@ -44,9 +44,16 @@ def verdict(scores: Scores) -> str:
     if gain > 0:
         return f"The restored image is {gain:.1f} dB closer to the photo than {what}."
     return (
-        f"The restored image is {-gain:.1f} dB farther from the photo than {what}; the mean of "
-        "several samples comes closer: add --num-samples 8 and look at mean.png."
+        f"The restored image is {-gain:.1f} dB farther from the photo than {what}{_cure(scores)}."
     )
+
+
+def _cure(scores: Scores) -> str:
+    """What comes closer to the photo on average, if it has not been done yet."""
+    if "first_sample" in scores:  # The restored image is a mean already.
+        return ""
+    more = "" if "mean_of_samples" in scores else "--num-samples 8 "
+    return f"; the mean of several samples comes closer: add {more}--estimate mean"
 
 
 def pictures(out: Path) -> list[str]:

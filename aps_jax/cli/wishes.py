@@ -34,7 +34,7 @@ class Wish:
       prompt: what the picture is to show, for models that read text.
       negative: what it is not to show, likewise.
       sampler: any of `aps-jax samplers` that reads what is wished for.
-      preset: draft, balanced or paper; of aps and its variants only.
+      preset: draft, balanced, fine or paper; of aps and its variants only.
       num_steps: timesteps, instead of the preset's or the sampler's own.
       num_inner_steps: optimiser steps per timestep, likewise.
       option: any other option of the sampler as NAME=VALUE; may be repeated.

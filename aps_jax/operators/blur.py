@@ -9,6 +9,7 @@ from jax.core import Tracer
 
 from aps_jax.operators._correlation import correlate_axis, correlate_reflected, pad_axis
 from aps_jax.operators.motion import motion_kernel
+from aps_jax.operators.svd import SVD, axis_matrix, separable_svd
 from aps_jax.tasks import declared
 from aps_jax.types import Array, ImageShape, Key, Operator, bind, same_shape
 
@@ -38,18 +39,40 @@ def gaussian_blur(*, kernel_size: int | None, std: float | None) -> Operator:
       Linear operator [B, H, W, C] -> [B, H, W, C].
     """
     apply = bind(_gaussian_blur, kernel_size=kernel_size, std=std)
-    return Operator(apply=apply, name="gaussian_blur", is_linear=True)
+    svd = bind(_gaussian_svd, kernel_size=kernel_size, std=std)
+    return Operator(apply=apply, name="gaussian_blur", is_linear=True, svd=svd)
 
 
-def _gaussian_blur(params: None, x: Array, *, kernel_size: int | None, std: float | None) -> Array:
-    del params
-    default_size, default_std = blur_sizes(same_shape(x.shape))
+def _gaussian_taps(
+    x_shape: tuple[int, ...], *, kernel_size: int | None, std: float | None
+) -> np.ndarray:
+    """Weights of one axis, an odd number."""
+    default_size, default_std = blur_sizes(same_shape(x_shape))
     std = default_std if std is None else std
     if kernel_size is None:
         kernel_size = max(default_size, 2 * int(4 * std + 0.5) + 1)
     radius = min(int(4 * std + 0.5), kernel_size // 2)
     taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / std) ** 2)
-    taps /= taps.sum()
+    return taps / taps.sum()
+
+
+def _gaussian_svd(
+    params: None, x_shape: tuple[int, ...], *, kernel_size: int | None, std: float | None
+) -> SVD:
+    del params
+    taps = _gaussian_taps(x_shape, kernel_size=kernel_size, std=std)
+    return separable_svd(
+        *(
+            axis_matrix(taps, n, first=-(len(taps) // 2), stride=1, num_out=n, mode="reflect")
+            for n in x_shape[1:3]
+        )
+    )
+
+
+def _gaussian_blur(params: None, x: Array, *, kernel_size: int | None, std: float | None) -> Array:
+    del params
+    taps = _gaussian_taps(x.shape, kernel_size=kernel_size, std=std)
+    radius = len(taps) // 2
     for axis in (1, 2):
         num_out = x.shape[axis]
         x = pad_axis(x, radius, radius, axis=axis, mode="reflect")

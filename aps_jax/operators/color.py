@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from aps_jax.operators._checks import channels
+from aps_jax.operators.svd import SVD, channel_svd
 from aps_jax.tasks import declared
 from aps_jax.types import Array, Operator, bind
 
@@ -19,7 +20,7 @@ def colorization() -> Operator:
     Returns:
       Linear operator [B, H, W, 3] -> [B, H, W, 1].
     """
-    return Operator(apply=bind(_luma), name="colorization", is_linear=True)
+    return Operator(apply=bind(_luma), name="colorization", is_linear=True, svd=bind(_luma_svd))
 
 
 def _luma(params: None, x: Array) -> Array:
@@ -27,6 +28,11 @@ def _luma(params: None, x: Array) -> Array:
     channels("colorization", x, 3)
     red, green, blue = (weight * x[..., i : i + 1] for i, weight in enumerate(LUMA))
     return red + green + blue
+
+
+def _luma_svd(params: None, x_shape: tuple[int, ...]) -> SVD:
+    del params, x_shape
+    return channel_svd(LUMA)
 
 
 @declared

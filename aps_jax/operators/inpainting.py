@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aps_jax.operators.svd import mask_svd
 from aps_jax.tasks import declared
 from aps_jax.types import Array, ImageShape, Key, Operator, bind
 
@@ -62,6 +63,7 @@ def _inpainting(name: str, *, params: Array | None = None, sample=None) -> Opera
         sample_params=sample,
         observed=bind(_observed),
         is_linear=True,
+        svd=bind(mask_svd),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from aps_jax.codec.expectation import straight_through
+from aps_jax.operators.svd import identity_svd
 from aps_jax.tasks import declared
 from aps_jax.types import Array, ImageShape, Operator, bind
 
@@ -12,7 +13,7 @@ from aps_jax.types import Array, ImageShape, Operator, bind
 @declared
 def denoising() -> Operator:
     """The identity: only the noise is to be removed."""
-    return Operator(apply=bind(_identity), name="denoising", is_linear=True)
+    return Operator(apply=bind(_identity), name="denoising", is_linear=True, svd=bind(identity_svd))
 
 
 def _identity(params: None, x: Array) -> Array:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from aps_jax.operators._correlation import correlate_axis, pad_axis
+from aps_jax.operators.svd import SVD, axis_matrix, separable_svd
 from aps_jax.tasks import declared
 from aps_jax.types import Array, ImageShape, Operator, bind
 
@@ -28,6 +29,7 @@ def super_resolution(*, scale: int) -> Operator:
         name="super_resolution",
         image_shape=bind(_upsampled_shape, scale=scale),
         is_linear=True,
+        svd=bind(_svd, scale=scale),
     )
 
 
@@ -43,6 +45,18 @@ def _downsample(params: None, x: Array, *, scale: int) -> Array:
             x = x[:, first:] if axis == 1 else x[:, :, first:]
         x = correlate_axis(x, taps, axis=axis, stride=scale, num_out=num_out)
     return x
+
+
+def _svd(params: None, x_shape: tuple[int, ...], *, scale: int) -> SVD:
+    del params
+
+    def matrix(size: int) -> np.ndarray:
+        first, taps = bicubic_taps(scale, size)
+        return axis_matrix(
+            taps, size, first=first, stride=scale, num_out=math.ceil(size / scale), mode="symmetric"
+        )
+
+    return separable_svd(matrix(x_shape[1]), matrix(x_shape[2]))
 
 
 def bicubic_taps(scale: int, size: int) -> tuple[int, np.ndarray]:

@@ -15,8 +15,10 @@ from typing import NamedTuple, cast
 from aps_jax.config import APSConfig, SharedConfig
 from aps_jax.denoiser import PixelParams
 from aps_jax.sampler import make_aps
+from aps_jax.samplers.aps_smc import APSSMCConfig
 from aps_jax.samplers.best_of_n import BestOfNConfig
 from aps_jax.samplers.daps import DAPSConfig
+from aps_jax.samplers.ddrm import DDRMConfig
 from aps_jax.samplers.diffpir import DiffPIRConfig
 from aps_jax.samplers.dps import DPSConfig
 from aps_jax.samplers.entrgi import EntRGiConfig
@@ -81,9 +83,11 @@ SAMPLERS: dict[str, Entry] = {
         G2D2Config,
         SGDDConfig,
         SMCConfig,
+        APSSMCConfig,
         EntRGiConfig,
         ReDGEConfig,
         DPSConfig,
+        DDRMConfig,
         DAPSConfig,
         DiffPIRConfig,
     )
@@ -91,8 +95,10 @@ SAMPLERS: dict[str, Entry] = {
 
 __all__ = [
     "SAMPLERS",
+    "APSSMCConfig",
     "BestOfNConfig",
     "DAPSConfig",
+    "DDRMConfig",
     "DPSConfig",
     "DiffPIRConfig",
     "EntRGiConfig",

@@ -38,9 +38,16 @@ class DAPSConfig(DenoiserConfig):
     `learning_rate` / sigma^2 is not much less than 1, and the steps diverge where it is above 2 for
     an operator of norm 1.
 
+    It does not draw from the posterior, even with a perfect denoiser: as the noise of the levels
+    falls to none, its law tends to likelihood x sqrt(prior), because the ODE moves images by half
+    of what the score asks for, while noise is added twice per level. One step to almost no noise
+    (`num_ode_steps=1`), which is the denoiser's mean, gives likelihood x prior in that limit. At
+    `last_sigma` the law is wider than that by about the variance of its noise. All three are proven
+    on a Gaussian prior, where the law is known in closed form.
+
     Attributes:
-      num_ode_steps: Euler steps of the ODE per level of noise. One step to `ode_sigma` = 0 would
-        be the denoiser's mean.
+      num_ode_steps: Euler steps of the ODE per level of noise. One step to an `ode_sigma` of
+        almost 0 is the denoiser's mean.
       num_inner_steps: Langevin steps per level of noise.
       learning_rate: of the Langevin steps at the first level of noise.
       last_learning_rate: what it falls to, linearly, as a share of `learning_rate`.

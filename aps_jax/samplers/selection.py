@@ -53,6 +53,28 @@ def take(candidates: PyTree, index: Array) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[index, rows], candidates)
 
 
+def effective_size(log_w: Array) -> Array:
+    """(sum w)^2 / sum w^2 per row, of log-weights [K, R]."""
+    w = jax.nn.softmax(log_w, axis=0)
+    return 1 / jnp.sum(w**2, axis=0)
+
+
+def systematic(keys: Key, log_w: Array) -> Array:
+    """Ancestors int32 [K, R] of K particles per row, each floor or ceil of K w times.
+
+    Args:
+      keys: one per row [R].
+      log_w: unnormalised log-weights [K, R].
+    """
+    num_particles = log_w.shape[0]
+    edges = jnp.cumsum(jax.nn.softmax(log_w, axis=0), axis=0)
+    offset = jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32))(keys)
+    points = (jnp.arange(num_particles, dtype=jnp.float32)[:, None] + offset[None]) / num_particles
+    index = jax.vmap(jnp.searchsorted, (1, 1), 1)(edges, points)
+    # Rounding can leave the last edge short of the last point.
+    return jnp.minimum(index, num_particles - 1)
+
+
 class Best(NamedTuple):
     """The best of the runs that were weighed so far.
 

@@ -137,14 +137,14 @@ class SMCConfig(DecodingConfig):
         if self.weights == "absolute":
             change = self._lambda(i + 1) * particles.value - self._lambda(i) * before.value
             log_w = jnp.where(jnp.isfinite(change), state.log_weights + change, -jnp.inf)
-            is_even = _effective_size(log_w) >= self.ess_threshold * self.num_particles
+            is_even = selection.effective_size(log_w) >= self.ess_threshold * self.num_particles
             is_due = (i + 1) % self.resample_interval == 0
             is_resampled = is_due & ~is_even & (i < self.num_steps - 1)
         else:
             change = particles.value - before.value
             log_w = selection.log_weights(change, "standardized", self.temperature)
             is_resampled = jnp.broadcast_to(i < self.num_steps - 1, log_w.shape[1:])
-        ancestors = systematic(keys_resample, log_w)
+        ancestors = selection.systematic(keys_resample, log_w)
         own = jnp.arange(self.num_particles, dtype=jnp.int32)[:, None]
         index = jnp.where(is_resampled, ancestors, own)
         rows = jnp.arange(log_w.shape[1], dtype=jnp.int32)
@@ -201,25 +201,3 @@ class SMCConfig(DecodingConfig):
             decoder=num_moves * num_fills + 1,
             decoder_gradient=0,
         )
-
-
-def _effective_size(log_w: Array) -> Array:
-    """(sum w)^2 / sum w^2 per row, of log-weights [K, R]."""
-    w = jax.nn.softmax(log_w, axis=0)
-    return 1 / jnp.sum(w**2, axis=0)
-
-
-def systematic(keys: Key, log_w: Array) -> Array:
-    """Ancestors int32 [K, R] of K particles per row, each floor or ceil of K w times.
-
-    Args:
-      keys: one per row [R].
-      log_w: unnormalised log-weights [K, R].
-    """
-    num_particles = log_w.shape[0]
-    edges = jnp.cumsum(jax.nn.softmax(log_w, axis=0), axis=0)
-    offset = jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32))(keys)
-    points = (jnp.arange(num_particles, dtype=jnp.float32)[:, None] + offset[None]) / num_particles
-    index = jax.vmap(jnp.searchsorted, (1, 1), 1)(edges, points)
-    # Rounding can leave the last edge short of the last point.
-    return jnp.minimum(index, num_particles - 1)

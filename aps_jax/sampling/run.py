@@ -91,7 +91,8 @@ class SampleResult(NamedTuple):
       tokens: its tokens, int32 [B, L], row-major over the token grid; None from pixels.
       info: per-step scalars with leading axes [T, B, S], and the trace likewise, if asked for.
       samples: all samples [B, S, H, W, 3].
-      mean: pixelwise mean over the samples [B, H, W, 3].
+      mean: pixelwise mean over the samples [B, H, W, 3]: of all images, the one of least expected
+        squared error, as far as S samples tell. It is smoother than any sample.
       std: pixelwise standard deviation over the samples; 0 for a single one.
     """
 

@@ -85,21 +85,21 @@ def mixing_codec(weights: np.ndarray, quantizer: Quantizer, stride: int) -> Code
 
 def _project(params: dict[str, Array], x: Array) -> Array:
     y = x.reshape(x.shape[0], -1) @ params["matrix"]
-    return jnp.where(params["is_amplitude"], jnp.abs(y), y)
+    return y + params["fold"] * (jnp.abs(y) - y)
 
 
 def _stored_shape(y_shape: tuple[int, ...], *, shape: ImageShape) -> ImageShape:
     return shape
 
 
-def projection(matrix: np.ndarray, shape: ImageShape, *, is_amplitude: bool) -> Operator:
-    """Y = x M [B, n], or its absolute value, which is nonlinear; one compilation serves both."""
-    params = {
-        "matrix": jnp.asarray(matrix, jnp.float32),
-        "is_amplitude": jnp.asarray(is_amplitude),
-    }
+def projection(matrix: np.ndarray, shape: ImageShape, *, fold: float) -> Operator:
+    """(1 - fold) x M + fold |x M| [B, n]: linear at 0, a rectifier at 0.5, amplitudes at 1.
+
+    One compilation serves all folds of the same linearity.
+    """
+    params = {"matrix": jnp.asarray(matrix, jnp.float32), "fold": jnp.float32(fold)}
     return Operator(
-        apply=_project, name="projection", params=params, is_linear=not is_amplitude,
+        apply=_project, name="projection", params=params, is_linear=fold == 0,
         image_shape=bind(_stored_shape, shape=shape), is_image=False,
     )  # fmt: skip
 
@@ -193,7 +193,7 @@ def make_toy(name: str, *, is_amplitude: bool, num_measured: int = 4) -> Toy:
     codec = mixing_codec(weights, lfq.LFQ(num_bits), stride)
     size = 3 * shape[0] * shape[1]
     matrix = rng.normal(size=(size, num_measured)) * 1.5 / np.sqrt(size)
-    operator = projection(matrix, shape, is_amplitude=is_amplitude)
+    operator = projection(matrix, shape, fold=float(is_amplitude))
     codes = codec.codebook[fields(num_codes, length)].reshape(-1, 1, length, num_bits)
     predicted = np.float64(operator(codec.decode(codec.params, codes)))
     params = Params(table_prior(joint, num_codes, length), codec, operator)

@@ -48,6 +48,7 @@ class Sweep(cli_options.Restore):
     resume: _Hidden = False
     overwrite: _Hidden = False
     paste_known: _Hidden = False
+    estimate: tyro.conf.Suppress[str] = "sample"
     save_steps: _Hidden = False
     save_video: tyro.conf.Suppress[str | None] = None
     show_tokens: _Hidden = False

@@ -54,6 +54,11 @@ class Host:
     def __init__(self, options: Sweep, place: hosts.Place) -> None:
         self.options, self.place = options, place
         self.config = cli_options.config_of(options)
+        if self.config.NEEDS == "denoiser":
+            raise ValueError(
+                f"sweeps take samplers over tokens, and {options.sampler!r} is one on pixels; "
+                "restore pictures one by one with aps-jax restore"
+            )
         self.mesh = sharding.make_mesh(
             options.num_data, options.num_model, devices=jax.local_devices()
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +17,12 @@ from jax.sharding import Mesh
 from aps_jax import sharding
 from aps_jax.codec.magvit2 import CodecConfig, init_codec_params, make_codec
 from aps_jax.io import checkpoint
-from aps_jax.io.names import suggestion
-from aps_jax.operators.kernel_wizard import KernelWizardConfig, init_network_params
+from aps_jax.pretrained.folders import load_section, model_folder
 from aps_jax.prior.bundle import make_prior, make_prompted_prior
 from aps_jax.prior.prompts import PromptConfig, TextIds, frame_prompt
 from aps_jax.prior.transformer import TransformerConfig, init_transformer_params
-from aps_jax.scores.clip import ClipConfig, ClipModel, init_clip_params
-from aps_jax.scores.dino import DinoModel, init_dino_params
-from aps_jax.scores.vit import VitConfig
-from aps_jax.text.reward_model import RewardFrame, RewardModel, frame_ids, make_reward
-from aps_jax.text.tokenizer import (
-    CLIP_TOKENIZER,
-    REWARD_TOKENIZER,
-    encode_prompt,
-    load_tokenizer,
-)
-from aps_jax.types import Codec, Key, Prior, PyTree
-
-_EMBEDDED = Path(__file__).parent / "data"
-#: Models inside the package, by name: the folders that have a prior.
-EMBEDDED_MODELS = tuple(sorted(file.parent.name for file in _EMBEDDED.glob("*/prior.safetensors")))
-#: What activations may be computed in.
-DTYPES = ("float32", "bfloat16")
+from aps_jax.text.tokenizer import encode_prompt
+from aps_jax.types import Codec, Prior
 
 
 class Card(dict[str, Any]):
@@ -107,19 +91,6 @@ def load_pretrained(
     return Model(prior=prior, codec=codec, card=card)
 
 
-def model_folder(name: str | os.PathLike[str]) -> Path:
-    """Folder behind a model's name or path; ValueError if there is none."""
-    if str(name) in EMBEDDED_MODELS:
-        return _EMBEDDED / str(name)
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
-    raise ValueError(
-        f"no model {str(name)!r}: neither a folder nor one of {', '.join(EMBEDDED_MODELS)}"
-        f"{suggestion(str(name), EMBEDDED_MODELS)}"
-    )
-
-
 def load_codec(
     folder: Path,
     card: dict[str, Any] | None = None,
@@ -132,7 +103,9 @@ def load_codec(
     Activations have the card's dtype, or `dtype` as for `load_pretrained`.
     """
     card = checkpoint.read_card(folder) if card is None else card
-    codec = make_codec(*_load(folder, card, "codec", CodecConfig, init_codec_params, mesh, dtype))
+    codec = make_codec(
+        *load_section(folder, card, "codec", CodecConfig, init_codec_params, mesh, dtype)
+    )
     if mesh is None:
         return codec
     return jax.device_put(sharding.spread_codec(codec, mesh), sharding.replicated(mesh))
@@ -184,7 +157,7 @@ def load_prior(
         frame = checkpoint.parse_config(PromptConfig, card[section], folder / checkpoint.CARD_NAME)
         text = prompt_ids if prompt is None else encode_prompt(folder, prompt)
         framed = (frame, *_framed(folder, frame, text, negative, mask_padding=mask_padding))
-    config, params = _load(
+    config, params = load_section(
         folder, card, "prior", TransformerConfig, init_transformer_params, mesh, dtype
     )
     window = None if is_text else card.get("prior_window")
@@ -223,80 +196,6 @@ def _to_mesh(prior: Prior, mesh: Mesh) -> Prior:
     return sharding.spread_prior(prior, mesh)
 
 
-def load_kernel_wizard(folder: Path) -> PyTree:
-    """Weights for `aps_jax.operators.nonlinear_blur`, from a folder by `aps-jax convert`.
-
-    Raises:
-      aps_jax.io.checkpoint.CheckpointError: the folder is damaged or holds no such weights.
-    """
-    card = checkpoint.read_card(folder)
-    return _load(folder, card, "kernel_wizard", KernelWizardConfig, init_network_params)[1]
-
-
-def load_clip(folder: Path) -> ClipModel:
-    """CLIP, from a folder by `aps-jax convert clip`; weights and activations are float32.
-
-    Raises:
-      aps_jax.io.checkpoint.CheckpointError: the folder is damaged or holds no CLIP.
-      ValueError: the tokenizer is damaged, or its extra is not installed.
-    """
-    card = checkpoint.read_card(folder)
-    config, params = _load(folder, card, "clip", ClipConfig, init_clip_params)
-    has_tokenizer = (folder / CLIP_TOKENIZER).is_file()
-    tokenizer = load_tokenizer(folder, CLIP_TOKENIZER) if has_tokenizer else None
-    return ClipModel(params=params, config=config, tokenizer=tokenizer)
-
-
-def load_dino(folder: Path) -> DinoModel:
-    """DINO, from a folder by `aps-jax convert dino`; weights and activations are float32.
-
-    Raises:
-      aps_jax.io.checkpoint.CheckpointError: the folder is damaged or holds no DINO.
-    """
-    card = checkpoint.read_card(folder)
-    config, params = _load(folder, card, "dino", VitConfig, init_dino_params)
-    return DinoModel(params=params, config=config)
-
-
-def load_reward(
-    folder: Path,
-    prompt: str | Sequence[str],
-    *,
-    mesh: Mesh | None = None,
-    dtype: str | None = None,
-) -> RewardModel:
-    """A reward of answers to a prompt, from a folder by `aps-jax convert reward`.
-
-    Args:
-      folder: the model folder.
-      prompt: the user's turn, or one for each of B answers; the frame is added here.
-      mesh: devices to load to, as for `load_pretrained`.
-      dtype: of activations, as for `load_pretrained`.
-
-    Raises:
-      aps_jax.io.checkpoint.CheckpointError: the folder is damaged or holds no reward model.
-      ValueError: another dtype, or a tokenizer that is damaged or of another model.
-    """
-    card = checkpoint.read_card(folder)
-    config, params = _load(
-        folder, card, "reward_model", TransformerConfig, init_transformer_params, mesh, dtype
-    )
-    path = folder / checkpoint.CARD_NAME
-    frame = checkpoint.parse_config(RewardFrame, card.get("reward_frame"), path)
-    tokenizer = load_tokenizer(folder, REWARD_TOKENIZER)
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    framed = [frame_ids(frame, tokenizer, one) for one in prompts]
-    if not framed:
-        raise ValueError("a reward model reads answers to a prompt; give at least one prompt")
-    return make_reward(
-        config,
-        params,
-        before_ids=[before for before, _ in framed],
-        after_ids=framed[0][1],
-        pad_token_id=frame.pad_token_id,
-    )
-
-
 def _check_prompt(
     folder: Path,
     card: dict[str, Any],
@@ -315,36 +214,3 @@ def _check_prompt(
         raise ValueError(f"the prior in {folder} takes no prompt; leave it out")
     if is_text and (section not in card or card[section].get("begin_id") is not None):
         raise ValueError(f"the prior in {folder} is over images only, not over text")
-
-
-def _load(
-    folder: Path,
-    card: dict[str, Any],
-    section: str,
-    kind: type[Any],
-    init: Callable[[Key, Any], PyTree],
-    mesh: Mesh | None = None,
-    dtype: str | None = None,
-) -> tuple[Any, PyTree]:
-    """Configuration, its dtype replaced if one is given, and weights of one half of a model."""
-    path = folder / checkpoint.CARD_NAME
-    if section not in card:
-        raise checkpoint.CheckpointError(
-            f"model card {path} lacks the configuration of a {section}: it is of text (aps-jax "
-            f"write), or a part of a model: convert or train the {section} into the same folder"
-        )
-    config = checkpoint.parse_config(kind, card[section], path)
-    if dtype is not None:
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
-        config = dataclasses.replace(config, dtype=dtype)
-    abstract = jax.eval_shape(lambda key: init(key, config), jax.random.key(0))
-    shardings = None
-    if mesh is not None and section in ("prior", "reward_model"):
-        sharding.require_whole_heads(config.num_heads, config.num_kv_heads, mesh)
-        shardings = sharding.prior_shardings(abstract, mesh)
-    elif mesh is not None:
-        shardings = jax.tree.map(lambda leaf: sharding.replicated(mesh), abstract)
-    return config, checkpoint.load_params(
-        checkpoint.weights_path(folder, section), abstract, shardings
-    )
