@@ -2,6 +2,12 @@
 
 import dataclasses
 import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -248,6 +254,47 @@ def test_write_makes_a_file_and_a_record(folder, tmp_path, capsys):
     assert not (out.parent / ".state").exists()
     assert cli.main([*words, "--out", str(out)]) == 2
     assert "--overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["aps", "smc", "best_of_n"])
+def test_an_interrupted_command_goes_on_where_it_was(folder, tmp_path, capsys, sampler):
+    """A real signal to a real process, between two timesteps or in one."""
+    words = [
+        "write", "--model", str(folder), "--reward", "positive", "--prompt", "the",
+        "--sampler", sampler, "--num-samples", "400", "--num-steps", "12",
+    ]  # fmt: skip
+    out = tmp_path / "out"
+    # Background jobs of a shell, and so their children, ignore the signal.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from aps_jax.cli import main; sys.exit(main())"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words, "--out", str(out / "text.txt")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while process.poll() is None and not (out / ".state").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    printed, err = process.communicate(timeout=300)
+    assert process.returncode == 130, err
+    assert printed == "" and "Traceback" not in err and os.listdir(out) == [".state"]
+    last = err.splitlines()[-1]
+    assert last.startswith("aps-jax: interrupted; continue with: ") and "--resume" in last
+
+    # Word for word what the message says to do.
+    told = shlex.split(last.split("continue with: ")[1])
+    assert told[0] == "aps-jax" and cli.main(told[1:]) == 0
+    assert "resum" in capsys.readouterr().err
+    assert cli.main([*words, "--out", str(tmp_path / "whole" / "text.txt")]) == 0
+    names = ["text.txt", "result.json"]
+    resumed, whole = ([(place / name).read_text() for name in names]
+                      for place in (out, tmp_path / "whole"))  # fmt: skip
+    assert resumed[0] == whole[0] and not (out / ".state").exists()
+    records = [json.loads(text) for text in (resumed[1], whole[1])]
+    assert records[0]["lines"] == records[1]["lines"]
+    assert records[0]["history"] == records[1]["history"]
 
 
 def test_write_refuses_what_it_cannot_do(folder, tmp_path, capsys):
