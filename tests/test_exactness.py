@@ -106,7 +106,8 @@ def test_labels_of_a_reward_are_drawn_for_in_order():
     laws = toy.joint * shares.T**toy.weight
     laws /= laws.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(problem.exact, laws, rtol=1e-4)
-    energy = problem.targets(None).energy_of(jnp.tile(jnp.asarray(every, jnp.int32), (3, 1)))
+    tokens = jnp.asarray(np.tile(every, (3, 1)), jnp.int32)
+    energy = jax.jit(lambda target, tokens: target.energy_of(tokens))(problem.targets(None), tokens)
     np.testing.assert_allclose(energy, -toy.weight * np.log(shares.T).ravel(), atol=1e-4)
     # What is wanted differs between labels, and from what the prior gives.
     for other in (toy.joint, laws[0], laws[1]):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import random_params
+from safetensors import safe_open
 
 from aps_jax import cli, energies, pretrained
 from aps_jax.io import checkpoint
@@ -258,7 +259,7 @@ def test_write_makes_a_file_and_a_record(folder, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["aps", "smc", "best_of_n"])
-def test_an_interrupted_command_goes_on_where_it_was(folder, tmp_path, capsys, sampler):
+def test_an_interrupted_command_goes_on_where_it_was(folder, tmp_path, sampler):
     """A real signal to a real process, between two timesteps or in one."""
     words = [
         "write", "--model", str(folder), "--reward", "positive", "--prompt", "the",
@@ -283,10 +284,12 @@ def test_an_interrupted_command_goes_on_where_it_was(folder, tmp_path, capsys, s
     last = err.splitlines()[-1]
     assert last.startswith("aps-jax: interrupted; continue with: ") and "--resume" in last
 
+    with safe_open(out / ".state", framework="numpy") as state:
+        done = int(state.get_tensor("state.step"))
+
     # Word for word what the message says to do.
     told = shlex.split(last.split("continue with: ")[1])
     assert told[0] == "aps-jax" and cli.main(told[1:]) == 0
-    assert "resum" in capsys.readouterr().err
     assert cli.main([*words, "--out", str(tmp_path / "whole" / "text.txt")]) == 0
     names = ["text.txt", "result.json"]
     resumed, whole = ([(place / name).read_text() for name in names]
@@ -295,6 +298,7 @@ def test_an_interrupted_command_goes_on_where_it_was(folder, tmp_path, capsys, s
     records = [json.loads(text) for text in (resumed[1], whole[1])]
     assert records[0]["lines"] == records[1]["lines"]
     assert records[0]["history"] == records[1]["history"]
+    assert 0 < done < len(records[0]["history"]["num_masked"])
 
 
 def test_write_refuses_what_it_cannot_do(folder, tmp_path, capsys):

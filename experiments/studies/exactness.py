@@ -4,8 +4,9 @@
 
 Priors are perfect tables (`experiments.toy_priors`), so all error is the sampler's. For each of a
 few measurements, or labels that a reward asks for, many samples are drawn; their frequencies are
-compared with the exact posterior by total variation and KL(samples || posterior). `floor` is what as many perfect samples would score.
-A run may be killed; the same command goes on. Options are as in `METHODS`, not tuned.
+compared with the exact posterior by total variation and KL(samples || posterior). `floor` is what
+as many perfect samples would score. A run may be killed; the same command goes on. Options are as
+in `METHODS`, not tuned.
 """
 
 from __future__ import annotations
@@ -188,11 +189,9 @@ def make_problem(case: str, arguments: Arguments) -> Problem:
     toy = toy_priors.make_toy(name, is_amplitude=is_amplitude)
     y = measurements(toy, arguments)
     batch = jnp.asarray(np.repeat(y, arguments.num_draws, axis=0), jnp.float32)
-    exact = [
-        toy_priors.exact_posterior(toy.joint, toy.predicted, row, arguments.sigma) for row in y
-    ]
+    laws = [toy_priors.exact_posterior(toy.joint, toy.predicted, row, arguments.sigma) for row in y]
     return Problem(
-        np.stack(exact),
+        np.stack(laws),
         lambda config: measurement_target(toy.params, batch, config=config),
         toy.params.codec.num_codes,
         toy.length,
