@@ -47,6 +47,8 @@ _RATES = [
     _MORE_STEPS | {"learning_rate": 1.0},
 ]  # fmt: skip
 _WEIGHTS = [{"weight": 1.0}, {"weight": 3.0}, {"weight": 10.0}]
+#: The prior term favours its mode, so it takes more to outweigh it.
+_MORE_WEIGHTS = [{"weight": 3.0}, {"weight": 10.0}, {"weight": 30.0}]
 #: Sampler, options, and options of which one is chosen each; "weight" is that of the reward.
 METHODS: dict[str, tuple[str, dict[str, Any], list[dict[str, Any]]]] = {
     "no reward": ("maskgit", _DECODING, [{"num_steps": 16}]),
@@ -72,11 +74,11 @@ METHODS: dict[str, tuple[str, dict[str, Any], list[dict[str, Any]]]] = {
     "APS": ("aps", _APS | {"prior_weight": 0.0}, _RATES),
     "APS with prior term": (
         "aps", _APS | {"prior_weight": 1.0, "learning_rate": 1.0},
-        [*_WEIGHTS, _MORE_STEPS | {"weight": 10.0}],
+        [*_MORE_WEIGHTS, _MORE_STEPS | {"weight": 30.0}],
     ),
     "APS, random remasking": (
         "aps", _APS | {"prior_weight": 1.0, "learning_rate": 1.0, "remasking": "random"},
-        [*_WEIGHTS, _MORE_STEPS | {"weight": 10.0}],
+        [*_MORE_WEIGHTS, _MORE_STEPS | {"weight": 30.0}],
     ),
 }  # fmt: skip
 
