@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from aps_jax.text.tokenizer import load_tokenizer
 from aps_jax.writing import load_writer, text_config
 from experiments import lines
 from experiments.studies import toy_priors
+from experiments.train import text as train_text
 
 TEXTS = [
     "the food was great and the staff was friendly .",
@@ -335,6 +337,27 @@ def test_write_refuses_what_it_cannot_do(folder, tmp_path, capsys):
     (bare / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
     with pytest.raises(checkpoint.CheckpointError, match=r"classifier.safetensors"):
         load_writer(bare)
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_from_a_model(tmp_path, capsys):
+    for label in (0, 1):
+        (tmp_path / f"data.{label}").write_text("\n".join(TEXTS * 700))
+    common = {"data": tuple(tmp_path.glob("data.*")), "smoke": True}
+    first, second = (tmp_path / name for name in ("first", "second"))
+    assert train_text.main(train_text.Config(out=first, **common)) == 0
+    config = train_text.Config(out=second, init=first / "model", learning_rate=0.0, **common)
+    assert train_text.main(config) == 0
+    folders = [out / "model" for out in (first, second)]
+    for name in ("tokenizer.json", "prior.safetensors"):  # Nothing was learnt at this rate.
+        assert len({(folder / name).read_bytes() for folder in folders}) == 1, name
+    cards = [checkpoint.read_card(folder) for folder in folders]
+    assert cards[1]["prior_training"]["started_from"] == cards[0]["prior_training"]
+    assert cards[1]["prior"] == cards[0]["prior"] and cards[1]["text"] == cards[0]["text"]
+    capsys.readouterr()
+    config = train_text.Config(out=tmp_path / "third", init=Path("photo64"), **common)
+    assert train_text.main(config) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 # The embedded model.
