@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.figures import figure, save_figure
 from experiments.studies.text_judges import distinct
-from experiments.studies.text_methods import FEW_CALLS, LABELS, METHODS
+from experiments.studies.text_methods import LABELS, METHODS
 
 #: Resamples of a bootstrap.
 RESAMPLES = 2000
@@ -128,6 +128,15 @@ def differences(rows: list[dict[str, Any]], looks: list[Looks], split: str, each
     return "\n".join(text) + "\n"
 
 
+def _frontier(x: list[float], y: list[float]) -> tuple[list[float], list[float]]:
+    """The points that have a larger y than all of smaller x, in order."""
+    kept: list[tuple[float, float]] = []
+    for point in sorted(zip(x, y, strict=True)):
+        if not kept or point[1] > kept[-1][1]:
+            kept.append(point)
+    return [a for a, _ in kept], [b for _, b in kept]
+
+
 def plot(rows: list[dict[str, Any]], looks: list[Looks], path: Path, each: int) -> None:
     """Reward against perplexity of all settings, and judged success against it of those chosen."""
     picture, axes = figure(1, 3, (4.2, 3.8))
@@ -139,18 +148,17 @@ def plot(rows: list[dict[str, Any]], looks: list[Looks], path: Path, each: int) 
             said = [means(look) for look in own]
             x = [score["perplexity"] for score in said]
             style = {"color": f"C{index}", "label": method, "marker": "o", "markersize": 4}
-            style["linestyle"] = ":" if method == FEW_CALLS else "-"
             if split == "tuning":
-                order = np.argsort(x)
                 y = [score["reward"] for score in said]
-                axis.plot(np.take(x, order), np.take(y, order), **style)
+                axis.plot(x, y, **style, linestyle="")
+                axis.plot(*_frontier(x, y), color=style["color"], linewidth=0.8)
                 continue
             bars = [
                 [half_width((look.nats, look.words), each, _perplexity) for look in own],
                 [100 * half_width((look.judged,), each) for look in own],
             ]
             y = [100 * score["judged"] for score in said]
-            axis.errorbar(x, y, xerr=bars[0], yerr=bars[1], elinewidth=0.8, **style)
+            axis.errorbar(x, y, xerr=bars[0], yerr=bars[1], elinewidth=0.8, **style, linestyle="")
         axis.set_xlabel("perplexity under the trigram model")
         axis.grid(alpha=0.3, which="both")
     titles = ("all settings, prompts of tuning", "chosen settings, test", "chosen, contrary")
