@@ -83,13 +83,41 @@ def test_perfect_samples_reach_the_floor_and_others_do_not(toy, rng):
     y, fields = rng.normal(size=(2, 4)), toy_priors.fields(8, 2)
     laws = [toy_priors.exact_posterior(toy.joint, toy.predicted, row, 0.5) for row in y]
     drawn = np.concatenate([fields[rng.choice(64, p=law, size=2000)] for law in laws])
-    found = exactness.distances(toy, y, drawn, 0.5)
+    found = exactness.distances(np.stack(laws), drawn, 8)
     assert found["total_variation"] == pytest.approx(found["floor"], rel=0.4)
     assert found["kl"] == pytest.approx(found["kl_floor"], rel=0.6)
     swapped = np.concatenate(np.split(drawn, 2)[::-1])
-    far = exactness.distances(toy, y, swapped, 0.5)
+    far = exactness.distances(np.stack(laws), swapped, 8)
     expected = toy_priors.total_variation(*laws)
     assert far["total_variation"] == pytest.approx(expected, abs=0.05) and expected > 0.3
+
+
+def test_labels_of_a_reward_are_drawn_for_in_order():
+    """The posterior against the energy that samplers see, in NumPy and by Bayes' rule."""
+    toy = toy_priors.make_reward_toy()
+    problem = exactness.make_problem(
+        "4 codes, 3 tokens, reward", exactness.Arguments(num_measurements=3, num_draws=64)
+    )
+    every = toy_priors.fields(4, 3)
+    bits = (every[:, :, None] >> np.array([1, 0])) & 1
+    x = np.tanh((2.0 * bits - 1).reshape(64, 6) @ np.float64(toy.codec.params))
+    logits = np.tanh(x @ np.float64(toy.net.hidden)) @ np.float64(toy.net.out)
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    laws = toy.joint * shares.T**toy.weight
+    laws /= laws.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(problem.exact, laws, rtol=1e-4)
+    tokens = jnp.asarray(np.tile(every, (3, 1)), jnp.int32)
+    energy = jax.jit(lambda target, tokens: target.energy_of(tokens))(problem.targets(None), tokens)
+    np.testing.assert_allclose(energy, -toy.weight * np.log(shares.T).ravel(), atol=1e-4)
+    # What is wanted differs between labels, and from what the prior gives.
+    for other in (toy.joint, laws[0], laws[1]):
+        assert toy_priors.total_variation(laws[2], other) > 0.4
+    assert toy_priors.total_variation(laws[0], toy.joint) > 0.4
+    # A line through the bits misses a good part of the reward: it is not linear.
+    design = np.c_[np.ones(64), bits.reshape(64, 6)]
+    for share in np.log(shares).T:
+        rest = share - design @ np.linalg.lstsq(design, share, rcond=None)[0]
+        assert rest.std() > 0.3 * share.std()
 
 
 def test_measurements_are_noisy_pictures_of_the_prior(toy):
@@ -110,15 +138,20 @@ def test_measurements_are_noisy_pictures_of_the_prior(toy):
 def test_every_draw_is_compared_with_the_posterior_of_its_measurement(tmp_path, monkeypatch):
     """A sampler that tells which measurement it was given."""
 
-    def sample(params, y, key, *, config):
+    toy = toy_priors.make_toy("8x2", is_amplitude=False)
+
+    def sample(target, key, *, config):
+        y = target.energy.data
         seen.append(y.shape)
         number = jnp.arange(len(y)) % 5  # Draws differ.
-        return Drawn(jnp.stack([number, jnp.round(100 * y[:, 0])], axis=1))
+        return Drawn(jnp.concatenate([number[:, None], y], axis=1))
 
-    def distances(toy, y, tokens, sigma):
-        for row, own in zip(y, np.split(tokens, len(y)), strict=True):
+    def distances(exact, tokens, num_codes):
+        for law, own in zip(exact, np.split(tokens, len(exact)), strict=True):
             np.testing.assert_array_equal(own[:, 0], np.arange(len(own)) % 5)
-            np.testing.assert_allclose(own[:, 1] / 100, row[0], atol=0.006)
+            for y in own[:, 1:]:
+                expected = toy_priors.exact_posterior(toy.joint, toy.predicted, y, 0.5)
+                np.testing.assert_allclose(law, expected, rtol=1e-4)
         names = ("total_variation", "kl", "floor", "kl_floor")
         return dict.fromkeys(names, 0.5)
 
@@ -126,7 +159,7 @@ def test_every_draw_is_compared_with_the_posterior_of_its_measurement(tmp_path, 
         tokens: jax.Array
 
     seen = []
-    monkeypatch.setattr(exactness, "sample", sample)
+    monkeypatch.setattr(exactness, "sample_target", sample)
     monkeypatch.setattr(exactness, "METHODS", {"prior": exactness.METHODS["prior"]})
     monkeypatch.setattr(exactness, "distances", distances)
     arguments = exactness.Arguments(out=tmp_path, num_measurements=3, num_draws=10, toys=("8x2",))

@@ -8,7 +8,7 @@ import pytest
 
 from aps_jax.samplers.budget import decoder_evaluations
 from aps_jax.writing import load_writer
-from experiments.studies import text_judges, text_methods, text_rewards
+from experiments.studies import text_judges, text_methods, text_report, text_rewards
 
 TEXTS = ["good food .", "good food here .", "bad food .", "bad service .", "the food is good ."] * 2
 
@@ -76,7 +76,20 @@ def test_every_method_has_the_same_number_of_reward_evaluations():
         for setting in settings:
             config = text_methods.config_of(method, setting)
             cost = decoder_evaluations(config)
+            if method == text_methods.FEW_CALLS:
+                assert config.evaluations().denoiser == 32 and cost < text_methods.BUDGET
+                continue
             assert cost - text_methods.BUDGET in (0, 1) if config.KNOB else cost == 0, method
+
+
+def test_intervals_are_those_of_means_over_beginnings(rng):
+    """Lines of one beginning are alike here, so that their number brings nothing."""
+    values = rng.normal(size=(24, 1)) * np.ones((24, 8))
+    expected = 1.96 * values[:, 0].std() / 24**0.5
+    assert text_report.half_width((values.ravel(),), 8) == pytest.approx(expected, rel=0.1)
+    words = np.full(24 * 8, 7.0)
+    found = text_report.half_width((7 * values.ravel(), words), 8, lambda a, b: np.exp(a / b))
+    assert found == pytest.approx(np.exp(values.mean()) * expected, rel=0.15)
 
 
 @pytest.mark.slow
@@ -88,7 +101,7 @@ def test_a_smoke_run_writes_rows_a_table_and_a_plot(tmp_path):
     arguments = text_rewards.Arguments(data=(tmp_path,), out=out, smoke=True)
     assert text_rewards.main(arguments) == 0
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
-    assert {row["split"] for row in rows} == {"tuning", "test"} and len(rows) == 4
+    assert {row["split"] for row in rows} == set(text_methods.SPLITS) and len(rows) == 6
     writer = load_writer("lines32")
     for row in rows:
         assert len(row["lines"]) == 4 and set(row["wanted"]) == {0, 1}

@@ -2,12 +2,20 @@
 
 import dataclasses
 import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import random_params
+from safetensors import safe_open
 
 from aps_jax import cli, energies, pretrained
 from aps_jax.io import checkpoint
@@ -19,6 +27,7 @@ from aps_jax.text.tokenizer import load_tokenizer
 from aps_jax.writing import load_writer, text_config
 from experiments import lines
 from experiments.studies import toy_priors
+from experiments.train import text as train_text
 
 TEXTS = [
     "the food was great and the staff was friendly .",
@@ -250,6 +259,50 @@ def test_write_makes_a_file_and_a_record(folder, tmp_path, capsys):
     assert "--overwrite" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["aps", "smc", "best_of_n"])
+def test_an_interrupted_command_goes_on_where_it_was(folder, tmp_path, sampler):
+    """A real signal to a real process, between two timesteps or in one."""
+    words = [
+        "write", "--model", str(folder), "--reward", "positive", "--prompt", "the",
+        "--sampler", sampler, "--num-samples", "400", "--num-steps", "12",
+    ]  # fmt: skip
+    out = tmp_path / "out"
+    # Background jobs of a shell, and so their children, ignore the signal.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from aps_jax.cli import main; sys.exit(main())"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words, "--out", str(out / "text.txt")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while process.poll() is None and not (out / ".state").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    printed, err = process.communicate(timeout=300)
+    assert process.returncode == 130, err
+    assert printed == "" and "Traceback" not in err and os.listdir(out) == [".state"]
+    last = err.splitlines()[-1]
+    assert last.startswith("aps-jax: interrupted; continue with: ") and "--resume" in last
+
+    with safe_open(out / ".state", framework="numpy") as state:
+        done = int(state.get_tensor("state.step"))
+
+    # Word for word what the message says to do.
+    told = shlex.split(last.split("continue with: ")[1])
+    assert told[0] == "aps-jax" and cli.main(told[1:]) == 0
+    assert cli.main([*words, "--out", str(tmp_path / "whole" / "text.txt")]) == 0
+    names = ["text.txt", "result.json"]
+    resumed, whole = ([(place / name).read_text() for name in names]
+                      for place in (out, tmp_path / "whole"))  # fmt: skip
+    assert resumed[0] == whole[0] and not (out / ".state").exists()
+    records = [json.loads(text) for text in (resumed[1], whole[1])]
+    assert records[0]["lines"] == records[1]["lines"]
+    assert records[0]["history"] == records[1]["history"]
+    assert 0 < done < len(records[0]["history"]["num_masked"])
+
+
 def test_write_refuses_what_it_cannot_do(folder, tmp_path, capsys):
     other = tmp_path / "other"
     other.mkdir()
@@ -284,6 +337,27 @@ def test_write_refuses_what_it_cannot_do(folder, tmp_path, capsys):
     (bare / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
     with pytest.raises(checkpoint.CheckpointError, match=r"classifier.safetensors"):
         load_writer(bare)
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_from_a_model(tmp_path, capsys):
+    for label in (0, 1):
+        (tmp_path / f"data.{label}").write_text("\n".join(TEXTS * 700))
+    common = {"data": tuple(tmp_path.glob("data.*")), "smoke": True}
+    first, second = (tmp_path / name for name in ("first", "second"))
+    assert train_text.main(train_text.Config(out=first, **common)) == 0
+    config = train_text.Config(out=second, init=first / "model", learning_rate=0.0, **common)
+    assert train_text.main(config) == 0
+    folders = [out / "model" for out in (first, second)]
+    for name in ("tokenizer.json", "prior.safetensors"):  # Nothing was learnt at this rate.
+        assert len({(folder / name).read_bytes() for folder in folders}) == 1, name
+    cards = [checkpoint.read_card(folder) for folder in folders]
+    assert cards[1]["prior_training"]["started_from"] == cards[0]["prior_training"]
+    assert cards[1]["prior"] == cards[0]["prior"] and cards[1]["text"] == cards[0]["text"]
+    capsys.readouterr()
+    config = train_text.Config(out=tmp_path / "third", init=Path("photo64"), **common)
+    assert train_text.main(config) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 # The embedded model.

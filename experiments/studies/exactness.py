@@ -3,9 +3,10 @@
     python -m experiments.exactness [--out experiments/results/exactness]
 
 Priors are perfect tables (`experiments.toy_priors`), so all error is the sampler's. For each of a
-few measurements many samples are drawn; their frequencies are compared with the exact posterior by
-total variation and KL(samples || posterior). `floor` is what as many perfect samples would score.
-A run may be killed; the same command goes on. Options are as in `METHODS`, not tuned.
+few measurements, or labels that a reward asks for, many samples are drawn; their frequencies are
+compared with the exact posterior by total variation and KL(samples || posterior). `floor` is what
+as many perfect samples would score. A run may be killed; the same command goes on. Options are as
+in `METHODS`, not tuned.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +25,14 @@ import pandas as pd
 from rich.progress import track
 
 import aps_jax
+from aps_jax import energies
 from aps_jax.io import rows as rows_of
 from aps_jax.io.files import write_atomically
 from aps_jax.io.names import choose
 from aps_jax.presets import config_class
-from aps_jax.samplers import sample
+from aps_jax.samplers import sample_target
 from aps_jax.samplers.budget import with_budget
+from aps_jax.sampling.target import Target, make_target, measurement_target
 from experiments.bench.identity import described, digest
 from experiments.command import command
 from experiments.figures import figure, save_figure
@@ -36,13 +40,14 @@ from experiments.studies import toy_priors
 from experiments.studies.toy_priors import Toy
 from experiments.tables import markdown
 
-#: Toy and whether absolute values are measured, by name.
+#: Toy and whether absolute values are measured, by name. Nothing is measured in "reward".
 CASES = {
     "4 codes, 3 tokens, linear": ("4x3", False),
     "4 codes, 3 tokens, amplitudes": ("4x3", True),
     "8 codes, 2 tokens, linear": ("8x2", False),
     "2x9 photo patches, linear": ("patches", False),
     "2x9 photo patches, amplitudes": ("patches", True),
+    "4 codes, 3 tokens, reward": ("reward", False),
 }
 BUDGETS = (4, 16, 64)
 #: What a row must have.
@@ -104,7 +109,7 @@ class Arguments:
 
     Attributes:
       out: folder of the rows, the table and the plot.
-      num_measurements: measurements per case.
+      num_measurements: measurements per case; of a reward, labels.
       num_draws: samples per measurement.
       sigma: noise standard deviation.
       seed: of the truths, the noise and the samples.
@@ -118,7 +123,7 @@ class Arguments:
     num_draws: int = 1000
     sigma: float = 0.5
     seed: int = 0
-    toys: tuple[str, ...] = ("4x3", "8x2", "patches")
+    toys: tuple[str, ...] = ("4x3", "8x2", "patches", "reward")
     table: bool = False
     smoke: bool = False
 
@@ -169,25 +174,66 @@ def measurements(toy: Toy, arguments: Arguments) -> np.ndarray:
     return clean + arguments.sigma * rng.normal(size=clean.shape)
 
 
-def distances(toy: Toy, y: np.ndarray, tokens: np.ndarray, sigma: float) -> dict[str, float]:
+class Problem(NamedTuple):
+    """What samplers draw from in one case, and what they should find.
+
+    Attributes:
+      exact: posterior of every measurement or label [n, K^L].
+      targets: energies of n * draws rows, in the order of the measurements.
+      num_codes: K.
+      length: L.
+    """
+
+    exact: np.ndarray
+    targets: Callable[[Any], Target]
+    num_codes: int
+    length: int
+
+
+def make_problem(case: str, arguments: Arguments) -> Problem:
+    """The problem of a case; its targets take the options of a sampler."""
+    name, is_amplitude = CASES[case]
+    if name == "reward":
+        return _reward_problem(arguments)
+    toy = toy_priors.make_toy(name, is_amplitude=is_amplitude)
+    y = measurements(toy, arguments)
+    batch = jnp.asarray(np.repeat(y, arguments.num_draws, axis=0), jnp.float32)
+    laws = [toy_priors.exact_posterior(toy.joint, toy.predicted, row, arguments.sigma) for row in y]
+    return Problem(
+        np.stack(laws),
+        lambda config: measurement_target(toy.params, batch, config=config),
+        toy.params.codec.num_codes,
+        toy.length,
+    )
+
+
+def _reward_problem(arguments: Arguments) -> Problem:
+    toy = toy_priors.make_reward_toy()
+    labels = np.arange(arguments.num_measurements) % len(toy.net.names)
+    names = [toy.net.names[label] for label in np.repeat(labels, arguments.num_draws)]
+    energy = energies.scaled(energies.text_reward(toy.net, names), toy.weight)
+    target = make_target(toy.prior, toy.codec, energy, grid=toy.grid, batch=len(names))
+    exact = np.stack([toy.posterior(label) for label in labels])
+    return Problem(exact, lambda config: target, toy.codec.num_codes, target.tokens.shape[1])
+
+
+def distances(exact: np.ndarray, tokens: np.ndarray, num_codes: int) -> dict[str, float]:
     """Means over measurements of the distances between samples and exact posteriors.
 
     Args:
-      toy: the problem.
-      y: measurements [n, m].
+      exact: posteriors [n, K^L].
       tokens: samples [n * draws, L], in the order of the measurements.
-      sigma: noise standard deviation.
+      num_codes: K.
     """
-    num_codes, rng = toy.params.codec.num_codes, np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     found = {"total_variation": [], "kl": [], "floor": [], "kl_floor": []}
-    for row, drawn in zip(y, np.split(tokens, len(y)), strict=True):
-        exact = toy_priors.exact_posterior(toy.joint, toy.predicted, row, sigma)
+    for law, drawn in zip(exact, np.split(tokens, len(exact)), strict=True):
         shares = toy_priors.frequencies(drawn, num_codes)
-        perfect = rng.multinomial(len(drawn), exact, size=20) / len(drawn)
-        found["total_variation"].append(toy_priors.total_variation(shares, exact))
-        found["kl"].append(toy_priors.kl_divergence(shares, exact))
-        found["floor"] += [toy_priors.total_variation(shares, exact) for shares in perfect]
-        found["kl_floor"] += [toy_priors.kl_divergence(shares, exact) for shares in perfect]
+        perfect = rng.multinomial(len(drawn), law, size=20) / len(drawn)
+        found["total_variation"].append(toy_priors.total_variation(shares, law))
+        found["kl"].append(toy_priors.kl_divergence(shares, law))
+        found["floor"] += [toy_priors.total_variation(shares, law) for shares in perfect]
+        found["kl_floor"] += [toy_priors.kl_divergence(shares, law) for shares in perfect]
     return {name: round(float(np.mean(values)), 5) for name, values in found.items()}
 
 
@@ -219,25 +265,22 @@ def run(arguments: Arguments) -> None:
         )
     done = {(row["case"], row["method"], row["budget"]) for row in rows}
     missing = [job for job in jobs(arguments) if job not in done]
-    toys: dict[str, Toy] = {}
-    draw = jax.jit(sample, static_argnames="config")
+    problems: dict[str, Problem] = {}
+    draw = jax.jit(sample_target, static_argnames="config")
     for case, method, budget in track(missing, "samplers", disable=not sys.stderr.isatty()):
-        if case not in toys:
-            name, is_amplitude = CASES[case]
-            toys[case] = toy_priors.make_toy(name, is_amplitude=is_amplitude)
-        toy = toys[case]
-        config = config_of(method, toy.length, budget, arguments.sigma)
-        y = measurements(toy, arguments)
-        batch = jnp.asarray(np.repeat(y, arguments.num_draws, axis=0), jnp.float32)
+        if case not in problems:
+            problems[case] = make_problem(case, arguments)
+        problem = problems[case]
+        config = config_of(method, problem.length, budget, arguments.sigma)
         began = time.perf_counter()
-        result = draw(toy.params, batch, jax.random.key(arguments.seed), config=config)
+        result = draw(problem.targets(config), jax.random.key(arguments.seed), config=config)
         tokens = np.asarray(result.tokens)
         seconds = time.perf_counter() - began
         row: dict[str, Any] = {"case": case, "method": method, "budget": budget}
         row["version"] = aps_jax.__version__
-        row |= mark(method, toy.length, budget, arguments)
+        row |= mark(method, problem.length, budget, arguments)
         row |= {f"{name}_evaluations": n for name, n in config.evaluations()._asdict().items()}
-        row |= distances(toy, y, tokens, arguments.sigma)
+        row |= distances(problem.exact, tokens, problem.num_codes)
         rows_of.append(log, [row | {"seconds": round(seconds, 2)}])
 
 

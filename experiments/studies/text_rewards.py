@@ -5,7 +5,8 @@
 Lines begin with given words and are to be positive, or negative. Every setting of every method
 (`experiments.studies.text_methods`) is run on prompts of tuning. Of each method the setting whose
 lines the reward likes best is run on the prompts of the test, left out what surprises the trigram
-model too much. What is reported is said by judges that share nothing with model and reward
+model too much; and on beginnings that say the contrary of what is wanted, which a sample of the
+prior seldom makes good. What is reported is said by judges that share nothing with model and reward
 (`experiments.studies.text_judges`); the choice of a setting has seen only that limit. A run may be
 killed; the same command goes on.
 """
@@ -33,10 +34,12 @@ from aps_jax.writing import Writer, load_writer
 from experiments import lines
 from experiments.bench.identity import described, digest
 from experiments.command import command
-from experiments.figures import figure, save_figure
 from experiments.studies import text_judges
-from experiments.studies.text_methods import LABELS, LIMIT, METHODS, TEST, TUNING, config_of
+from experiments.studies.text_methods import LABELS, LIMIT, METHODS, SPLITS, config_of
+from experiments.studies.text_report import Looks, differences, examples, means, plot, table
 
+#: Prompts that are drawn together.
+PIECE = 8
 #: What a row must have.
 NEEDED = ("method", "setting", "split", "lines", "fingerprint", "version")
 
@@ -71,35 +74,34 @@ def fingerprint(method: str, setting: dict[str, Any], split: str, arguments: Arg
     said = described(METHODS[method][0], config_of(method, setting))
     folder = model_folder(arguments.model)
     weights = [file_digest(folder / f"{name}.safetensors") for name in ("prior", "classifier")]
-    prompts = TUNING if split == "tuning" else TEST
-    facts = [arguments.num_lines, arguments.length, arguments.seed, setting.get("weight"), prompts]
-    facts += weights
-    return digest([said, facts])
+    facts = [arguments.num_lines, arguments.length, arguments.seed, setting.get("weight")]
+    return digest([said, [*facts, SPLITS[split], *weights]])
 
 
 def write(
     writer: Writer, method: str, setting: dict[str, Any], split: str, arguments: Arguments
 ) -> dict[str, Any]:
     """The row of one setting: lines in the order of label, prompt and number."""
-    prompts = TUNING if split == "tuning" else TEST
+    pairs = SPLITS[split]
     if arguments.smoke:
-        prompts = prompts[:1]
-    config = config_of(method, setting)
-    target = writer.target(
-        [label for label in LABELS for _ in prompts],
-        prompt=[*prompts, *prompts],
-        num_lines=arguments.num_lines,
-        weight=setting.get("weight", 1.0),
-        length=arguments.length,
-    )
-    began = time.perf_counter()
-    result = _draw(target, jax.random.key(arguments.seed), config)
-    tokens = writer.settled(result.tokens)
-    seconds = time.perf_counter() - began
+        pairs = [pairs[0], pairs[-1]]
+    config, seconds, drawn = config_of(method, setting), 0.0, []
+    # Pieces of one size share a compilation; the time of the last one has none, if it is not alone.
+    for number, first in enumerate(range(0, len(pairs), PIECE)):
+        labels, prompts = zip(*pairs[first : first + PIECE], strict=True)
+        target = writer.target(
+            labels, prompt=prompts, num_lines=arguments.num_lines,
+            weight=setting.get("weight", 1.0), length=arguments.length,
+        )  # fmt: skip
+        key = jax.random.fold_in(jax.random.key(arguments.seed), number)
+        began = time.perf_counter()
+        drawn.append(writer.settled(_draw(target, key, config).tokens))
+        seconds = time.perf_counter() - began
+    tokens = np.concatenate(drawn)
+    wanted = np.repeat([LABELS.index(label) for label, _ in pairs], arguments.num_lines)
     chances = np.asarray(writer.reward.probabilities(jnp.asarray(tokens)))
-    wanted = np.repeat(np.arange(len(LABELS)), len(tokens) // len(LABELS))
-    columns = [writer.reward.names.index(label) for label in LABELS]
-    own = chances[np.arange(len(tokens)), np.asarray(columns)[wanted]]
+    columns = np.asarray([writer.reward.names.index(label) for label in LABELS])
+    own = chances[np.arange(len(tokens)), columns[wanted]]
     return {
         "method": method,
         "setting": setting,
@@ -124,19 +126,18 @@ class Judges:
     sentiment: Any
     trigrams: text_judges.KneserNey
 
-    def scores(self, row: dict[str, Any]) -> dict[str, float]:
-        """Mean log-probability by the reward, and what the judges say of a row's lines."""
+    def looks(self, row: dict[str, Any]) -> Looks:
+        """What reward and judges say of every line of a row."""
         wanted, texts = np.asarray(row["wanted"]), row["lines"]
         positive = text_judges.positive_share(self.sentiment, texts) > 0.5
-        success = positive == (wanted == LABELS.index("positive"))
-        return {
-            "reward": float(np.mean(row["reward"])),
-            "judged": float(np.mean(success)),
-            "half_width": 1.96 * float(np.std(success) / np.sqrt(len(texts))),
-            "perplexity": self.trigrams.perplexity(texts),
-            "distinct_2": text_judges.distinct(texts),
-            "words": float(np.mean([len(text.split()) for text in texts])),
-        }
+        nats, words = zip(*(self.trigrams.nats(text) for text in texts), strict=True)
+        return Looks(
+            reward=np.asarray(row["reward"]),
+            judged=(positive == (wanted == LABELS.index("positive"))).astype(float),
+            nats=np.asarray(nats),
+            words=np.asarray(words, float),
+            texts=texts,
+        )
 
 
 def make_judges(arguments: Arguments) -> Judges:
@@ -146,6 +147,21 @@ def make_judges(arguments: Arguments) -> Judges:
     labels = [line.label for line in part]
     return Judges(
         sentiment=text_judges.sentiment_judge(texts, labels), trigrams=text_judges.KneserNey(texts)
+    )
+
+
+def yardstick(judges: Judges, arguments: Arguments) -> str:
+    """What the judges say of lines of people that nothing here was trained on."""
+    held_out = lines.read_lines(arguments.data, "held_out")
+    texts = [line.text for line in held_out]
+    positive = text_judges.positive_share(judges.sentiment, texts) > 0.5
+    right = np.mean(positive == np.asarray([line.label == 1 for line in held_out]))
+    some = np.random.default_rng(0).permutation(len(texts))
+    some = [texts[index] for index in some[: len(SPLITS["test"]) * arguments.num_lines]]
+    return (
+        f"{len(texts)} held-out lines of people: judged right {100 * right:.1f} %, perplexity "
+        f"{judges.trigrams.perplexity(texts):.0f}, distinct-2 of as many as the test has "
+        f"{text_judges.distinct(some):.2f}.\n"
     )
 
 
@@ -185,7 +201,7 @@ def chosen(
 
 
 def run(arguments: Arguments, judges: Judges) -> None:
-    """Computes the missing rows, first those of tuning, then those of the test."""
+    """Computes the missing rows, first those of tuning, then those of the settings chosen."""
     log = arguments.out / "rows.jsonl"
     with rows_of.alone(log):
         rows = rows_of.read(log, NEEDED)
@@ -198,79 +214,17 @@ def run(arguments: Arguments, judges: Judges) -> None:
         if arguments.smoke:
             methods = {name: (*parts, settings[:1])
                        for name, (*parts, settings) in list(METHODS.items())[:2]}  # fmt: skip
-        jobs = [(method, setting, "tuning") for method, (_, _, s) in methods.items()
-                for setting in s]  # fmt: skip
-        for split in ("tuning", "test"):
+        jobs = [(method, setting) for method, (_, _, s) in methods.items() for setting in s]
+        for split in SPLITS:
             if split == "test":
-                scores = [judges.scores(row) for row in rows]
-                jobs = [(method, chosen(rows, scores, method), "test") for method in methods]
+                scores = [means(judges.looks(row)) for row in rows]
+                jobs = [(method, chosen(rows, scores, method)) for method in methods]
             missing = [job for job in jobs if not _find(rows, job[0], split, job[1])]
-            for method, setting, _ in track(missing, split, disable=not sys.stderr.isatty()):
+            for method, setting in track(missing, split, disable=not sys.stderr.isatty()):
                 row = write(writer, method, setting, split, arguments)
                 rows_of.append(log, [row])
                 rows.append(row)
                 print(method, setting, split, f"{row['seconds']} s", flush=True)
-
-
-def table(rows: list[dict[str, Any]], scores: list[dict[str, float]], split: str) -> str:
-    """Markdown: a line per method and setting of a split."""
-    columns = ("method", "setting", "log reward", "judged right", "perplexity", "distinct-2",
-               "words", "prior calls", "reward calls (with gradient)", "seconds")  # fmt: skip
-    text = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for method in METHODS:
-        for row, score in zip(rows, scores, strict=True):
-            if (row["method"], row["split"]) != (method, split):
-                continue
-            calls = row["evaluations"]
-            setting = ", ".join(f"{name} {value:g}" for name, value in row["setting"].items())
-            cells = (
-                method, setting or "-", f"{score['reward']:.2f}",
-                f"{100 * score['judged']:.0f} ± {100 * score['half_width']:.0f} %",
-                f"{score['perplexity']:.0f}", f"{score['distinct_2']:.2f}",
-                f"{score['words']:.1f}", calls["denoiser"],
-                f"{calls['decoder'] + calls['decoder_gradient'] - 1} "
-                f"({calls['decoder_gradient']})", row["seconds"],
-            )  # fmt: skip
-            text.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(text) + "\n"
-
-
-def plot(rows: list[dict[str, Any]], scores: list[dict[str, float]], path: Path) -> None:
-    """Judged success against perplexity: settings on the prompts of tuning, and the test."""
-    picture, axes = figure(1, 2, (4.6, 3.8))
-    for axis, split in zip(axes[0], ("tuning", "test"), strict=True):
-        for index, method in enumerate(METHODS):
-            points = [
-                (score["perplexity"], 100 * score["judged"])
-                for row, score in zip(rows, scores, strict=True)
-                if (row["method"], row["split"]) == (method, split)
-            ]
-            if points:
-                axis.plot(
-                    *zip(*sorted(points), strict=True), marker="o", label=method,
-                    color=f"C{index}",
-                )  # fmt: skip
-        axis.set_title(f"prompts of {split}", fontsize=9)
-        axis.set_xscale("log")
-        axis.set_xlabel("perplexity under the trigram model")
-        axis.grid(alpha=0.3, which="both")
-    axes[0][0].set_ylabel("judged right (%)")
-    axes[0][1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-    save_figure(picture, path)
-
-
-def examples(rows: list[dict[str, Any]], count: int = 2) -> str:
-    """Markdown: the first lines of every method on the test, unchosen."""
-    text = []
-    for method in METHODS:
-        for row in _find(rows, method, "test"):
-            text.append(f"\n**{method}**\n")
-            for number, label in enumerate(LABELS):
-                own = [line for line, wanted in zip(row["lines"], row["wanted"], strict=True)
-                       if wanted == number]  # fmt: skip
-                each = max(1, len(own) // len(TEST))
-                text += [f"- {label}: {line}" for line in own[::each][:count]]
-    return "\n".join(text) + "\n"
 
 
 @command(
@@ -288,17 +242,14 @@ def main(arguments: Arguments) -> None:
     rows = rows_of.read(arguments.out / "rows.jsonl", NEEDED)
     if not rows:
         raise ValueError(f"{arguments.out} has no rows; leave out --table")
-    scores = [judges.scores(row) for row in rows]
-    held_out = [line.text for line in lines.read_lines(arguments.data, "held_out")]
-    yardstick = (
-        f"Held-out lines of people: perplexity {judges.trigrams.perplexity(held_out):.0f}, "
-        f"distinct-2 of as many as the test has "
-        f"{text_judges.distinct(held_out[: 2 * len(TEST) * arguments.num_lines]):.2f}.\n"
-    )
-    text = (
-        f"## Test\n\n{table(rows, scores, 'test')}\n{yardstick}\n## Tuning\n\n"
-        f"{table(rows, scores, 'tuning')}\n## The first lines of the test\n{examples(rows)}"
-    )
+    looks = [judges.looks(row) for row in rows]
+    each = arguments.num_lines
+    text = f"{yardstick(judges, arguments)}\n## Beginnings that leave it open\n\n"
+    text += table(rows, looks, "test", each) + "\n" + differences(rows, looks, "test", each)
+    text += "\n## Beginnings that say the contrary\n\n" + table(rows, looks, "contrary", each)
+    text += "\n" + differences(rows, looks, "contrary", each)
+    text += "\n## Tuning\n\n" + table(rows, looks, "tuning", each)
+    text += "\n## The first lines of the test\n" + examples(rows, each)
     write_atomically(arguments.out / "table.md", text.encode())
-    plot(rows, scores, arguments.out / "frontier.png")
+    plot(rows, looks, arguments.out / "frontier.png", each)
     print(text)

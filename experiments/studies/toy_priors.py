@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import itertools
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
+import flax.struct
 import jax.numpy as jnp
 import numpy as np
 
@@ -167,7 +168,7 @@ def patch_joint(photo: np.ndarray) -> np.ndarray:
 
 def length_of(name: str) -> int:
     """Tokens of a toy by name."""
-    return 9 if name == "patches" else int(name.split("x")[1])
+    return {"patches": 9, "reward": 3}.get(name) or int(name.split("x")[1])
 
 
 def make_toy(name: str, *, is_amplitude: bool, num_measured: int = 4) -> Toy:
@@ -198,3 +199,64 @@ def make_toy(name: str, *, is_amplitude: bool, num_measured: int = 4) -> Toy:
     predicted = np.float64(operator(codec.decode(codec.params, codes)))
     params = Params(table_prior(joint, num_codes, length), codec, operator)
     return Toy(joint, params, predicted, length)
+
+
+@flax.struct.dataclass
+class LabelNet:
+    """Logits of three labels of a picture: two layers of random weights.
+
+    Attributes:
+      hidden: [pixels * 3, n].
+      out: [n, 3].
+    """
+
+    hidden: Array
+    out: Array
+    names: ClassVar = ("first", "second", "third")
+
+    def __call__(self, x: Array) -> Array:
+        """Logits [B, 3] of pictures [B, H, W, 3]."""
+        return jnp.tanh(x.reshape(x.shape[0], -1) @ self.hidden) @ self.out
+
+
+class RewardToy(NamedTuple):
+    """A problem whose energy is a reward of the picture in place of a measurement.
+
+    Attributes:
+      joint: prior law [K^L], float64.
+      prior: perfect.
+      codec: its codec.
+      net: gives the reward log p(label | picture).
+      weight: of the reward.
+      log_shares: log p(label | picture) of every field and label, float64 [K^L, 3].
+      grid: sizes of the token grid.
+    """
+
+    joint: np.ndarray
+    prior: Prior
+    codec: Codec
+    net: LabelNet
+    weight: float
+    log_shares: np.ndarray
+    grid: tuple[int, int]
+
+    def posterior(self, label: int) -> np.ndarray:
+        """The law p(x) p(label | x)^weight of every field [K^L]."""
+        weights = self.joint * np.exp(self.weight * self.log_shares[:, label])
+        return weights / weights.sum()
+
+
+def make_reward_toy(weight: float = 3.0) -> RewardToy:
+    """Prior and codec of "4x3" with a network of random weights, whose reward is not linear."""
+    toy = make_toy("4x3", is_amplitude=False)
+    codec, rng = toy.params.codec, np.random.default_rng(6)
+    codes = codec.codebook[fields(4, toy.length)].reshape(-1, 1, toy.length, 2)
+    pictures = codec.decode(codec.params, codes)
+    size = pictures[0].size
+    net = LabelNet(
+        jnp.asarray(rng.normal(size=(size, 16)) * 3 / np.sqrt(size), jnp.float32),
+        jnp.asarray(rng.normal(size=(16, 3)), jnp.float32),
+    )
+    logits = np.asarray(net(pictures), np.float64)
+    log_shares = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return RewardToy(toy.joint, toy.params.prior, codec, net, weight, log_shares, (1, toy.length))

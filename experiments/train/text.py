@@ -9,14 +9,16 @@ divided by t, which bounds the likelihood (its equation 3). The first steps read
 at half the cost (as BERT's, arXiv:1810.04805, appendix A.2).
 
 The model reads part "prior" of the data (`experiments.lines`). A run that is interrupted goes on
-where it stopped when started again with the same `--out`. The averaged weights are exported at
-every held-out score to `OUT/model`: `prior.safetensors` in half precision, `tokenizer.json` and the
-card; at the end beside a log, its curves and a page of samples.
+where it stopped when started again with the same `--out`; with `--init MODEL` a new one goes on
+from the weights of that model and keeps its tokenizer, so that rewards on it still fit. The
+averaged weights are exported at every held-out score to `OUT/model`: `prior.safetensors` in half
+precision, `tokenizer.json` and the card; at the end beside a log, its curves and a page of samples.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import jax
@@ -24,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aps_jax.io import checkpoint
-from aps_jax.pretrained import load_prior
+from aps_jax.pretrained import load_prior, model_folder
 from aps_jax.prior.transformer import (
     Transformer,
     TransformerConfig,
@@ -73,12 +75,18 @@ class Config(training.RunConfig):
     num_eval: int = 256
 
     def resolved(self) -> Config:
-        """With the settings of a smoke run, if one was asked for."""
+        """With the sizes of `init`, and the settings of a smoke run if one was asked for."""
+        config = self
+        if self.init is not None:
+            sizes = training.initial_sizes(self, "prior", TransformerConfig)
+            names = ("width", "num_layers", "num_heads", "mlp_width", "rope_theta")
+            config = dataclasses.replace(self, **{name: getattr(sizes, name) for name in names})
         if not self.smoke:
-            return self
+            return config
+        tiny = {"vocab_size": 300, "width": 16, "num_layers": 2, "num_heads": 2, "mlp_width": 24}
         return dataclasses.replace(
-            self, vocab_size=300, width=16, num_layers=2, num_heads=2, mlp_width=24, batch_size=4,
-            steps=6, short_steps=3, warmup=2, eval_every=3, save_every=3, num_eval=8,
+            config, **({} if self.init else tiny), batch_size=4, steps=6, short_steps=3, warmup=2,
+            eval_every=3, save_every=3, num_eval=8,
         )  # fmt: skip
 
     def transformer(self, num_codes: int) -> TransformerConfig:
@@ -187,11 +195,32 @@ def make_batch(
 
 
 def read_tokenizer(config: Config, folder: Path) -> TextTokenizer:
-    """The tokenizer of the run, made by its first start."""
-    if not (folder / TOKENIZER_NAME).exists():
+    """The tokenizer of the run: that of `config.init`, or one made by the first start."""
+    if config.init is not None:
+        load_tokenizer(model_folder(config.init))  # Says what is missing.
+        shutil.copyfile(model_folder(config.init) / TOKENIZER_NAME, folder / TOKENIZER_NAME)
+    elif not (folder / TOKENIZER_NAME).exists():
         texts = [line.text for line in lines.read_lines(config.data, "prior")]
         lines.train_tokenizer(texts, folder / TOKENIZER_NAME, config.vocab_size)
     return load_tokenizer(folder)
+
+
+def initial_params(config: Config, model: TransformerConfig) -> PyTree:
+    """Random weights, or those of the language model in `config.init`.
+
+    Raises:
+      ValueError: it is none of lines, or of other sizes than its tokenizer.
+    """
+    random = init_transformer_params(jax.random.key(config.seed), model)
+    if config.init is None:
+        return random
+    source = training.initial_sizes(config, "prior", TransformerConfig)
+    if dataclasses.replace(source, dtype=model.dtype, param_dtype=model.param_dtype) != model:
+        raise ValueError(
+            f"--init {config.init} is no language model of lines; give lines32, or a folder by "
+            "experiments.train_text"
+        )
+    return checkpoint.load_params(model_folder(config.init) / "prior.safetensors", random)
 
 
 def train(config: Config) -> None:
@@ -204,7 +233,7 @@ def train(config: Config) -> None:
     ids = read_ids(config, tokenizer)
     short = [line for line in ids["train"] if len(line) < config.short_length]
     model = config.transformer(tokenizer.size)
-    params = init_transformer_params(jax.random.key(config.seed), model)
+    params = initial_params(config, model)
     size = num_params(params)
     print(f"{size / 1e6:.2f} M parameters, {len(ids['train'])} lines, {len(short)} short ones")
     compute = dataclasses.replace(model, dtype=config.dtype)
