@@ -50,8 +50,7 @@ def _run(options: Restore, folder: ResultFolder, began: float) -> int:
     model = pretrained.load_pretrained(options.model, prompt=options.prompt, dtype=options.dtype)
     config = dataclasses.replace(config, image_shape=problem.image_shape)
     memory.check(config, model)
-
-    notes = framing_notes(options, problem)
+    notes = framing_notes(options.model, problem.photo)
     distance = perceptual.load(problem, config, notes)
     config = perceptual.settle(config, problem, distance, notes)
     params = Params(

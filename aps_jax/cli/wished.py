@@ -95,7 +95,7 @@ def _run(
         config_of(options), image_shape=target.image_shape, decode_scale=target.decode_scale,
         trace=is_listened_to(),
     )  # fmt: skip
-    memory.check(config, model)
+    memory.check(config, model, target)
     record = _facts(options, config, job)
     hashes = {place: source["sha256"] for place, source in job.sources.items()}
     snapshot = folder.snapshot(record | {"files": hashes, "model": record["model"]["sha256"]})
@@ -106,7 +106,7 @@ def _run(
         ),
         work=work_of(config),
         snapshot=snapshot,
-        memory_advice=lambda: memory.advice(config, model),
+        memory_advice=lambda: memory.advice(config, model, target),
     )
     samples = [job.settled(sample) for sample in restored.result.samples[0]]
     table = {key: job.figures(image) for key, image in job.compared.items()}
