@@ -1,5 +1,7 @@
 """The study of styles: equal gradients, how its table pairs, and a whole run on toy networks."""
 
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,20 +9,18 @@ from conftest import mixing_prior, patch_codec
 
 import aps_jax
 from aps_jax import energies, images, pretrained
+from aps_jax.cli import wishes
 from aps_jax.io import rows
 from aps_jax.sampling.edits import whole_target
 from aps_jax.types import Features, Perceptual, bind
 from experiments.studies import style_methods, style_report, styles
 
 
-def test_all_methods_have_equally_many_gradients():
-    ours = style_methods.command_config()
-    counts = {ours.evaluations().decoder_gradient}
-    for method in style_methods.METHODS.values():
-        config = style_methods.config_of(method, method.rates[0])
-        if config is not None:
-            counts.add(config.evaluations().decoder_gradient)
-    assert counts == {styles.num_gradients(styles.Arguments(out=None))}
+def test_the_study_paints_as_the_command_does():
+    ours, painted = style_methods.config_of(), wishes.Stylize(image=Path("x"), style="swirls")
+    assert ours == wishes.config_of(painted)
+    codes = [method for method in style_methods.METHODS.values() if method.moves == "codes"]
+    assert [method.rates for method in codes] == [(ours.learning_rate,)] * 2
 
 
 def powers(params, x):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from aps_jax.cli import wishes
-from aps_jax.samplers import StraightThroughConfig, sample_target
+from aps_jax.samplers import sample_target
 from aps_jax.sampling.inner_loop import descend
 from aps_jax.sampling.target import Target
 from aps_jax.types import Array, Key
@@ -22,39 +21,30 @@ STRENGTHS = (0.2, 1.0, 5.0)
 
 
 class Method(NamedTuple):
-    """Who paints, with or without the prior, and the learning rates to choose from."""
+    """Whether codes or pixels move, with the prior or without, and the rates to choose from."""
 
-    sampler: str
+    moves: str
     has_prior: bool
     rates: tuple[float, ...]
 
 
-#: The first is what `aps-jax stylize` does, with its own rate; the second is the same optimisation
-#: of codes under a prior without an opinion.
+#: The first is what `aps-jax stylize` does; the second is the same optimisation of codes under a
+#: prior without an opinion. Both have the command's rate, that of pixels is chosen.
 METHODS = {
-    "prior × style (APS)": Method("aps", True, (2.0,)),
-    "the same, no prior": Method("aps", False, (2.0,)),
-    "codes, straight-through": Method("straight_through", False, (0.05, 0.1, 0.2)),
+    "prior × style (APS)": Method("codes", True, (2.0,)),
+    "codes, no prior (APS)": Method("codes", False, (2.0,)),
     "pixels (Gatys)": Method("pixels", False, (0.02, 0.05, 0.1)),
 }
 
 
-def command_config() -> Any:
-    """Options of APS as `aps-jax stylize` has them."""
-    return wishes.config_of(wishes.Stylize(image=Path("photo.png"), style="swirls"))
-
-
-def config_of(method: Method, rate: float, num_gradients: int | None = None) -> Any:
-    """Options of a sampler of so many gradients, by default the command's; None for pixels."""
-    ours = command_config()
-    count = ours.num_steps * ours.num_inner_steps if num_gradients is None else num_gradients
-    if method.sampler == "pixels":
-        return None
-    if method.sampler == "straight_through":
-        return StraightThroughConfig(num_inner_steps=count, learning_rate=rate, encoder_start=0.5)
-    if num_gradients is not None:
-        ours = dataclasses.replace(ours, num_steps=1, num_inner_steps=num_gradients)
-    return dataclasses.replace(ours, learning_rate=rate)
+def config_of(num_steps: int | None = None, num_inner_steps: int | None = None) -> Any:
+    """Options of APS as `aps-jax stylize` has them, or of another length."""
+    return wishes.config_of(
+        wishes.Stylize(
+            image=Path("photo.png"), style="swirls", num_steps=num_steps,
+            num_inner_steps=num_inner_steps,
+        )
+    )  # fmt: skip
 
 
 @jax.jit

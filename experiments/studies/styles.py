@@ -3,10 +3,10 @@
     python -m experiments.styles --data PHOTOS --out experiments/results/styles
 
 Every method lowers the same energy, 10 (content + 10 strength · style) per token, that of
-`aps-jax stylize`, with equally many gradients: prior × style, the same without a prior, the
-straight-through estimator on codes, and Adam on pixels without any model. Learning rates of the
-last two are chosen by that energy on another photo. What is reported is how far the style is from
-the reference and how far the picture from the photo (LPIPS, and the content that was lowered).
+`aps-jax stylize`, with equally many gradients: APS with the prior, the same without it, and Adam on
+pixels without any model, whose learning rate is chosen by that energy on another photo. What is
+reported is how far the style is from the reference and how far the picture from the photo (LPIPS,
+and the content that was lowered).
 
 Rows are appended to `OUT/rows.jsonl` batch by batch; the same command does only what is missing.
 """
@@ -44,7 +44,6 @@ from experiments.command import command
 from experiments.studies.style_methods import (
     METHODS,
     STRENGTHS,
-    command_config,
     config_of,
     descended,
     painted,
@@ -137,15 +136,12 @@ def identity(arguments: Arguments) -> dict[str, Any]:
         "styles": {s: checkpoint.fingerprint(stylize.style_path(s)) for s in stylize.STYLES},
         "nats": stylize.NATS,
         "style_weight": stylize.STYLE_WEIGHT,
-        "gradients": num_gradients(arguments),
-        "config": dataclasses.asdict(command_config()),
+        "config": dataclasses.asdict(_config(arguments)),
     }
 
 
-def num_gradients(arguments: Arguments) -> int:
-    """Of every method: those of the command."""
-    ours = command_config()
-    return 2 if arguments.smoke else ours.num_steps * ours.num_inner_steps
+def _config(arguments: Arguments) -> Any:
+    return config_of(1, 2) if arguments.smoke else config_of()
 
 
 def jobs(arguments: Arguments, found: Sequence[rows.Row]) -> Iterator[Job]:
@@ -233,11 +229,11 @@ def _picture(
     if job.method in UNTOUCHED:
         return x if job.method == "photo" else jnp.clip(_shown(lab.model.codec, x), -1, 1)
     target = target_of(lab, x, pair, job)
-    count = num_gradients(arguments)
-    config = config_of(METHODS[job.method], job.rate, count if arguments.smoke else None)
-    if config is None:
-        return descended(target, x, jnp.float32(job.rate), num_gradients=count)
-    return painted(target, jax.random.key(arguments.seed), config=config)
+    config = dataclasses.replace(_config(arguments), learning_rate=job.rate)
+    if METHODS[job.method].moves == "codes":
+        return painted(target, jax.random.key(arguments.seed), config=config)
+    count = config.evaluations().decoder_gradient
+    return descended(target, x, jnp.float32(job.rate), num_gradients=count)
 
 
 def picture_path(out: Path, row: Mapping[str, Any]) -> Path:
