@@ -57,6 +57,8 @@ def _job(options: Stylize, model: Model) -> Job:
         if options.style_size < MIN_SIDE:
             raise ValueError(f"--style-size must be at least {MIN_SIDE}, got {options.style_size}")
         reference = images.resize_short_side(reference, options.style_size)
+    if options.size is not None and options.size < MIN_SIDE:
+        raise ValueError(f"--size must be at least {MIN_SIDE} for features, got {options.size}")
     for name, picture in ((options.image, photo), (path, reference)):
         if min(picture.shape[:2]) < MIN_SIDE:
             raise ValueError(

@@ -131,6 +131,9 @@ def check(options: Any) -> None:
 
 def _check_edit(options: Edit) -> None:
     wanted = rewards_of(options)
+    for flag, text in (("--prompt", options.prompt), ("--negative", options.negative)):
+        if text is not None and not text.strip():
+            raise ValueError(f"{flag} has no words; leave it out")
     if options.prompt is None and options.negative is None and not wanted:
         raise ValueError("nothing is wished for; give --prompt, --negative or --reward")
     if options.mask is not None and options.likeness is not None:
@@ -196,11 +199,18 @@ def config_of(options: Any) -> Any:
     }
     chosen = chosen_options(options, sampler, {name: flag_of(name) for name in flags})
     known = presets.option_types(presets.config_class(sampler))
-    ours: dict[str, Any] = _WHOLE if getattr(options, "mask", None) is None else _PART
+    is_whole = getattr(options, "mask", None) is None
+    ours: dict[str, Any] = _WHOLE if is_whole else _PART
     if isinstance(options, Stylize) and options.preset is None:
         ours = ours | {"num_steps": _STYLE_STEPS}
     if sampler not in VARIANTS:
         ours = {"encoder_start": 0.0} | _PRIOR_STEPS.get(sampler, {})
     given = {name: value for name, value in (flags | chosen).items() if value is not None}
     given = {name: value for name, value in ours.items() if name in known} | given
-    return presets.make_config(preset=options.preset, sampler=sampler, **given)
+    config = presets.make_config(preset=options.preset, sampler=sampler, **given)
+    if config.KNOB is None and (is_whole or options.reward):
+        raise ValueError(
+            f"--sampler {sampler} draws from the prior alone and looks at no picture, so no style, "
+            "reward or likeness is followed; choose another one"
+        )
+    return config
