@@ -41,7 +41,7 @@ def check(config: SharedConfig, model: pretrained.Model, target: Target | None =
         # Elsewhere XLA fuses more, and says so itself when memory runs out; the system of a CPU
         # ends the process.
         if jax.local_devices()[0].platform == "cpu" and free < _AMPLE * pixels:
-            surely += 0.75 * _KEPT_SHARE * _kept_bytes(config, model, target)
+            surely += 0.75 * _gradient_bytes(config, model, target)
     else:
         surely = _logit_bytes(config, model)
     if surely > free:
@@ -56,7 +56,7 @@ def estimate(config: SharedConfig, model: pretrained.Model, target: Target | Non
     logits = _logit_bytes(config, model)
     if not config.evaluations().decoder_gradient:
         return 2 * logits
-    return _LOGIT_COPIES * logits + _KEPT_SHARE * _kept_bytes(config, model, target)
+    return _LOGIT_COPIES * logits + _gradient_bytes(config, model, target)
 
 
 def advice(config: SharedConfig, model: pretrained.Model, target: Target | None = None) -> str:
@@ -93,8 +93,20 @@ def _logit_bytes(config: SharedConfig, model: pretrained.Model) -> int:
     )
 
 
-def _kept_bytes(config: SharedConfig, model: pretrained.Model, target: Target | None) -> int:
-    """Bytes that automatic differentiation keeps of decoder and energy, weights left out."""
+def _gradient_bytes(config: SharedConfig, model: pretrained.Model, target: Target | None) -> float:
+    """Bytes of one gradient through the decoder and, of a target, the networks of its energy."""
+    decoder, _ = _kept_bytes(config, model, None)
+    if target is None:
+        return _KEPT_SHARE * decoder
+    both, weights = _kept_bytes(config, model, target)
+    # XLA plans nearly all that is kept of VGG16, and the kernels again, turned round.
+    return _KEPT_SHARE * decoder + (both - decoder) + weights
+
+
+def _kept_bytes(
+    config: SharedConfig, model: pretrained.Model, target: Target | None
+) -> tuple[int, int]:
+    """Bytes that automatic differentiation keeps of what it computes, and those of weights."""
     grid = _field(config, model)
     shape = (config.num_samples, math.prod(grid), model.codec.quantizer.num_features)
 
@@ -105,11 +117,16 @@ def _kept_bytes(config: SharedConfig, model: pretrained.Model, target: Target | 
         return jax.vjp(decode if target is None else target.objective_of, codes)[1]
 
     kept = jax.eval_shape(backward, model.codec, target, jax.ShapeDtypeStruct(shape, "float32"))
-    given = jax.tree.leaves(model.codec.params if target is None else target)
-    weights = Counter((leaf.shape, leaf.dtype) for leaf in given)
-    # What is kept of the arguments is there already, once; networks have layers that are not read.
-    own = Counter((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(kept)) - weights
-    return sum(count * math.prod(shape) * dtype.itemsize for (shape, dtype), count in own.items())
+    given = model.codec.params if target is None else target
+    leaves, weights = (
+        Counter((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree))
+        for tree in (kept, given)
+    )
+    return _bytes(leaves - weights), _bytes(leaves & weights)
+
+
+def _bytes(leaves: Counter[Any]) -> int:
+    return sum(count * math.prod(shape) * kind.itemsize for (shape, kind), count in leaves.items())
 
 
 def _field(config: SharedConfig, model: pretrained.Model) -> tuple[int, ...]:
