@@ -172,10 +172,11 @@ def _summarise(
     height, width = job.target.image_shape or (0, 0)
     print(f"{width}x{height}, {sampler_name(options)}, {work_of(config)}, seed {options.seed}")
     columns = list(next(iter(table.values())))
-    print(f"{'':22}" + "".join(f"{column.replace('_', ' '):>14}" for column in columns))
+    width = max(14, *(len(column) + 2 for column in columns))
+    print(f"{'':22}" + "".join(f"{column.replace('_', ' '):>{width}}" for column in columns))
     for key, row in table.items():
         cells = ("-" if row[c] is None else f"{row[c]:.3f}" for c in columns)
-        print(f"{key.replace('_', ' '):22}" + "".join(f"{cell:>14}" for cell in cells))
+        print(f"{key.replace('_', ' '):22}" + "".join(f"{cell:>{width}}" for cell in cells))
     for note in job.notes:
         print(f"note: {note}")
     print(f"{options.out / 'comparison.png'} and more, after {seconds:.1f} s")
