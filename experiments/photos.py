@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -13,11 +13,13 @@ from PIL import Image
 from aps_jax.images import load_image, to_uint8
 from aps_jax.io.files import list_images
 
+_Entry = TypeVar("_Entry")
 
-def spread(paths: Sequence[Path], count: int, offset: int = 0) -> list[Path]:
-    """`count` entries spread evenly over `paths`, moved on by `offset` (none beyond the last)."""
-    index = np.linspace(0, max(len(paths), 1) - 1, min(count, len(paths))).astype(int) + offset
-    return [paths[i] for i in index if i < len(paths)]
+
+def spread(entries: Sequence[_Entry], count: int, offset: int = 0) -> list[_Entry]:
+    """`count` of the entries, spread evenly over them, moved on by `offset` (none beyond)."""
+    index = np.linspace(0, max(len(entries), 1) - 1, min(count, len(entries))).astype(int) + offset
+    return [entries[i] for i in index if i < len(entries)]
 
 
 def load_rgb(path: Path, max_short_side: int | None = None) -> Image.Image:

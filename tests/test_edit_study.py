@@ -8,7 +8,7 @@ import pytest
 from aps_jax import images
 from aps_jax.samplers.budget import decoder_evaluations
 from experiments import judge
-from experiments.studies import edit_methods, edit_table, smile_judge
+from experiments.studies import edit_methods, edit_pictures, edit_table, smile_judge
 from experiments.train import judge as train_judge
 
 
@@ -35,22 +35,54 @@ def test_wilsons_interval_against_its_equation():
             assert distance == pytest.approx(1.959964**2 * end * (1 - end) / count, abs=1e-7)
 
 
+def row_of(case, method, number, **values):
+    return {
+        "case": case, "method": method, "image": f"{number}.jpg", "reward": 1.0 - number,
+        "outside": 25.0 + number, "codec_outside": 26.0, "moved": 30.0, "lpips": 0.1,
+        "seconds": 2.0,
+    } | values  # fmt: skip
+
+
 def test_the_table_counts_those_that_were_judged():
-    rows = [
-        {
-            "case": "smiling", "method": "prompt", "image": f"{n}.jpg", "reward": 1.0 - n,
-            "outside": 25.0 + n, "codec_outside": 26.0, "lpips": 0.1, "seconds": 2.0,
-        }
-        for n in range(4)
-    ]  # fmt: skip
-    judged = {
-        edit_table.key_of(row): sign for row, sign in zip(rows[:3], (1.0, 2.0, -1.0), strict=True)
-    }
+    rows = [row_of("smiling", "prompt", n) for n in range(4)]
+    rows += [row_of("unsmiling", edit_table.REFERENCE, n) for n in range(2)]
+    judged = dict(zip(map(edit_table.key_of, rows), (1.0, 2.0, -1.0), strict=False))
+    judged |= {edit_table.key_of(row): -3.0 for row in rows[4:]}
     lines = edit_table.table(rows, judged).splitlines()
-    assert lines[0] == "### smiling" and len(lines) == 5
-    cells = [cell.strip() for cell in lines[4].strip("|").split("|")]
-    assert cells[:2] == ["prompt", "4"] and cells[2].startswith("67 (") and cells[3] == "25"
-    assert cells[4].startswith("26.50 ±") and cells[5] == "26.00"
+    assert [line for line in lines if line.startswith("#")] == [
+        "### all edits", "### smiling", "### unsmiling"
+    ]  # fmt: skip
+    by_title = {title: lines[lines.index(f"### {title}") + 4] for title in ("smiling", "unsmiling")}
+    cells = [cell.strip() for cell in by_title["smiling"].strip("|").split("|")]
+    assert cells[:2] == ["prompt", "4"] and cells[2].startswith("67 (") and cells[4] == "25"
+    assert cells[3] == "–" and cells[5].startswith("26.50 ±") and cells[6].startswith("0.50 ±")
+    # A face that does not smile fulfils the opposite wish, for the judge and for the reward.
+    cells = [cell.strip() for cell in by_title["unsmiling"].strip("|").split("|")]
+    assert cells[2].startswith("100 (") and cells[4] == "50"
+
+
+def test_gains_are_paired_by_face():
+    """Two of three faces succeed by best of n, all by APS; the fourth has no pair."""
+    ours, theirs = edit_table.REFERENCE, "the same, best of n"
+    rows = [row_of("smiling", ours, n) for n in range(3)]
+    rows += [row_of("smiling", theirs, n) for n in range(4)]
+    judged = dict(zip(map(edit_table.key_of, rows), (1, 1, 1, 1, 1, -1, -1), strict=True))
+    line = next(line for line in edit_table.table(rows, judged).splitlines() if theirs in line)
+    assert line.split("|")[3].strip().startswith("50 (")
+    assert line.split("|")[4].strip() == "-33 ± 143"  # 4.303 * 57.7 / sqrt(3)
+
+
+def test_faces_that_fulfil_the_wish_already_are_not_edited():
+    case = edit_methods.CASES["smiling"]
+    face = images.sample_photo("face")  # It smiles for the judge.
+    faces = np.stack([face, face[::-1], face[::-1]])
+    asked = judge.load_judge()
+    verdicts = asked(faces)[:, asked.index("smiling")] > 0
+    assert edit_pictures.needing(case, faces, np.array([-1.0, -1.0, 1.0])) == [
+        place for place in (0, 1) if not verdicts[place]
+    ]
+    with pytest.raises(ValueError, match="no face of --data needs the edit"):
+        edit_pictures.needing(case, faces, np.full(3, 1.0))
 
 
 def test_the_judge_sees_the_smile_of_the_bundled_face():

@@ -242,6 +242,13 @@ def test_an_interrupted_edit_goes_on(aps_jax, monkeypatch):
         ("edit {photo} --reward dim=1", "unknown attribute 'dim'; choose from bright, red"),
         ("edit {photo} --reward bright", "must be NAME=1"),
         ("edit {photo} --reward bright=1 --reward-weight -1", "--reward-weight must be"),
+        ("edit {photo} --prompt hat --reward-weight 2", "--reward-weight is that of a --reward"),
+        ("edit {photo} --reward bright=1 --guidance-scale 2", "--guidance-scale is of words"),
+        ("edit {photo} --negative hat --guidance-scale 0", "--negative is read by guidance alone"),
+        ("edit {large} --size 16 --mask {small} --prompt hat", "12x12 pixels, the picture 32x32"),
+        ("edit {photo} --mask {mask} --reward bright=1 --sampler maskgit", "prior alone"),
+        ("stylize {photo} --style swirls --sampler maskgit", "so no style, reward or likeness"),
+        ("stylize {photo} --style swirls --size 12", "--size must be at least 16 for features"),
         ("edit {photo} --reward bright=1 --sampler apss", "unknown sampler 'apss'"),
         ("stylize {photo} --style {words}", "words.png"),
         ("stylize {photo} --style swirl", "no style 'swirl': neither a file nor one of mosaic"),
@@ -261,6 +268,20 @@ def load_lpips():
 
 
 _features = stylize._features  # Before `toys` replaces it.
+
+
+def test_blank_words_are_refused():
+    with pytest.raises(ValueError, match="--prompt has no words"):
+        wishes.check(wishes.Edit(image="x", prompt=" "))
+
+
+def test_words_count_where_there_are_some():
+    def guidance(**options):
+        return wishes.guidance_of(wishes.Edit(image="x", **options))
+
+    assert guidance(prompt="hat") == guidance(negative="hat") == wishes.GUIDANCE
+    assert guidance(reward=("hat=1",)) is guidance(prompt="hat", guidance_scale=0.0) is None
+    assert guidance(prompt="hat", guidance_scale=1.5) == 1.5
 
 
 def test_styles_need_weights(aps_jax, monkeypatch):

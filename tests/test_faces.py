@@ -5,7 +5,6 @@ import pytest
 
 from aps_jax import images
 from aps_jax.cli import inputs, main
-from aps_jax.cli.options import Restore
 from aps_jax.faces import align, detect, framing
 
 #: Eyes of the bundled portrait, as looked up by hand.
@@ -100,15 +99,11 @@ def test_an_aligned_face_scores_above_zero_and_others_below(portrait):
 
 
 def test_restore_takes_the_face_and_says_when_a_picture_is_none():
-    faces, photos = Restore(model="face64"), Restore(model="photo64")
     assert inputs.knows_faces_only("face64") and not inputs.knows_faces_only("photo64")
-
-    def notes(options, photo):
-        return inputs.framing_notes(options, inputs.Problem(photo, None, None, (64, 64), {}))
-
     face, cat = images.sample_photo("face")[None], images.sample_photo()[None, 64:, 64:]
-    assert notes(faces, face) == [] == notes(photos, cat) == notes(faces, None)
-    assert "aps-jax align" in notes(faces, cat)[0]
+    notes = inputs.framing_notes
+    assert notes("face64", face) == [] == notes("photo64", cat) == notes("face64", None)
+    assert "aps-jax align" in notes("face64", cat)[0]
 
 
 def test_the_command_by_hand(tmp_path, portrait, capsys):

@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import pytest
 from conftest import mixing_prior
 
-from aps_jax import Params, operators, presets, pretrained
-from aps_jax.cli import inputs, memory
-from aps_jax.samplers import sample
+from aps_jax import Params, energies, operators, presets, pretrained
+from aps_jax.cli import inputs, memory, stylize
+from aps_jax.samplers import sample, sample_target
+from aps_jax.sampling.edits import whole_target
+from aps_jax.scores import lpips
+from aps_jax.types import Features, bind
 
 
 def config_of(sampler="aps", *, image_shape=(64, 96), num_samples=1):
@@ -66,6 +69,17 @@ def test_fewer_samples_come_before_a_smaller_image(model, monkeypatch):
     memory.check(config_of(), model)
 
 
+def _planned(draw, given, config):
+    """Bytes that XLA plans for the optimised program of `draw(given, key, config)`."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        run = jax.jit(lambda given, key: draw(given, key, config=config))
+        compiled = run.lower(given, jax.random.key(0)).compile()
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["aps", "maskgit", "straight_through"])
 def test_the_estimate_is_near_the_plan_of_xla(sampler, monkeypatch):
@@ -76,14 +90,29 @@ def test_the_estimate_is_near_the_plan_of_xla(sampler, monkeypatch):
         config = dataclasses.replace(config, perceptual_weight=0.0)
     params = Params(model.prior, model.codec, operators.super_resolution(scale=4))
     y = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
-    jax.config.update("jax_disable_most_optimizations", False)
-    try:
-        run = jax.jit(sample, static_argnames="config")
-        compiled = run.lower(params, y, jax.random.key(0), config=config).compile()
-    finally:
-        jax.config.update("jax_disable_most_optimizations", True)
-    planned = compiled.memory_analysis().temp_size_in_bytes
+    planned = _planned(
+        lambda given, key, config: sample(*given, key, config=config), (params, y), config
+    )
     monkeypatch.setattr(inputs, "free_memory", lambda: planned)
     memory.check(config, model)
     if sampler == "aps":
         assert memory.estimate(config, model) == pytest.approx(planned, rel=0.15)
+
+
+@pytest.mark.slow
+def test_the_networks_of_an_energy_count():
+    """Style and content by VGG16 with random weights, as `aps-jax stylize` plans them."""
+    model = pretrained.load_pretrained("photo64")
+    kernels = {name: (3, 3, width, out) for name, width, out in lpips.vgg_layers()}
+    weights = {
+        name: {"kernel": jnp.full(shape, 0.01), "bias": jnp.zeros(shape[-1])}
+        for name, shape in kernels.items()
+    }
+    features = Features(params={"vgg": weights}, apply=bind(lpips._blocks))
+    x = jnp.zeros((1, 64, 64, 3))
+    pair = energies.style(features, x), energies.content(features, x)
+    target = whole_target(model.prior, model.codec, x, stylize.painting(*pair, 1.0))
+    config = config_of(image_shape=(64, 64))
+    planned = _planned(sample_target, target, config)
+    assert memory.estimate(config, model, target) == pytest.approx(planned, rel=0.2)
+    assert memory.estimate(config, model) < 0.7 * planned

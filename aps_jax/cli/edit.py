@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aps_jax import energies, metrics
+from aps_jax import energies, images, metrics
 from aps_jax.cli import wished
+from aps_jax.cli.inputs import framing_notes
 from aps_jax.cli.wished import Figures, Job
-from aps_jax.cli.wishes import Edit, rewards_of
+from aps_jax.cli.wishes import REWARD_WEIGHT, Edit, guidance_of, rewards_of
 from aps_jax.faces.attributes import load_attributes
 from aps_jax.io.masks import SIDES, load_mask
 from aps_jax.operators import denoising, inpainting_mask
@@ -41,16 +42,13 @@ def _job(options: Edit, model: Model) -> Job:
         digest = hashlib.sha256(options.mask.read_bytes()).hexdigest()
         sources["mask"] = {"path": str(options.mask), "sha256": digest}
     _check_fit(options, model, photo)
-    x, net = wished.batch(photo), None
-    reward = None
+    x, net, reward = wished.batch(photo), None, None
+    weight = REWARD_WEIGHT if options.reward_weight is None else options.reward_weight
     if options.reward:
         net = load_attributes()
         wanted = rewards_of(options)
-        reward = energies.scaled(energies.classifier(net, wanted), options.reward_weight)
-    fields = {
-        "guidance_scale": options.guidance_scale or None,
-        "num_samples": options.num_samples,
-    }
+        reward = energies.scaled(energies.classifier(net, wanted), weight)
+    fields = {"guidance_scale": guidance_of(options), "num_samples": options.num_samples}
     likeness = None
     if mask is None:
         likeness = LIKENESS if options.likeness is None else options.likeness
@@ -67,8 +65,8 @@ def _job(options: Edit, model: Model) -> Job:
         sources=sources,
         settings={
             "reward": list(options.reward),
-            "reward_weight": options.reward_weight,
-            "guidance_scale": options.guidance_scale,
+            "reward_weight": weight if options.reward else None,
+            "guidance_scale": guidance_of(options),
             "likeness": likeness,
         },
         panels=_panels(photo, mask),
@@ -76,21 +74,18 @@ def _job(options: Edit, model: Model) -> Job:
         compared={"photo": x[0], "codec_reconstruction": again},
         settled=_pasting(options, x, mask),
         files={} if mask is None else {"mask.png": 2 * mask[..., None] - 1},
+        notes=framing_notes(options.model, x),
     )
 
 
 def _mask(path: Path, options: Edit, photo: np.ndarray) -> np.ndarray:
     """The mask [H, W] as large as the photo, 1 where it stays."""
     mask = load_mask(path)
-    if options.size is not None:
+    if options.size is not None and mask.shape != photo.shape[:2]:
+        _require_size(path, mask, images.load_image(options.image))
         with_channel = 2 * mask[..., None] - 1
         mask = (wished.square(with_channel, options.size)[..., 0] > 0).astype(np.float32)
-    if mask.shape != photo.shape[:2]:
-        (height, width), (rows, columns) = photo.shape[:2], mask.shape
-        raise ValueError(
-            f"--mask {path} has {columns}x{rows} pixels, the picture {width}x{height}; "
-            "make them one size"
-        )
+    _require_size(path, mask, photo)
     if mask.all() or not mask.any():
         misses = "nothing" if mask.all() else "everything"
         raise ValueError(
@@ -98,6 +93,16 @@ def _mask(path: Path, options: Edit, photo: np.ndarray) -> np.ndarray:
             f"leaves: {SIDES}"
         )
     return mask
+
+
+def _require_size(path: Path, mask: np.ndarray, photo: np.ndarray) -> None:
+    """ValueError for a mask [H, W] of another size than a picture."""
+    if mask.shape != photo.shape[:2]:
+        (height, width), (rows, columns) = photo.shape[:2], mask.shape
+        raise ValueError(
+            f"--mask {path} has {columns}x{rows} pixels, the picture {width}x{height}; "
+            "make them one size"
+        )
 
 
 def _check_fit(options: Edit, model: Model, photo: np.ndarray) -> None:

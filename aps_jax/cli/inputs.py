@@ -70,14 +70,12 @@ def knows_faces_only(model: str) -> bool:
     return "framing" in read_card(model_folder(model))
 
 
-def framing_notes(options: Restore, problem: Problem) -> list[str]:
-    """A note where a model of aligned faces is given a photo that does not look like one."""
-    if problem.photo is None or not knows_faces_only(options.model):
-        return []
-    if alignment_score(np.asarray(problem.photo[0])) > 0:
+def framing_notes(model: str, photo: Array | None) -> list[str]:
+    """A note where a model of aligned faces is given a photo [1, H, W, 3] that is none."""
+    if photo is None or not knows_faces_only(model) or alignment_score(np.asarray(photo[0])) > 0:
         return []
     return [
-        f"the picture does not look like a face in the framing of {options.model}; make one with "
+        f"the picture does not look like a face in the framing of {model}; make one with "
         "aps-jax align"
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from aps_jax.codec import expectation
 from aps_jax.config import APSConfig, SharedConfig
 from aps_jax.denoiser import Denoiser
 from aps_jax.samplers import SVDDConfig
+from aps_jax.sampling.target import Target
 from aps_jax.types import Array, Codec, ImageShape
 
 #: What a call of APS needs beside the weights, as XLA plans it on CPUs: copies of the logits, and a
@@ -23,8 +25,14 @@ _LOGIT_COPIES, _KEPT_SHARE = 8, 0.7
 _AMPLE = 2**18
 
 
-def check(config: SharedConfig, model: pretrained.Model) -> None:
-    """ValueError if one call surely needs more than the free memory."""
+def check(config: SharedConfig, model: pretrained.Model, target: Target | None = None) -> None:
+    """ValueError if one call surely needs more than the free memory.
+
+    Args:
+      config: options, with the size of the image.
+      model: what is sampled with.
+      target: what is sampled, if its energy reads images by a network that counts, too.
+    """
     free = inputs.free_memory()
     if free is None:
         return
@@ -34,26 +42,31 @@ def check(config: SharedConfig, model: pretrained.Model) -> None:
         # Elsewhere XLA fuses more, and says so itself when memory runs out; the system of a CPU
         # ends the process.
         if jax.local_devices()[0].platform == "cpu" and free < _AMPLE * pixels:
-            surely += 0.75 * _KEPT_SHARE * _kept_bytes(config, model)
+            surely += 0.75 * _gradient_bytes(config, model, target)
     else:
         surely = _logit_bytes(config, model)
     if surely > free:
-        raise ValueError(advice(config, model))
+        raise ValueError(advice(config, model, target))
 
 
-def estimate(config: SharedConfig, model: pretrained.Model) -> float:
-    """Bytes that one call needs about, beside weights and LPIPS; rough for others than APS."""
+def estimate(config: SharedConfig, model: pretrained.Model, target: Target | None = None) -> float:
+    """Bytes that one call needs about, beside weights; rough for others than APS.
+
+    Networks of an energy count if the target is given; without it LPIPS is left out.
+    """
     logits = _logit_bytes(config, model)
     if not config.evaluations().decoder_gradient:
         return 2 * logits
-    return _LOGIT_COPIES * logits + _KEPT_SHARE * _kept_bytes(config, model)
+    return _LOGIT_COPIES * logits + _gradient_bytes(config, model, target)
 
 
-def advice(config: SharedConfig, model: pretrained.Model | Denoiser) -> str:
+def advice(
+    config: SharedConfig, model: pretrained.Model | Denoiser, target: Target | None = None
+) -> str:
     """What a call needs, what there is, and what would fit; for the user to read."""
     if isinstance(model, Denoiser):
         return "the denoiser does not fit into memory; lower --num-samples"
-    needed = estimate(config, model)
+    needed = estimate(config, model, target)
     (height, width), samples = _size(config), config.num_samples
     text = (
         f"{samples} sample(s) of {width}x{height} pixels need about {needed / 2**30:.2f} GiB of "
@@ -85,23 +98,40 @@ def _logit_bytes(config: SharedConfig, model: pretrained.Model) -> int:
     )
 
 
-def _kept_bytes(config: SharedConfig, model: pretrained.Model) -> int:
-    """Bytes that automatic differentiation keeps of the decoder, weights left out."""
+def _gradient_bytes(config: SharedConfig, model: pretrained.Model, target: Target | None) -> float:
+    """Bytes of one gradient through the decoder and, of a target, the networks of its energy."""
+    decoder, _ = _kept_bytes(config, model, None)
+    if target is None:
+        return _KEPT_SHARE * decoder
+    both, weights = _kept_bytes(config, model, target)
+    # XLA plans nearly all that is kept of VGG16, and the kernels again, turned round.
+    return _KEPT_SHARE * decoder + (both - decoder) + weights
+
+
+def _kept_bytes(
+    config: SharedConfig, model: pretrained.Model, target: Target | None
+) -> tuple[int, int]:
+    """Bytes that automatic differentiation keeps of what it computes, and those of weights."""
     grid = _field(config, model)
     shape = (config.num_samples, math.prod(grid), model.codec.quantizer.num_features)
 
-    def backward(codec: Codec, codes: Array) -> Any:
+    def backward(codec: Codec, target: Target | None, codes: Array) -> Any:
         def decode(codes: Array) -> Array:
             return expectation.decode(codec, codes, grid, config.image_shape, config.decode_scale)
 
-        return jax.vjp(decode, codes)[1]
+        return jax.vjp(decode if target is None else target.objective_of, codes)[1]
 
-    kept = jax.eval_shape(backward, model.codec, jax.ShapeDtypeStruct(shape, "float32"))
-    total, weights = (
-        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-        for tree in (kept, model.codec.params)
+    kept = jax.eval_shape(backward, model.codec, target, jax.ShapeDtypeStruct(shape, "float32"))
+    given = model.codec.params if target is None else target
+    leaves, weights = (
+        Counter((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree))
+        for tree in (kept, given)
     )
-    return max(total - weights, 0)
+    return _bytes(leaves - weights), _bytes(leaves & weights)
+
+
+def _bytes(leaves: Counter[Any]) -> int:
+    return sum(count * math.prod(shape) * kind.itemsize for (shape, kind), count in leaves.items())
 
 
 def _field(config: SharedConfig, model: pretrained.Model) -> tuple[int, ...]:

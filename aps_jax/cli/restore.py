@@ -51,7 +51,7 @@ def _run(options: Restore, folder: ResultFolder, began: float) -> int:
         )
     config = dataclasses.replace(config, image_shape=problem.image_shape)
     model = load_model(options, config)
-    notes = framing_notes(options, problem)
+    notes = framing_notes(options.model, problem.photo)
     distance = perceptual.load(problem, config, notes)
     config = perceptual.settle(config, problem, distance, notes)
     if isinstance(model, Denoiser):

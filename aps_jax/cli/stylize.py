@@ -11,7 +11,7 @@ import numpy as np
 from aps_jax import energies, images
 from aps_jax.cli import wished
 from aps_jax.cli.wished import Figures, Job
-from aps_jax.cli.wishes import Stylize
+from aps_jax.cli.wishes import Stylize, guidance_of
 from aps_jax.pretrained import Model
 from aps_jax.sampling.edits import whole_target
 from aps_jax.scores.lpips import MIN_SIDE, PerceptualUnavailable, load_lpips, vgg_features
@@ -43,6 +43,12 @@ def style_path(style: str) -> Path:
     return path
 
 
+def painting(style: Energy, content: Energy, strength: float) -> Energy:
+    """What a painting lowers, per token: style and content at a strength, `NATS` for both."""
+    weighted = energies.scaled(style, STYLE_WEIGHT * strength)
+    return energies.scaled(energies.total(content, weighted), NATS)
+
+
 def _job(options: Stylize, model: Model) -> Job:
     photo, source = wished.load_photo(options.image, options.size)
     path = style_path(options.style)
@@ -51,6 +57,8 @@ def _job(options: Stylize, model: Model) -> Job:
         if options.style_size < MIN_SIDE:
             raise ValueError(f"--style-size must be at least {MIN_SIDE}, got {options.style_size}")
         reference = images.resize_short_side(reference, options.style_size)
+    if options.size is not None and options.size < MIN_SIDE:
+        raise ValueError(f"--size must be at least {MIN_SIDE} for features, got {options.size}")
     for name, picture in ((options.image, photo), (path, reference)):
         if min(picture.shape[:2]) < MIN_SIDE:
             raise ValueError(
@@ -60,12 +68,9 @@ def _job(options: Stylize, model: Model) -> Job:
     x, features = wished.batch(photo), _features()
     content = energies.content(features, x)
     style = energies.style(features, wished.batch(reference))
-    energy = energies.scaled(
-        energies.total(content, energies.scaled(style, STYLE_WEIGHT * options.strength)), NATS
-    )
     target = whole_target(
-        model.prior, model.codec, x, energy,
-        guidance_scale=options.guidance_scale or None, num_samples=options.num_samples,
+        model.prior, model.codec, x, painting(style, content, options.strength),
+        guidance_scale=guidance_of(options), num_samples=options.num_samples,
     )  # fmt: skip
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Job(
@@ -74,7 +79,7 @@ def _job(options: Stylize, model: Model) -> Job:
         settings={
             "strength": options.strength,
             "style_size": options.style_size,
-            "guidance_scale": options.guidance_scale,
+            "guidance_scale": guidance_of(options),
         },
         panels=[("photo", photo), ("style", _fitting(reference, photo))],
         figures=lambda image: _figures((style, content), image),

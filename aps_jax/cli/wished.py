@@ -95,7 +95,7 @@ def _run(
         config_of(options), image_shape=target.image_shape, decode_scale=target.decode_scale,
         trace=is_listened_to(),
     )  # fmt: skip
-    memory.check(config, model)
+    memory.check(config, model, target)
     record = _facts(options, config, job)
     hashes = {place: source["sha256"] for place, source in job.sources.items()}
     snapshot = folder.snapshot(record | {"files": hashes, "model": record["model"]["sha256"]})
@@ -106,7 +106,7 @@ def _run(
         ),
         work=work_of(config),
         snapshot=snapshot,
-        memory_advice=lambda: memory.advice(config, model),
+        memory_advice=lambda: memory.advice(config, model, target),
     )
     samples = [job.settled(sample) for sample in restored.result.samples[0]]
     table = {key: job.figures(image) for key, image in job.compared.items()}
@@ -172,10 +172,11 @@ def _summarise(
     height, width = job.target.image_shape or (0, 0)
     print(f"{width}x{height}, {sampler_name(options)}, {work_of(config)}, seed {options.seed}")
     columns = list(next(iter(table.values())))
-    print(f"{'':22}" + "".join(f"{column.replace('_', ' '):>14}" for column in columns))
+    width = max(14, *(len(column) + 2 for column in columns))
+    print(f"{'':22}" + "".join(f"{column.replace('_', ' '):>{width}}" for column in columns))
     for key, row in table.items():
         cells = ("-" if row[c] is None else f"{row[c]:.3f}" for c in columns)
-        print(f"{key.replace('_', ' '):22}" + "".join(f"{cell:>14}" for cell in cells))
+        print(f"{key.replace('_', ' '):22}" + "".join(f"{cell:>{width}}" for cell in cells))
     for note in job.notes:
         print(f"note: {note}")
     print(f"{options.out / 'comparison.png'} and more, after {seconds:.1f} s")

@@ -16,6 +16,8 @@ from aps_jax.config import VARIANTS
 #: mask; a picture that is only to be changed a little says it everywhere.
 _PART = {"encoder_start": 0.0, "sensitivity_floor": 0.0, "draw": "categorical"}
 _WHOLE = {"encoder_start": 0.5, "sensitivity_floor": 0.0}
+#: How much words count in an edit, and its rewards, where nothing is said; chosen by eye.
+GUIDANCE, REWARD_WEIGHT = 2.0, 20.0
 #: Half the timesteps of a restoration look as well, and the features of a style take their time.
 _STYLE_STEPS = 4
 #: Options of the samplers that draw from the prior alone.
@@ -74,8 +76,8 @@ class Edit(Wish):
         where it stays.
       reward: an attribute of the face as NAME=1 or NAME=0, judged by the embedded classifier; may
         be repeated.
-      reward_weight: how much the rewards count against the prior.
-      guidance_scale: how much more the words count than no words at all; 0 is off.
+      reward_weight: how much the rewards count against the prior, 20 if left out.
+      guidance_scale: how much more the words count than no words at all, 2 if left out; 0 is off.
       likeness: without a mask, how much the picture holds to what it was.
       paste_known: put the pixels outside the mask back into the result.
       model: face64, or a model folder.
@@ -84,8 +86,8 @@ class Edit(Wish):
     image: Annotated[Path, tyro.conf.Positional, named("IMAGE")]
     mask: Annotated[Path | None, optional("FILE")] = None
     reward: Annotated[_Words, named("NAME=VALUE")] = ()
-    reward_weight: Annotated[float, named("W")] = 20.0
-    guidance_scale: Annotated[float, named("G")] = 3.0
+    reward_weight: Annotated[float | None, optional("W")] = None
+    guidance_scale: Annotated[float | None, optional("G")] = None
     likeness: Annotated[float | None, optional("W")] = None
     paste_known: Flag = False
     model: Annotated[str, named("face64|DIR")] = "face64"
@@ -104,6 +106,8 @@ class Stylize(Wish):
       style: swirls, mosaic or woodcut, which are in the package, or a picture file.
       strength: how much the style counts against the content.
       style_size: first resize the style to this shorter side: smaller makes finer strokes.
+      guidance_scale: how much more the words count than no words at all, for models that read text;
+        not at all if left out.
       model: photo64, or a model folder.
     """
 
@@ -111,7 +115,7 @@ class Stylize(Wish):
     style: Annotated[str, named("swirls|mosaic|woodcut|FILE")]
     strength: Annotated[float, named("S")] = 1.0
     style_size: Annotated[int | None, optional("PX")] = None
-    guidance_scale: Annotated[float, named("G")] = 0.0
+    guidance_scale: Annotated[float | None, optional("G")] = None
     model: Annotated[str, named("photo64|DIR")] = "photo64"
     out: Annotated[Path, named("DIR")] = Path("stylized")
 
@@ -121,17 +125,41 @@ def check(options: Any) -> None:
     check_run(options, not_negative=("guidance_scale", "reward_weight", "likeness", "strength"))
     if isinstance(options, Edit):
         _check_edit(options)
+    guidance_of(options)
     config_of(options)
 
 
 def _check_edit(options: Edit) -> None:
     wanted = rewards_of(options)
+    for flag, text in (("--prompt", options.prompt), ("--negative", options.negative)):
+        if text is not None and not text.strip():
+            raise ValueError(f"{flag} has no words; leave it out")
     if options.prompt is None and options.negative is None and not wanted:
         raise ValueError("nothing is wished for; give --prompt, --negative or --reward")
     if options.mask is not None and options.likeness is not None:
         raise ValueError("--likeness is for edits without --mask, which keeps what it covers")
     if options.paste_known and options.mask is None:
         raise ValueError("--paste-known needs a --mask, which says what is known")
+    if options.reward_weight is not None and not wanted:
+        raise ValueError("--reward-weight is that of a --reward, and there is none")
+
+
+def guidance_of(options: Any) -> float | None:
+    """How much the words count more than none; None where there are none, or they do not.
+
+    Raises:
+      ValueError: guidance is asked for without words, or words that only guidance reads without it.
+    """
+    scale = options.guidance_scale
+    if options.prompt is None and options.negative is None:
+        if scale:
+            raise ValueError("--guidance-scale is of words; give --prompt or --negative")
+        return None
+    if scale is None:
+        scale = GUIDANCE if isinstance(options, Edit) else 0.0
+    if options.negative is not None and not scale:
+        raise ValueError("--negative is read by guidance alone; set --guidance-scale above 0")
+    return scale or None
 
 
 def rewards_of(options: Edit) -> dict[str, float]:
@@ -167,15 +195,22 @@ def config_of(options: Any) -> Any:
         "num_steps": options.num_steps,
         "num_inner_steps": options.num_inner_steps,
         "num_samples": options.num_samples,
-        "guidance_scale": options.guidance_scale or None,
+        "guidance_scale": guidance_of(options),
     }
     chosen = chosen_options(options, sampler, {name: flag_of(name) for name in flags})
     known = presets.option_types(presets.config_class(sampler))
-    ours: dict[str, Any] = _WHOLE if getattr(options, "mask", None) is None else _PART
+    is_whole = getattr(options, "mask", None) is None
+    ours: dict[str, Any] = _WHOLE if is_whole else _PART
     if isinstance(options, Stylize) and options.preset is None:
         ours = ours | {"num_steps": _STYLE_STEPS}
     if sampler not in VARIANTS:
         ours = {"encoder_start": 0.0} | _PRIOR_STEPS.get(sampler, {})
     given = {name: value for name, value in (flags | chosen).items() if value is not None}
     given = {name: value for name, value in ours.items() if name in known} | given
-    return presets.make_config(preset=options.preset, sampler=sampler, **given)
+    config = presets.make_config(preset=options.preset, sampler=sampler, **given)
+    if config.KNOB is None and (is_whole or options.reward):
+        raise ValueError(
+            f"--sampler {sampler} draws from the prior alone and looks at no picture, so no style, "
+            "reward or likeness is followed; choose another one"
+        )
+    return config

@@ -26,13 +26,18 @@ class Case(NamedTuple):
     prompt: str
     rows: tuple[int, int]
     columns: tuple[int, int]
+    negative: str | None = None
+
+    def is_fulfilled(self, logits: Any) -> Any:
+        """Whether logits of the attribute say what is wished for."""
+        return (logits > 0) == (self.value > 0)
 
 
 _EYES, _MOUTH = ((20, 36), (12, 52)), ((40, 56), (16, 48))
 CASES = {
     "eyeglasses": Case("eyeglasses", 1.0, "eyeglasses", *_EYES),
-    # There is no word for their absence; captions of faces with eyeglasses always name them.
-    "no eyeglasses": Case("eyeglasses", 0.0, "young", *_EYES),
+    # There is no word for their absence, but guidance can lead away from one.
+    "no eyeglasses": Case("eyeglasses", 0.0, "young", *_EYES, negative="eyeglasses"),
     "smiling": Case("smiling", 1.0, "smiling", *_MOUTH),
     "unsmiling": Case("smiling", 0.0, "unsmiling", *_MOUTH),
 }

@@ -15,6 +15,9 @@ from experiments.bench import summary
 from experiments.studies.edit_methods import CASES, METHODS, UNTOUCHED, config_of
 from experiments.tables import markdown
 
+#: The method that others are compared with, on the same faces.
+REFERENCE = "prompt, guidance and reward (APS)"
+
 
 def wilson(hits: int, count: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share."""
@@ -31,50 +34,74 @@ def key_of(row: rows.Row) -> str:
 
 
 def table(found: Iterable[rows.Row], judged: Mapping[str, float]) -> str:
-    """Markdown, a part per case.
+    """Markdown: all edits together, then a part per case.
 
     Args:
       found: the rows.
       judged: the judge's logits by `key_of` a row; rows without one count elsewhere only.
     """
     found = list(found)
-    parts = []
-    for case in CASES:
-        mine = [row for row in found if row["case"] == case]
-        by_method = {
+    parts = [("all edits", found)]
+    parts += [(case, [row for row in found if row["case"] == case]) for case in CASES]
+    text = []
+    for title, mine in parts:
+        chosen = {
             method: [row for row in mine if row["method"] == method]
             for method in (*UNTOUCHED, *METHODS)
         }
         lines = [
-            _cells(method, chosen, judged, CASES[case].attribute)
-            for method, chosen in by_method.items()
-            if chosen
+            {"method": method, "faces": str(len(some))}
+            | _success(some, chosen[REFERENCE], judged)
+            | _cost(method, some)
+            for method, some in chosen.items()
+            if some
         ]
         if lines:
-            parts.append(f"### {case}\n\n{markdown(pd.DataFrame(lines))}\n")
-    return "\n".join(parts)
+            text.append(f"### {title}\n\n{markdown(pd.DataFrame(lines))}\n")
+    return "\n".join(text)
 
 
-def _cells(
-    method: str, chosen: Sequence[rows.Row], judged: Mapping[str, float], attribute: str
+def _success(
+    some: Sequence[rows.Row], others: Sequence[rows.Row], judged: Mapping[str, float]
 ) -> dict[str, str | None]:
-    """A line by the heads of its columns."""
-    verdicts = [judged[key_of(row)] > 0 for row in chosen if key_of(row) in judged]
-    believed = np.mean([row["reward"] > 0 for row in chosen])
-    is_edit = method in METHODS
-    outside = _mean([row["outside"] for row in chosen], 2) if method != "original" else None
-    cost = str(decoder_evaluations(config_of(METHODS[method]))) if is_edit else None
-    seconds = f"{np.mean([row['seconds'] for row in chosen]):.1f}" if is_edit else None
+    """How often the wish is fulfilled, and on how many faces more or fewer than by `REFERENCE`."""
+    verdicts, theirs = _verdicts(some, judged), _verdicts(others, judged)
+    shared = verdicts.keys() & theirs.keys()
+    gains = [100.0 * (verdicts[face] - theirs[face]) for face in shared]
+    gain = None if some is others else summary.interval(gains)
+    believed = np.mean([CASES[row["case"]].is_fulfilled(row["reward"]) for row in some])
     return {
-        "method": method,
-        "faces": str(len(chosen)),
-        f"judged “{attribute}”, % (95 %)": _share(verdicts),
+        "judged a success, % (95 %)": _share(list(verdicts.values())),
+        "more than APS with all": gain and gain.shown(0),
         "the reward says so, %": f"{100 * believed:.0f}",
-        "outside the box, dB": outside,
-        "the codec there, dB": f"{np.mean([row['codec_outside'] for row in chosen]):.2f}",
-        "LPIPS to the original": _mean([row["lpips"] for row in chosen], 3),
-        "decoder evaluations": cost,
-        "seconds": seconds,
+    }
+
+
+def _verdicts(some: Sequence[rows.Row], judged: Mapping[str, float]) -> dict[tuple[str, str], bool]:
+    return {
+        (row["case"], row["image"]): bool(CASES[row["case"]].is_fulfilled(judged[key_of(row)]))
+        for row in some
+        if key_of(row) in judged
+    }
+
+
+def _cost(method: str, some: Sequence[rows.Row]) -> dict[str, str | None]:
+    """What an edit costs the rest of the picture, and the computer."""
+    is_edit = method in METHODS
+    cells = {
+        "outside the box, dB": [row["outside"] for row in some],
+        "less the codec's": [row["outside"] - row["codec_outside"] for row in some],
+        "moved there, dB": [row["moved"] for row in some],
+    }
+    known = {
+        name: _mean(values, 2) if is_edit or (method, name) == ("codec", "outside the box, dB")
+        else None
+        for name, values in cells.items()
+    }  # fmt: skip
+    return known | {
+        "LPIPS": _mean([row["lpips"] for row in some], 3),
+        "decoder runs": str(decoder_evaluations(config_of(METHODS[method]))) if is_edit else None,
+        "seconds": f"{np.mean([row['seconds'] for row in some]):.1f}" if is_edit else None,
     }
 
 

@@ -4,9 +4,11 @@
 
 A box over the eyes or over the mouth is drawn anew, everything else is given. An edit succeeds if
 the judge (`experiments.judge`), which is of another kind than the reward and was fitted to other
-faces, says that the attribute is there; where the opposite is asked for, it should not be. What an
-edit costs the rest is said by the change outside the box, in decibels, beside the codec's own, and
-by LPIPS to the original.
+faces, says that the wish is fulfilled. Each wish is asked of faces that do not fulfil it yet,
+neither for the judge nor for the reward's network, so that nothing succeeds by itself; what the
+judge says after the codec alone is in the table. What an edit costs the rest is said by the change
+outside the box, in decibels: to the original, beside the codec's own, and to the codec's picture,
+which is what the edit itself has moved. LPIPS to the original is of the whole picture.
 
 Rows are appended to `OUT/rows.jsonl` batch by batch; the same command does only what is missing.
 """
@@ -16,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,17 +32,16 @@ from aps_jax import energies
 from aps_jax.codec.magvit2 import reconstruct
 from aps_jax.faces import attributes
 from aps_jax.faces.attributes import Attributes
-from aps_jax.images import load_image, save_image
+from aps_jax.images import save_image
 from aps_jax.io import checkpoint, rows
-from aps_jax.io.files import write_atomically, write_json
+from aps_jax.io.files import write_atomically
 from aps_jax.pretrained import load_codec, load_prior, model_folder
 from aps_jax.samplers import sample_target
 from aps_jax.sampling.edits import part_target
 from aps_jax.types import Array, Codec, Energy, Key, Perceptual, Prior
-from experiments import judge, photos
+from experiments import photos
 from experiments.bench.identity import model_facts
 from experiments.command import command
-from experiments.figures import save_grid
 from experiments.studies.edit_methods import (
     BUDGET,
     CASES,
@@ -54,12 +54,11 @@ from experiments.studies.edit_methods import (
     config_of,
     kept,
 )
-from experiments.studies.edit_table import key_of, table
+from experiments.studies.edit_pictures import ask_judge, draw_grids, needing, picture_path
+from experiments.studies.edit_table import table
 
 MODEL = "face64"
-NEEDED = ("case", "method", "image", "reward", "outside", "codec_outside", "lpips")
-#: Faces in a grid.
-_SHOWN = 4
+NEEDED = ("case", "method", "image", "reward", "outside", "codec_outside", "moved", "lpips")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Arguments:
     Attributes:
       out: folder of the rows and the table.
       data: folder of held-out aligned faces; not needed with `--table`.
-      count: faces, spread evenly over the folder; those that wear eyeglasses by the judge stay.
+      count: faces of each case, spread evenly over those of the folder that need the edit.
       batch_size: faces at once.
       seed: of the samples.
       reward_weight: of the reward, beside the prior.
@@ -136,8 +135,10 @@ class _Lab(NamedTuple):
 
 def _lab(arguments: Arguments) -> _Lab:
     folder = model_folder(MODEL)
-    prompts = {CASES[name].prompt for name in arguments.cases}
-    priors: dict[str | None, Prior] = {text: load_prior(folder, prompt=text) for text in prompts}
+    priors: dict[str | None, Prior] = {
+        name: load_prior(folder, prompt=CASES[name].prompt, negative=CASES[name].negative)
+        for name in arguments.cases
+    }
     priors[None] = load_prior(folder)
     return _Lab(
         load_codec(folder), priors, aps_jax.load_attributes(), aps_jax.load_lpips(), {}
@@ -158,6 +159,7 @@ def _rows_of(
         "reward": np.asarray(_scored(lab.reward, found))[:, lab.reward.index(wanted)],
         "outside": decibels(found - x, mask),
         "codec_outside": decibels(shown - x, mask),
+        "moved": decibels(found - shown, mask),
         "lpips": np.asarray(_distance(lab.perceptual, found, x)),
     }
     return [
@@ -165,35 +167,6 @@ def _rows_of(
         | {key: round(float(value[place]), 5) for key, value in values.items()}
         for place, name in enumerate(names)
     ]
-
-
-def picture_path(out: Path, row: rows.Row) -> Path:
-    """Where the picture of a row is, for judges and for people."""
-    name = f"{row['case']}-{row['method']}".replace(" ", "_").replace(",", "")
-    return out / "pictures" / name / f"{Path(row['image']).stem}.png"
-
-
-def ask_judge(out: Path, found: Sequence[rows.Row]) -> dict[str, float]:
-    """The judge's scores by row, of all pictures that are here and were not judged yet.
-
-    They are kept in `judged.json`, apart from the rows, so that another judge can be asked.
-    """
-    path = out / "judged.json"
-    folder = judge.FOLDER
-    weights = checkpoint.fingerprint(folder / judge.WEIGHTS)
-    kept_before = json.loads(path.read_text()) if path.exists() else {}
-    logits = kept_before.get("logits", {}) if kept_before.get("judge") == weights else {}
-    waiting = [
-        row for row in found if key_of(row) not in logits and picture_path(out, row).exists()
-    ]
-    if waiting:
-        asked = judge.load_judge(folder)
-        said = asked(np.stack([load_image(picture_path(out, row)) for row in waiting]))
-        for row, scores in zip(waiting, said, strict=True):
-            place = asked.index(CASES[row["case"]].attribute)
-            logits[key_of(row)] = round(float(scores[place]), 5)
-        write_json(path, {"judge": weights, "logits": logits})
-    return logits
 
 
 def identity(arguments: Arguments) -> dict[str, Any]:
@@ -221,25 +194,31 @@ def run(arguments: Arguments) -> None:
     if arguments.data is None:
         raise ValueError("--data is needed to compute rows; name a folder of aligned faces")
     began = time.monotonic()
-    names, faces = photos.center_crops(arguments.data, size=64, shrink=1, count=arguments.count)
+    names, faces = photos.center_crops(arguments.data, size=64, shrink=1)
     log = arguments.out / "rows.jsonl"
     with rows.alone(log):
         rows.claim(arguments.out / "run.json", identity(arguments))
         done = {(r["case"], r["method"], r["image"]) for r in rows.read(log, NEEDED)}
         lab = _lab(arguments)
+        scores = np.asarray(_scored(lab.reward, faces))
+        chosen = {
+            name: needing(CASES[name], faces, scores[:, lab.reward.index(CASES[name].attribute)])
+            for name in arguments.cases
+        }
+        chosen = {name: photos.spread(some, arguments.count) for name, some in chosen.items()}
         # Faces are the outer loop: a run that ends early has all methods on the first faces.
-        for start in range(0, len(names), arguments.batch_size):
-            index = np.arange(start, min(start + arguments.batch_size, len(names)))
-            for case, method in itertools.product(
-                arguments.cases, (*UNTOUCHED, *arguments.methods)
-            ):
-                batch = [names[i] for i in index]
-                if all((case, method, name) in done for name in batch):
-                    continue
-                _run_batch(lab, case, method, batch, faces[index], index, arguments)
-                if arguments.minutes and time.monotonic() - began > 60 * arguments.minutes:
-                    print(f"stopped after {arguments.minutes:g} minutes; start again to go on")
-                    return
+        starts = range(0, arguments.count, arguments.batch_size)
+        for start, case, method in itertools.product(
+            starts, arguments.cases, (*UNTOUCHED, *arguments.methods)
+        ):
+            index = np.asarray(chosen[case][start : start + arguments.batch_size], int)
+            batch = [names[i] for i in index]
+            if all((case, method, name) in done for name in batch):
+                continue
+            _run_batch(lab, case, method, batch, faces[index], index, arguments)
+            if arguments.minutes and time.monotonic() - began > 60 * arguments.minutes:
+                print(f"stopped after {arguments.minutes:g} minutes; start again to go on")
+                return
 
 
 def _run_batch(
@@ -257,17 +236,17 @@ def _run_batch(
     elif method == "codec":
         found = np.clip(np.asarray(_shown(lab.codec, x)), -1, 1)
     else:
-        found, seconds = _edited(lab, CASES[case], METHODS[method], x, index, arguments)
+        found, seconds = _edited(lab, case, METHODS[method], x, index, arguments)
     made = _rows_of(lab, case, method, names, x, found)
     for row, picture in zip(made, found, strict=True):
         row["seconds"] = round(seconds, 3)
         save_image(picture_path(arguments.out, row), picture)
     rows.append(arguments.out / "rows.jsonl", made)
-    print(f"{case}, {method}: faces {index[0] + 1} to {index[-1] + 1}", flush=True)
+    print(f"{case}, {method}: {', '.join(names)}", flush=True)
 
 
 def _edited(
-    lab: _Lab, case: Case, method: Method, x: np.ndarray, index: np.ndarray, arguments: Arguments
+    lab: _Lab, name: str, method: Method, x: np.ndarray, index: np.ndarray, arguments: Arguments
 ) -> tuple[np.ndarray, float]:
     """Edited faces, and the seconds of one, those of compilation left out."""
     # Filled up, so that every batch has one shape.
@@ -275,35 +254,20 @@ def _edited(
     positions = jnp.asarray(np.resize(index, arguments.batch_size))
     key = jax.random.key(arguments.seed)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(positions)
-    prior = lab.priors[case.prompt if method.is_prompted else None]
+    case, prior = CASES[name], lab.priors[name if method.is_prompted else None]
     reward = None
     if method.is_rewarded:
         reward = reward_of(lab.reward, case, arguments.reward_weight)
     given = (prior, lab.codec, reward, jnp.asarray(x[padded]), keys)
-    # Both directions of an edit share a program: prompts and wishes are arrays.
-    name = (case.attribute, method)
-    if name not in lab.compiled:
+    # Both directions of an edit share a program where their prompts are equally long: prompts and
+    # wishes are arrays.
+    form = (case.attribute, method, *map(jnp.shape, jax.tree.leaves(prior)))
+    if form not in lab.compiled:
         config = config_of(method, _budget(arguments))
-        lab.compiled[name] = edit.lower(*given, case=case, method=method, config=config).compile()
+        lab.compiled[form] = edit.lower(*given, case=case, method=method, config=config).compile()
     clock = time.perf_counter()
-    found = np.asarray(lab.compiled[name](*given))[: len(x)]
+    found = np.asarray(lab.compiled[form](*given))[: len(x)]
     return found, (time.perf_counter() - clock) / arguments.batch_size
-
-
-def draw_grids(out: Path, found: Sequence[rows.Row]) -> None:
-    """A picture per case: the first faces from top to bottom, the methods in their order."""
-    for case in CASES:
-        mine = [row for row in found if row["case"] == case and picture_path(out, row).exists()]
-        names = sorted({row["image"] for row in mine})[:_SHOWN]
-        columns = [
-            [row for name in names for row in mine if (row["method"], row["image"]) == (m, name)]
-            for m in (*UNTOUCHED, *METHODS)
-        ]
-        columns = [column for column in columns if column and len(column) == len(names)]
-        if columns:
-            pictures = [[load_image(picture_path(out, row)) for row in col] for col in columns]
-            grid = [np.stack(line) for line in zip(*pictures, strict=True)]
-            save_grid(grid, out / f"{case.replace(' ', '_')}.png", zoom=2)
 
 
 @command(

@@ -55,7 +55,7 @@ def edit_tab(folder: Path) -> None:
             )  # fmt: skip
             samples = gr.Slider(1, MOST_SAMPLES, 4, step=1, label="Samples", elem_id="edit-samples")
             with gr.Accordion("More", open=False, elem_id="edit-more"):
-                guidance = gr.Slider(0, 10, 4, label="How much the words count")
+                guidance = gr.Slider(0, 10, wishes.GUIDANCE, label="How much the words count")
                 seed = gr.Number(0, precision=0, label="Seed")
                 num_steps = controls.optional_number(
                     label="Timesteps, instead of the default", elem_id="edit-steps"
