@@ -29,7 +29,7 @@ _MOUTH = (slice(40, 56), slice(16, 48))
 RUNS: dict[str, tuple[str, ...]] = {
     "box": (
         *_FACE, "--task", "inpainting_box", "--box-size", "32", "--margin", "16",
-        "--num-samples", "4", "--option", "remasking=random",
+        "--num-samples", "4",
     ),
     "from 8x8": (*_FACE, "--task", "super_resolution", "--scale", "8"),
     "from 16x16": (*_FACE, "--task", "super_resolution", "--scale", "4"),
