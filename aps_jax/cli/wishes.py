@@ -36,7 +36,7 @@ class Wish:
       prompt: what the picture is to show, for models that read text.
       negative: what it is not to show, likewise.
       sampler: any of `aps-jax samplers` that reads what is wished for.
-      preset: draft, balanced, fine or paper; of aps and its variants only.
+      preset: draft, balanced, fine, faces or paper; of aps and its variants only.
       num_steps: timesteps, instead of the preset's or the sampler's own.
       num_inner_steps: optimiser steps per timestep, likewise.
       option: any other option of the sampler as NAME=VALUE; may be repeated.
@@ -208,7 +208,7 @@ def config_of(options: Any) -> Any:
     given = {name: value for name, value in (flags | chosen).items() if value is not None}
     given = {name: value for name, value in ours.items() if name in known} | given
     config = presets.make_config(preset=options.preset, sampler=sampler, **given)
-    if config.KNOB is None and (is_whole or options.reward):
+    if config.KNOB is None and (is_whole or getattr(options, "reward", ())):
         raise ValueError(
             f"--sampler {sampler} draws from the prior alone and looks at no picture, so no style, "
             "reward or likeness is followed; choose another one"
