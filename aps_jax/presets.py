@@ -122,8 +122,9 @@ def _differing(
 ) -> dict[str, Any]:
     """Options of APS with which samples differ, as far as those that are `fixed` allow it."""
     # The presets' own draw is deterministic: all samples would be equal.
-    for change in ({}, differing, {"draw": "categorical"}):
-        changed = options | change
+    changes: tuple[Mapping[str, Any], ...] = ({}, differing, {"draw": "categorical"})
+    for change in changes:
+        changed = options | dict(change)
         single: dict[str, Any] = changed | {"num_samples": 1}
         if not fixed.keys() & change.keys() and APSConfig(**single).is_random:
             return changed
