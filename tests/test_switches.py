@@ -114,7 +114,8 @@ def test_samplers_on_pixels(name):
         sampled(smallest(name))
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+# "fine" is "draft" at the scale of "aps-l".
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "fine"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_presets(switch, preset, variant):
     sampled(make_config(preset=preset, sampler=variant, num_samples=2))
