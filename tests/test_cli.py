@@ -205,7 +205,9 @@ def test_samples_steps_and_pasted_pixels(restore, photo, tmp_path):
 
     # The mean in place of the first sample: the same samples, another choice.
     samples = [np.asarray(Image.open(out / f"samples/sample_0{i}.png"), float) for i in (1, 2)]
-    mean = ("--estimate", "mean", "--save-steps", "--sigma", "0", "--overwrite")
+    # The draw of the first run, which a mean does not take by itself.
+    mean = ("--estimate", "mean", "--draw", "categorical", "--save-steps", "--sigma", "0")
+    mean = (*mean, "--overwrite")
     code, out, _ = restore(photo, *options, *mean)  # Compiled already.
     assert code == 0
     restored = np.asarray(Image.open(out / "restored.png"), float)

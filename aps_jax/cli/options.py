@@ -89,7 +89,7 @@ class Restore:
       estimate: what is restored of several samples: sample (the first) or mean (of all, the closest
         to the photo on average, and smoother than any of them).
       draw: proposal per token: quantized, categorical (default of several samples, unless they are
-        remasked at random, as those of the preset faces are) or argmax.
+        remasked at random, as those of the preset faces and of a mean are) or argmax.
       guidance_scale: how much more the prompt counts than no prompt at all; 0 is off.
       sigma: noise standard deviation on the pixel scale [-1, 1]; with 0 the Gaussian likelihood
         of the presets assumes 0.05.
@@ -265,6 +265,10 @@ def config_of(options: Restore) -> SharedConfig:
     chosen = chosen_options(options, options.sampler, {name: flag_of(name) for name in flags})
     if options.save_steps or options.save_video:
         flags["trace"] = True
+    if options.estimate == "mean" and options.sampler in VARIANTS and options.draw is None:
+        # The means are level, and these samples are the better ones.
+        if "remasking" not in VARIANTS[options.sampler]:
+            chosen = {"remasking": "random"} | chosen
     return presets.make_config(
         preset=preset_of(options), sampler=options.sampler, budget=options.budget, **flags, **chosen
     )
