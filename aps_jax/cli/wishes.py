@@ -208,7 +208,7 @@ def config_of(options: Any) -> Any:
     given = {name: value for name, value in (flags | chosen).items() if value is not None}
     given = {name: value for name, value in ours.items() if name in known} | given
     config = presets.make_config(preset=options.preset, sampler=sampler, **given)
-    if config.KNOB is None and (is_whole or options.reward):
+    if config.KNOB is None and (is_whole or getattr(options, "reward", ())):
         raise ValueError(
             f"--sampler {sampler} draws from the prior alone and looks at no picture, so no style, "
             "reward or likeness is followed; choose another one"

@@ -105,7 +105,7 @@ def draw_grid(
     Args:
       found: the rows.
       path_of: where the picture of a row is; what is not there yet is white.
-      path: of the grid; nothing is drawn where the pictures of the photos are not there.
+      path: of the grid; nothing is drawn where there are no pictures.
       photos: how many, the first.
     """
     own = {
@@ -116,7 +116,8 @@ def draw_grid(
     names = sorted({key[0] for key in own})[:photos]
     columns = [(s, m) for s in STRENGTHS for m in METHODS if any(key[2:] == (s, m) for key in own)]
     grid = []
-    for name, style in itertools.product(names, sorted({key[1] for key in own})):
+    styles = sorted({key[1] for key in own if key[3] in METHODS})
+    for name, style in itertools.product(names, styles):
         photo = load_image(own[name, style, 0.0, "photo"])
         side = photo.shape[0]
         reference = center_crop(resize_short_side(load_image(style_path(style)), side), side)
