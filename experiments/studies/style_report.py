@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def plot(found: Sequence[rows.Row], path: Path) -> None:
                 axis.errorbar(x, y, dy, dx, label=method, **style, **color)
                 if method in UNTOUCHED:
                     axis.annotate(method, (x[0], y[0]), fontsize=7)
-        axis.set_xlabel(f"{likeness} to the photo")
+        axis.set_xlabel("LPIPS to the photo" if likeness == "LPIPS" else "content distance")
         axis.set_yscale("log")
         axis.grid(alpha=0.3, which="both")
     axes[0][0].set_ylabel("style distance to the reference")
@@ -103,26 +104,25 @@ def draw_grid(
 
     Args:
       found: the rows.
-      path_of: where the picture of a row is; without all pictures nothing is drawn.
-      path: of the grid.
+      path_of: where the picture of a row is; what is not there yet is white.
+      path: of the grid; nothing is drawn where there are no pictures.
       photos: how many, the first.
     """
     own = {
         (row["image"], row["style"], row["strength"], row["method"]): path_of(row)
         for row in found
-        if row["split"] == "test"
+        if row["split"] == "test" and path_of(row).exists()
     }
     names = sorted({key[0] for key in own})[:photos]
-    strengths = [s for s in STRENGTHS if any(key[2] == s for key in own)]
+    columns = [(s, m) for s in STRENGTHS for m in METHODS if any(key[2:] == (s, m) for key in own)]
     grid = []
-    for name in names:
-        for style in sorted({key[1] for key in own}):
-            wanted = [(name, style, 0.0, "photo")]
-            wanted += [(name, style, s, method) for s in strengths for method in METHODS]
-            if not all(key in own and own[key].exists() for key in wanted):
-                return
-            panels = [load_image(own[key]) for key in wanted]
-            side = panels[0].shape[0]
-            reference = resize_short_side(load_image(style_path(style)), side)
-            grid.append(np.stack([center_crop(reference, side), *panels]))
-    save_grid(grid, path, zoom=2)
+    styles = sorted({key[1] for key in own if key[3] in METHODS})
+    for name, style in itertools.product(names, styles):
+        photo = load_image(own[name, style, 0.0, "photo"])
+        side = photo.shape[0]
+        reference = center_crop(resize_short_side(load_image(style_path(style)), side), side)
+        paths = [own.get((name, style, *column)) for column in columns]
+        panels = [np.ones_like(photo) if place is None else load_image(place) for place in paths]
+        grid.append(np.stack([reference, photo, *panels]))
+    if grid:
+        save_grid(grid, path, zoom=2)

@@ -185,7 +185,7 @@ def run(arguments: Arguments) -> None:
     crop = functools.partial(
         photos.evaluation_crops, arguments.data, size=arguments.size, shrink=2
     )  # fmt: skip
-    own = {"count": arguments.count, "offset": 0}
+    own: dict[str, Any] = {"count": arguments.count, "offset": 0}
     crops = {"test": crop(**own), "tuning": crop(count=_TUNING, without=own)}
     log = arguments.out / "rows.jsonl"
     with rows.alone(log):
