@@ -2,14 +2,17 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from aps_jax.io import rows
 from aps_jax.samplers.budget import decoder_evaluations
 from aps_jax.writing import load_writer
 from experiments.studies import text_judges, text_methods, text_report, text_rewards
 
+RESULTS = Path(text_rewards.__file__).parents[1] / "results" / "text_rewards"
 TEXTS = ["good food .", "good food here .", "bad food .", "bad service .", "the food is good ."] * 2
 
 
@@ -57,7 +60,7 @@ def test_the_surest_setting_that_is_not_too_surprising_is_taken():
             "perplexity": perplexity, "reward": reward,
         }  # fmt: skip
 
-    rows, scores = zip(
+    found, scores = zip(
         row("no reward", {}, 100, -1.0),
         row("APS", {"learning_rate": 0.1}, 90, -0.8),
         row("APS", {"learning_rate": 0.3}, 119, -0.5),
@@ -67,8 +70,8 @@ def test_the_surest_setting_that_is_not_too_surprising_is_taken():
         row("APS", {"learning_rate": 9.0}, 90, -0.1, split="test"),
         strict=True,
     )
-    assert text_rewards.chosen(rows, scores, "APS") == {"learning_rate": 0.3}
-    assert text_rewards.chosen(rows, scores, "SMC") == {"weight": 1.0}
+    assert text_rewards.chosen(found, scores, "APS") == {"learning_rate": 0.3}
+    assert text_rewards.chosen(found, scores, "SMC") == {"weight": 1.0}
 
 
 def test_every_method_has_the_same_number_of_reward_evaluations():
@@ -92,6 +95,19 @@ def test_intervals_are_those_of_means_over_beginnings(rng):
     assert found == pytest.approx(np.exp(values.mean()) * expected, rel=0.15)
 
 
+def test_the_committed_rows_are_those_of_the_embedded_model():
+    arguments = text_rewards.Arguments(data=(), out=RESULTS)
+    found = rows.read(arguments.out / "rows.jsonl", text_rewards.NEEDED)
+    settings = {"tuning": sum(len(settings) for *_, settings in text_methods.METHODS.values())}
+    for split in text_methods.SPLITS:
+        own = [row for row in found if row["split"] == split]
+        assert len(own) == settings.get(split, len(text_methods.METHODS)), split
+        for row in own:
+            row_of = (row["method"], row["setting"], split, arguments)
+            assert row["fingerprint"] == text_rewards.fingerprint(*row_of), row_of
+            assert len(row["lines"]) == len(text_methods.SPLITS[split]) * arguments.num_lines
+
+
 @pytest.mark.slow
 def test_a_smoke_run_writes_rows_a_table_and_a_plot(tmp_path):
     texts = {0: "the food was bad .", 1: "the food was good ."}
@@ -100,10 +116,10 @@ def test_a_smoke_run_writes_rows_a_table_and_a_plot(tmp_path):
     out = tmp_path / "out"
     arguments = text_rewards.Arguments(data=(tmp_path,), out=out, smoke=True)
     assert text_rewards.main(arguments) == 0
-    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
-    assert {row["split"] for row in rows} == set(text_methods.SPLITS) and len(rows) == 6
+    found = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+    assert {row["split"] for row in found} == set(text_methods.SPLITS) and len(found) == 6
     writer = load_writer("lines32")
-    for row in rows:
+    for row in found:
         assert len(row["lines"]) == 4 and set(row["wanted"]) == {0, 1}
         ids = np.stack([writer.ids(line)[: arguments.length] for line in row["lines"]])
         assert ids.shape == (4, arguments.length)
