@@ -27,9 +27,9 @@ from aps_jax.text.classifier import ClassifierConfig, TextReward, init_classifie
 from aps_jax.text.tokenizer import TextTokenizer, load_tokenizer, until
 from aps_jax.types import Array, Prior
 
-#: Options of samplers for lines instead of pictures, by sampler. Those of APS are the best of a few
-#: that were tried with `experiments.studies.text_rewards` on its prompts of tuning at twice its
-#: budget; of two forms with a prior term, without which Adam would not see the reward's weight.
+#: Options of samplers for lines instead of pictures, by sampler. Those of APS are judged right most
+#: of a few that were tried on the prompts of tuning of `experiments.studies.text_rewards`, at twice
+#: its budget. They have a prior term, since without one Adam does not see the reward's weight.
 TEXT_OPTIONS: dict[str, dict[str, Any]] = {
     "aps": {
         "num_steps": 16, "num_inner_steps": 4, "learning_rate": 3.0, "draw": "categorical",
