@@ -60,17 +60,17 @@ def channel_svd(weights: Sequence[float]) -> SVD:
     left, values, right = np.linalg.svd(np.asarray([weights], np.float64))
     padded = np.append(values, np.zeros(len(weights) - 1))
     basis = jnp.asarray(right.T, jnp.float32)
-    place = jnp.asarray(left[0, 0] * np.eye(len(weights))[0], jnp.float32)
+    place = jnp.asarray(left[0, 0] * np.eye(len(weights))[:1], jnp.float32)
     return SVD(
-        values=jnp.asarray(padded, jnp.float32),
+        values=jnp.asarray(padded, jnp.float32).reshape(1, 1, 1, -1),
         forward=lambda x: _mix(x, basis),
         backward=lambda c: _mix(c, basis.T),
-        measured=lambda y: y * place,
+        measured=lambda y: _mix(y, place),
     )
 
 
 def _mix(x: Array, matrix: Array) -> Array:
-    return jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum("bhwc,cd->bhwd", x, matrix, precision=jax.lax.Precision.HIGHEST)
 
 
 def axis_matrix(
@@ -106,7 +106,7 @@ def separable_svd(rows: np.ndarray, columns: np.ndarray) -> SVD:
     values[: len(values_r), : len(values_c)] = np.outer(values_r, values_c)
     values[values < LEAST_SHARE * values.max()] = 0
     f32 = lambda matrix: jnp.asarray(matrix, jnp.float32)  # noqa: E731 - one conversion
-    is_measured = f32(values > 0)[..., None]
+    is_measured = f32(values > 0)[None, ..., None]
 
     def both(x: Array, first: np.ndarray, second: np.ndarray) -> Array:
         return jnp.einsum(
@@ -138,7 +138,8 @@ def circular_svd(kernel: Array, x_shape: tuple[int, ...]) -> SVD:
     """
     height, width = kernel.shape
     placed = jnp.zeros(x_shape[1:3], jnp.float32).at[:height, :width].set(kernel)
-    transfer = jnp.fft.fft2(jnp.roll(placed, (-(height // 2), -(width // 2)), (0, 1)))[..., None]
+    transfer = jnp.fft.fft2(jnp.roll(placed, (-(height // 2), -(width // 2)), (0, 1)))
+    transfer = transfer[None, ..., None]
     size = jnp.abs(transfer)
     is_measured = size >= LEAST_SHARE * jnp.max(size)
     phase = jnp.where(is_measured, transfer / jnp.where(is_measured, size, 1.0), 0.0)
@@ -147,7 +148,7 @@ def circular_svd(kernel: Array, x_shape: tuple[int, ...]) -> SVD:
         return jnp.fft.fft2(x, axes=(1, 2), norm="ortho")
 
     return SVD(
-        values=jnp.where(is_measured, size, 0.0)[None],
+        values=jnp.where(is_measured, size, 0.0),
         forward=forward,
         backward=lambda c: jnp.real(jnp.fft.ifft2(c, axes=(1, 2), norm="ortho")),
         measured=lambda y: jnp.conj(phase) * forward(y),

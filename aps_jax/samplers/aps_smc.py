@@ -189,7 +189,7 @@ class APSSMCConfig(GradientConfig, PriorConfig):
             loss=-jnp.max(known, axis=0),
         )  # fmt: skip
         # The refinement of `init` is told with the first step.
-        num_refined = (i == 0) + self.num_particles * is_new
+        num_refined = jnp.where(i == 0, 1, 0) + jnp.where(is_new, self.num_particles, 0)
         num_gradients = (self.num_inner_steps * num_refined).astype(jnp.int32)
         info = info._replace(num_inner_steps=jnp.broadcast_to(num_gradients, info.loss.shape))
         return _State(particles, log_w, state.estimate, i + 1), info
