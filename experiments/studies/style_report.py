@@ -29,9 +29,8 @@ def table(found: Sequence[rows.Row]) -> str:
     parts = []
     for strength, label in [(0.0, "untouched"), *((s, f"strength {s:g}") for s in STRENGTHS)]:
         mine = frame[frame["strength"] == strength]
-        reference = _by_photo(mine, next(iter(METHODS)))
         lines = [
-            _line(method, mine[mine["method"] == method], reference)
+            _line(method, mine[mine["method"] == method], mine)
             for method in (*UNTOUCHED, *METHODS)
             if (mine["method"] == method).any()
         ]
@@ -46,7 +45,9 @@ def _by_photo(mine: pd.DataFrame, method: str) -> pd.DataFrame:
     return chosen.groupby("image")[list(MEASURES)].mean()
 
 
-def _line(method: str, own: pd.DataFrame, reference: pd.DataFrame) -> dict[str, str | None]:
+def _line(method: str, own: pd.DataFrame, mine: pd.DataFrame) -> dict[str, str | None]:
+    # A run that was stopped has not all styles of all methods.
+    reference = _by_photo(mine[mine["style"].isin(own["style"])], next(iter(METHODS)))
     by_photo = _by_photo(own, method)
     line: dict[str, str | None] = {
         "method": method, "photos": str(len(by_photo)), "styles": str(own["style"].nunique()),
