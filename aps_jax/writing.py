@@ -29,11 +29,12 @@ from aps_jax.types import Array, Prior
 
 #: Options of samplers for lines instead of pictures, by sampler. Those of APS are judged right most
 #: of a few that were tried on the prompts of tuning of `experiments.studies.text_rewards`, at twice
-#: its budget. They have a prior term, since without one Adam does not see the reward's weight.
+#: its budget. They have a prior term, since without one Adam does not see the reward's weight, and
+#: random remasking, since with anchors the prior term writes one line again and again.
 TEXT_OPTIONS: dict[str, dict[str, Any]] = {
     "aps": {
         "num_steps": 16, "num_inner_steps": 4, "learning_rate": 3.0, "draw": "categorical",
-        "schedule": "linear", "prior_weight": 0.3,
+        "schedule": "linear", "prior_weight": 0.3, "remasking": "random",
     },
     "maskgit": {"num_steps": 32, "schedule": "linear", "reveal": "random"},
     "best_of_n": {

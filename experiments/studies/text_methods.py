@@ -41,7 +41,7 @@ _DECODING = {"reveal": "random", "schedule": "linear"}
 _STEPS = {"num_steps": 8, "num_inner_steps": 4}
 _MORE_STEPS = {"num_steps": 16, "num_inner_steps": 2}
 _ENTRGI = _STEPS | {"num_trajectories": 1, "measurement_term": "gaussian"}
-_APS = _STEPS | {"draw": "categorical", "schedule": "linear"}
+_APS = _STEPS | {"draw": "categorical", "schedule": "linear", "remasking": "anchored"}
 _RATES = [
     {"learning_rate": 0.3}, {"learning_rate": 1.0}, {"learning_rate": 3.0},
     _MORE_STEPS | {"learning_rate": 1.0},
