@@ -93,7 +93,7 @@ def axis_matrix(
 
 
 def separable_svd(rows: np.ndarray, columns: np.ndarray) -> SVD:
-    """Of images to `rows` X `columns`^T, for every channel X.
+    """Of images X to `rows @ X @ columns.T`, channel by channel.
 
     Args:
       rows: float64 [h, H], what happens along the height.
