@@ -345,7 +345,7 @@ def reader(tmp_path_factory, monkeypatch):
     card = {"prior": dataclasses.asdict(READER), "prompt": dataclasses.asdict(FRAME)}
     checkpoint.update_card(folder, codec={}, **card)
     codec = patch_codec().replace(encode=bind(patch_encode, stride=4))
-    monkeypatch.setattr(pretrained, "load_codec", lambda folder, card, **options: codec)
+    monkeypatch.setattr(pretrained.models, "load_codec", lambda folder, card, **options: codec)
     return folder
 
 

@@ -7,6 +7,7 @@ import pytest
 
 import aps_jax
 from aps_jax import cli, pretrained
+from aps_jax.io import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -53,5 +54,5 @@ def test_it_takes_pictures_of_its_own_size_only(model):
 def test_the_embedded_models_stay_small_and_say_under_what_terms():
     folders = [pretrained.model_folder(name) for name in pretrained.EMBEDDED_MODELS]
     assert sum(file.stat().st_size for folder in folders for file in folder.iterdir()) < 40e6
-    card = pretrained.checkpoint.read_card(pretrained.model_folder("face64"))
+    card = checkpoint.read_card(pretrained.model_folder("face64"))
     assert "non-commercial" in card["licence"] and card["known_failures"]

@@ -12,6 +12,7 @@ from hub import random_state, save_single, save_tokenizer
 
 from aps_jax import cli, pretrained
 from aps_jax.io import checkpoint
+from aps_jax.prior.config import TransformerConfig
 from aps_jax.text.reward_model import RewardFrame, frame_ids, make_reward, reward_energy
 from aps_jax.text.tokenizer import REWARD_TOKENIZER, TextError, load_tokenizer
 from aps_jax.text.vocabulary import only_mapped, token_map
@@ -216,7 +217,7 @@ def test_llama_against_numpy(tmp_path, rng):
     ("after", "pad", "last"), [((5, 9, 9), 9, 3), ((5, 9, 9), None, 1), ((), 9, 1), ((9,), 9, 2)]
 )
 def test_the_score_is_at_the_last_id_that_is_no_pad(after, pad, last):
-    config = pretrained.TransformerConfig(
+    config = TransformerConfig(
         vocab_size=10, num_outputs=1, width=4, num_layers=1, num_heads=1, mlp_width=4
     )
     model = make_reward(config, {}, before_ids=[1], after_ids=after, pad_token_id=pad)
@@ -340,7 +341,7 @@ def test_a_prior_of_mapped_codes_alone(rng):
         assert np.all(np.isneginf(after[..., [1, 4]]))
     with pytest.raises(ValueError, match="of 4 codes, the prior has 5"):
         only_mapped(prior, ids[:4])
-    config = pretrained.TransformerConfig(
+    config = TransformerConfig(
         vocab_size=10, num_outputs=1, width=2, num_layers=1, num_heads=1, mlp_width=4
     )
     table = jnp.arange(20.0).reshape(10, 2)
