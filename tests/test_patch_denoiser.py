@@ -32,7 +32,7 @@ TINY = PatchDenoiserConfig(
 @pytest.fixture(scope="module")
 def params():
     """Random weights, those of the last layer too, which are zero at first."""
-    weights = init_patch_denoiser_params(jax.random.key(0), TINY)
+    weights = jax.jit(init_patch_denoiser_params, static_argnums=1)(jax.random.key(0), TINY)
     kernel = weights["pixels"]["kernel"]
     weights["pixels"]["kernel"] = 0.1 * jax.random.normal(jax.random.key(1), kernel.shape)
     return weights
@@ -44,7 +44,7 @@ def images(rows, seed=0):
 
 def test_at_first_it_is_the_denoiser_of_white_noise():
     """The mean of x_0 given x_0 + sigma n is x S / (S + sigma^2) for independent pixels."""
-    first = init_patch_denoiser_params(jax.random.key(0), TINY)
+    first = jax.jit(init_patch_denoiser_params, static_argnums=1)(jax.random.key(0), TINY)
     x, sigma = images(3), np.array([0.01, 0.7, 40.0])
     wanted = np.asarray(x) * (0.36 / (0.36 + sigma**2))[:, None, None, None]
     np.testing.assert_allclose(

@@ -39,6 +39,14 @@ def switch(request):
         yield request.param
 
 
+#: All switches together find what each finds; one by one, which says where, is a longer proof.
+TOGETHER = pytest.mark.parametrize(
+    "switch",
+    [pytest.param(name, marks=[] if name == "all" else [pytest.mark.slow]) for name in SWITCHES],
+    indirect=True,
+)
+
+
 def wide(jaxpr):
     """The 64-bit floating-point arrays inside a traced function, and inside its loops."""
     found = []
@@ -115,6 +123,7 @@ def test_samplers_on_pixels(name):
 
 
 # "fine" is "draft" at the scale of "aps-l".
+@TOGETHER
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "fine"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_presets(switch, preset, variant):
@@ -135,6 +144,7 @@ def test_other_options_of_aps(switch, options):
     sampled(make_config(preset="paper", **options))
 
 
+@TOGETHER
 @pytest.mark.parametrize("name", operator_cases.CASES)
 def test_operators(switch, name):
     key, shape = jax.random.key(0), operator_cases.SHAPE
