@@ -62,9 +62,13 @@ def chosen_options(options: Any, sampler: str, flags: Mapping[str, str]) -> dict
             "to train one, or use your own in Python"
         )
     if not needs_denoiser and presets.has_denoiser(options.model):
+        # Imported late: these need jax.
+        from aps_jax.samplers import pixel_samplers
+
+        *others, last = pixel_samplers()
         raise ValueError(
             f"sampler {sampler!r} needs a model with a prior over tokens; --model {options.model} "
-            "has a denoiser of pixels: choose --sampler dps, ddrm, daps or diffpir, or another "
+            f"has a denoiser of pixels: choose --sampler {', '.join(others)} or {last}, or another "
             "model"
         )
     chosen = presets.parse_options(sampler, options.option)

@@ -181,6 +181,11 @@ def target_of(
     return pixel_target(params, y, config=config)
 
 
+def pixel_samplers() -> list[str]:
+    """Names of the samplers on pixels, which need a denoiser."""
+    return [name for name, entry in SAMPLERS.items() if entry.config.NEEDS == "denoiser"]
+
+
 def check_model(config: SharedConfig, *, has_denoiser: bool) -> None:
     """ValueError if the sampler of `config` needs another kind of model than there is."""
     if config.NEEDS == "denoiser" and not has_denoiser:
@@ -189,10 +194,9 @@ def check_model(config: SharedConfig, *, has_denoiser: bool) -> None:
             "tokens: choose a sampler over tokens, or give your denoiser in aps_jax.PixelParams"
         )
     if config.NEEDS != "denoiser" and has_denoiser:
-        pixels = [name for name, entry in SAMPLERS.items() if entry.config.NEEDS == "denoiser"]
         raise ValueError(
             f"sampler {config.NAME!r} needs a prior over tokens and its codec; this model has a "
-            f"denoiser of pixels: choose one of {', '.join(pixels)}"
+            f"denoiser of pixels: choose one of {', '.join(pixel_samplers())}"
         )
 
 

@@ -28,6 +28,7 @@ from aps_jax.prior.patch_denoiser import (
     init_patch_denoiser_params,
     make_patch_denoiser,
 )
+from aps_jax.prior.transformer import num_params
 from aps_jax.types import Array, Key, PyTree
 from experiments import photos, training
 
@@ -141,7 +142,7 @@ def train(config: Config) -> None:
         config.eval_data, size=side, shrink=config.eval_shrink, count=config.num_eval
     )
     params = initial_params(config)
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    size = num_params(params)
     print(f"{size / 1e6:.2f} M parameters, {len(pictures)} pictures", flush=True)
     compute = dataclasses.replace(config.denoiser, dtype=config.dtype)
     optimizer = training.make_optimizer(config)
