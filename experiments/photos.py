@@ -64,13 +64,52 @@ def to_float(images: Sequence[Image.Image]) -> np.ndarray:
     return np.stack([np.asarray(image, np.float32) for image in images]) / 127.5 - 1
 
 
+#: Side of the blocks that `flat_share` looks at, and the range of grey levels in a flat one.
+_FLAT_SIDE, _FLAT_RANGE = 8, 8
+
+#: Places that are tried for a crop with less plain ground.
+_TRIES = 8
+
+
+def flat_share(picture: Image.Image) -> float:
+    """Share of a picture's blocks of 8x8 pixels that hold one colour, such as plain ground."""
+    pixels = np.asarray(picture, np.int16)
+    rows, columns = (side // _FLAT_SIDE for side in pixels.shape[:2])
+    blocks = pixels[: rows * _FLAT_SIDE, : columns * _FLAT_SIDE]
+    blocks = blocks.reshape(rows, _FLAT_SIDE, columns, _FLAT_SIDE, -1)
+    extent = blocks.max(axis=(1, 3)) - blocks.min(axis=(1, 3))
+    return float(np.mean(extent.max(axis=-1) < _FLAT_RANGE))
+
+
 def random_crop(
-    rng: np.random.Generator, photo: Image.Image, size: int, *, is_whole: bool = False
+    rng: np.random.Generator,
+    photo: Image.Image,
+    size: int,
+    *,
+    is_whole: bool = False,
+    max_flat: float = 1.0,
 ) -> Image.Image:
     """A square crop at a random place and scale, resized to `size`, mirrored half of the time.
 
-    With `is_whole` it is always the centre square, for aligned pictures such as faces.
+    Args:
+      rng: where and how large.
+      photo: at least `size` pixels on a side.
+      size: side of the result in pixels.
+      is_whole: always the centre square, for aligned pictures such as faces.
+      max_flat: crops with a larger `flat_share` are drawn again, a few times at most: a photo that
+        is flat all over keeps its last crop.
     """
+    crop = _random_crop(rng, photo, size, is_whole)
+    for _ in range(_TRIES - 1):
+        if is_whole or max_flat >= 1 or flat_share(crop) <= max_flat:
+            break
+        crop = _random_crop(rng, photo, size, is_whole)
+    return crop
+
+
+def _random_crop(
+    rng: np.random.Generator, photo: Image.Image, size: int, is_whole: bool
+) -> Image.Image:
     short = min(photo.size)
     side = rng.uniform(size, short) if short > size and not is_whole else short
     left, top = photo.width - side, photo.height - side
@@ -91,12 +130,15 @@ def random_batch(
     *,
     batch_size: int,
     size: int,
-    is_whole: bool = False,
+    **cut: Any,
 ) -> np.ndarray:
-    """The batch of one training step: a function of (seed, step), so a resumed run repeats it."""
+    """The batch of one training step: a function of (seed, step), so a resumed run repeats it.
+
+    `cut` are options of `random_crop`.
+    """
     rng = np.random.default_rng((seed, step))
     chosen = rng.integers(len(photos), size=batch_size)
-    return to_float([random_crop(rng, photos[index], size, is_whole=is_whole) for index in chosen])
+    return to_float([random_crop(rng, photos[index], size, **cut) for index in chosen])
 
 
 def prefetched_batches(

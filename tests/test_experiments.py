@@ -357,6 +357,28 @@ def test_crops_are_a_function_of_seed_and_step(folder):
     assert one.dtype == np.float32 and -1 <= one.min() and one.max() <= 1
 
 
+def test_crops_leave_plain_ground_where_they_can():
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
+    half = noise.copy()
+    half[:, 64:] = 255  # a catalogue picture: something beside white
+    assert photos.flat_share(Image.fromarray(noise)) == 0
+    assert photos.flat_share(Image.fromarray(half)) == 0.5
+
+    def mean_share(max_flat):
+        crops = [
+            photos.random_crop(
+                np.random.default_rng(seed), Image.fromarray(half), 32, max_flat=max_flat
+            )
+            for seed in range(40)
+        ]
+        return np.mean([photos.flat_share(crop) for crop in crops])
+
+    assert mean_share(0.25) < 0.2 < 0.3 < mean_share(1.0)
+    white = Image.new("RGB", (64, 64), "white")  # nothing else to find
+    crop = photos.random_crop(np.random.default_rng(0), white, 32, max_flat=0.1)
+    assert photos.flat_share(crop) == 1
+
+
 def test_empty_folder_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no images below"):
         photos.list_images([tmp_path])

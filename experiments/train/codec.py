@@ -34,6 +34,9 @@ class Config(training.RunConfig):
     Attributes:
       codec: sizes of the codec; with `init` those of its codec.
       image_size: side of the training crops.
+      max_flat: largest share of a crop that may be plain ground (`photos.flat_share`) if another
+        place of its photo has less. Catalogue pictures on white teach a prior to fill holes with
+        white.
       commitment: weight of the distance between features and their codes.
       entropy: weight of the missing entropy of the codebook, log K - H(mean code distribution). A
         penalty on single bits is not enough: they stay correlated and most codes go unused.
@@ -64,6 +67,7 @@ class Config(training.RunConfig):
         patch_width=256,
     )
     image_size: int = 64
+    max_flat: float = 1.0
     commitment: float = 0.05
     entropy: float = 0.005
     entropy_tokens: int = 2048
@@ -153,8 +157,9 @@ def learn(
 
     def batches(steps):
         return photos.prefetched_batches(
-            pictures, config.seed, steps, batch_size=config.batch_size, size=config.image_size
-        )
+            pictures, config.seed, steps, batch_size=config.batch_size, size=config.image_size,
+            max_flat=config.max_flat,
+        )  # fmt: skip
 
     training.fit(
         training.init_state(trained, optimizer),

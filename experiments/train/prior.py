@@ -54,6 +54,7 @@ class Config(training.RunConfig):
       code_rank: rank of the free part of the input embedding of a code.
       rope_theta: base of the rotary frequencies, small because the grid is.
       image_size: side of the crops that the codec reads.
+      max_flat: as for `train_codec`.
       num_crops: crops that are turned into tokens; the training draws from these.
       window: side of the token grids trained on; larger crops give random windows.
       num_targets: masked positions per grid that enter the loss, a random subset of all.
@@ -74,6 +75,7 @@ class Config(training.RunConfig):
     code_rank: int = 32
     rope_theta: float = 100.0
     image_size: int = 64
+    max_flat: float = 1.0
     num_crops: int = 24000
     window: int = 16
     num_targets: int = 128

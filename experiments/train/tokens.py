@@ -37,7 +37,7 @@ def crop_tokens(config: Any, codec: Codec) -> dict[str, np.ndarray]:
     weights = (config.codec / "codec.safetensors").read_bytes()
     settings = (
         config.data, config.eval_data, config.image_size, config.num_crops, config.seed,
-        config.num_eval, config.eval_shrink, config.absolute_positions,
+        config.num_eval, config.eval_shrink, config.absolute_positions, config.max_flat,
     )  # fmt: skip
     key = hashlib.sha256(weights + repr(settings).encode()).hexdigest()
     path = config.out / "tokens.npz"
@@ -69,6 +69,7 @@ def _training_tokens(config: Any, codec: Codec) -> dict[str, np.ndarray]:
                 pictures[chosen[index]][1],
                 size,
                 is_whole=config.absolute_positions,
+                max_flat=config.max_flat,
             )
             for index in indices
         ]
