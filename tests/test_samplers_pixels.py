@@ -262,7 +262,9 @@ def test_refusals():
     options = {"image_shape": SHAPE}
     with pytest.raises(ValueError, match="'maskgit' needs.* prior over tokens.*choose one of dps"):
         samplers.sample(params, y, key, config=samplers.MaskGITConfig(**options))
-    with pytest.raises(ValueError, match="known_tokens are of priors over tokens; 'dps' takes none"):
+    with pytest.raises(
+        ValueError, match="known_tokens are of priors over tokens; 'dps' takes none"
+    ):
         samplers.sample(params, y, key, config=DPSConfig(**options), known_tokens=y)
     curved = params.replace(operator=params.operator.replace(is_linear=False))
     with pytest.raises(ValueError, match="linear operator, and project is none; 'dps' and 'daps'"):

@@ -149,15 +149,21 @@ def make_patch_denoiser(
 
 
 def denoising_loss(
-    params: PyTree, x: Float[Array, "B H W C"], key: Key, *, config: PatchDenoiserConfig
+    params: PyTree,
+    x: Float[Array, "B H W C"],
+    key: Key,
+    *,
+    config: PatchDenoiserConfig,
+    log_sigma_mean: float = -1.2,
 ) -> tuple[Array, dict[str, Array]]:
-    """EDM's loss (its equation 8), with its levels: log sigma is normal, -1.2 and 1.2.
+    """EDM's loss (its equation 8), with its levels: log sigma is normal, of mean -1.2 and std 1.2.
 
     Args:
       params: weights.
       x: clean images in [-1, 1].
       key: of levels and noise.
       config: sizes.
+      log_sigma_mean: another mean of log sigma.
 
     Returns:
       The mean over images and pixels of the weighted squared error, and what a log has of it.
@@ -165,7 +171,8 @@ def denoising_loss(
     key_level, key_noise = jax.random.split(key)
     # Stratified: the same law per image, less spread over the batch.
     quantiles = (jnp.arange(len(x)) + jax.random.uniform(key_level, (len(x),))) / len(x)
-    sigma = jnp.exp(1.2 * jax.scipy.stats.norm.ppf(jnp.clip(quantiles, 1e-6, 1 - 1e-6)) - 1.2)
+    normal = jax.scipy.stats.norm.ppf(jnp.clip(quantiles, 1e-6, 1 - 1e-6))
+    sigma = jnp.exp(1.2 * normal + log_sigma_mean)
     noise = jax.random.normal(key_noise, x.shape)
     found = denoise(params, x + sigma[:, None, None, None] * noise, sigma, config=config)
     errors = jnp.mean(jnp.square(found - x), axis=(1, 2, 3))
