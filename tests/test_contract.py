@@ -71,13 +71,12 @@ def test_signatures_and_state(name):
     assert [leaf.shape for leaf in jax.tree.leaves(info)] == [(rows,)] * 4
 
 
-#: PSLD and LatentDAPS are `dps` and `daps` with a codec, which `resample` has, too.
-ALIKE = ("psld", "latent_daps")
-
-
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in SAMPLERS],
+    [
+        *(name for name in SAMPLERS if name not in contract.LATENTS),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in contract.LATENTS),
+    ],
 )
 def test_what_one_compilation_shows(name):
     """No mask left, known tokens, rows, keys, shapes, calls and compilations: `contract.check`."""

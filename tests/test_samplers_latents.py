@@ -222,6 +222,7 @@ def test_refusals():
             samplers.sample(decoder, y, key, config=config)
 
 
+@pytest.mark.slow
 def test_rewards_have_nothing_to_glue_to_and_no_rest():
     params, key = with_codec(), KEYS[:1]
     energy = Energy(apply=lambda params, data, x: jnp.sum(x, (1, 2, 3)))
