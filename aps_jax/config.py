@@ -27,8 +27,7 @@ class Evaluations(NamedTuple):
     Samplers on pixels have no decoder: there, the decoder's counts are the operator's alone.
 
     Attributes:
-      denoiser: forward passes of the prior, or of the denoiser of pixels; guidance takes two per
-        call.
+      denoiser: forward passes of the prior, or of the denoiser; guidance takes two per call.
       decoder: forward passes of decoder and operator, the final picture included and those of a
         trace, one per step, left out.
       decoder_gradient: forward and backward passes of decoder and operator.
@@ -127,7 +126,8 @@ class SharedConfig:
     - `SOURCES`: names of options by where their defaults come from; of those that are not named,
       the base class has told.
     - `KNOB`: what a budget changes; None where the decoder is not called on the way.
-    - `NEEDS`: what it draws from, "prior" (over tokens, with a codec) or "denoiser" (on pixels).
+    - `NEEDS`: what it draws from, "prior" (over tokens, with a codec), "denoiser" (of pixels) or
+      "latent denoiser" (of the latents of a codec).
 
     Attributes:
       sigma: noise std of the measurement energy ||A(x) - y||^2 / (2 sigma^2), one for all samplers.

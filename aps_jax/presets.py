@@ -51,10 +51,19 @@ def preset_of(model: str | os.PathLike[str]) -> str:
     return recommended(_card(model))
 
 
-def has_denoiser(model: str | os.PathLike[str]) -> bool:
-    """True if a model folder's card tells of a denoiser of pixels, for samplers that need one."""
+#: What samplers need (`SharedConfig.NEEDS`), by the sections of cards that tell of it.
+_SECTIONS = {
+    "prior": ("prior", "codec"),
+    "denoiser": ("denoiser",),
+    "latent denoiser": ("latent_denoiser", "codec"),
+}
+
+
+def kinds_of(model: str | os.PathLike[str]) -> list[str]:
+    """What samplers may need that a model folder's card tells of; nothing if it cannot be read."""
     card = _card(model)
-    return isinstance(card, dict) and "denoiser" in card
+    known = card if isinstance(card, dict) else {}
+    return [kind for kind, sections in _SECTIONS.items() if all(name in known for name in sections)]
 
 
 def _card(model: str | os.PathLike[str]) -> Any:

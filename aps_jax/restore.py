@@ -23,7 +23,6 @@ from aps_jax.presets import config_class
 from aps_jax.samplers import check_model, sampler_of, target_of
 from aps_jax.sampling.base import BaseTarget
 from aps_jax.sampling.checks import check_measured_values
-from aps_jax.sampling.pixels import PixelTarget
 from aps_jax.sampling.run import SampleResult, StepInfo, Trace, collect
 from aps_jax.types import Array, Key, Params, PyTree
 
@@ -171,7 +170,7 @@ def restore_target(
       SnapshotError: if the snapshot cannot be resumed from.
       DivergedError: as soon as the objective is not finite.
     """
-    check_model(config, has_denoiser=isinstance(target, PixelTarget))
+    check_model(config, has=target.kind)
     loop = _Loop(config, target, key)
     if snapshot is not None and snapshot.is_resuming:
         loop.resume(snapshot)

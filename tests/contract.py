@@ -7,7 +7,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import NUM_CODES, mixing_prior, patch_codec
+from conftest import NUM_BITS, NUM_CODES, mixing_prior, patch_codec
 
 from aps_jax import Denoiser, Params, PixelParams, operators, samplers, sharding
 from aps_jax.samplers import SAMPLERS
@@ -18,17 +18,20 @@ LENGTH, BATCH, SAMPLES, SIDE = 16, 3, 2, 16
 #: What samples need to differ from each other; a sampler that is missing needs nothing.
 RANDOM = {"aps": {"draw": "categorical"}}
 
+#: Options with which more parts of a sampler run.
+BUSY = {"resample": {"interval": 1}}
+
 CALLS = {"denoiser": 0, "decoder": 0}
 
-#: Samplers by what they draw: tokens, or pixels.
-TOKENS = [name for name, entry in SAMPLERS.items() if entry.config.NEEDS == "prior"]
-PIXELS = [name for name, entry in SAMPLERS.items() if entry.config.NEEDS == "denoiser"]
+#: Samplers over tokens, which have a prior; the others have a denoiser, of pixels or of latents.
+TOKENS = samplers.samplers_of("prior")
+LATENTS = samplers.samplers_of("latent denoiser")
 
 
 def smallest(name, **options):
     """Two or three of everything that the sampler counts, or the least that it allows."""
     config_class = SAMPLERS[name].config
-    options = RANDOM.get(name, {}) | {"num_samples": SAMPLES} | options
+    options = RANDOM.get(name, {}) | BUSY.get(name, {}) | {"num_samples": SAMPLES} | options
     for field in dataclasses.fields(config_class):
         if field.name.startswith("num_") and field.name not in options:
             options[field.name] = _least(config_class, field.name)
@@ -80,12 +83,14 @@ def shrink(params, x, sigma):
     return mean + share * (x - mean)
 
 
-def make_pixel_params():
+def make_denoiser_params(is_latent=False):
     """The same with a denoiser."""
     return PixelParams(
         denoiser=Denoiser(
             params=(jnp.float32(0.1), jnp.float32(0.3)),
             apply=bind(_counted, inner=shrink, name="denoiser"),
+            num_channels=NUM_BITS if is_latent else 3,
+            codec=make_params().codec if is_latent else None,
         ),
         operator=operators.super_resolution(scale=4),
     )
@@ -93,7 +98,7 @@ def make_pixel_params():
 
 def params_of(name):
     """Models that the sampler of this name takes."""
-    return make_params() if name in TOKENS else make_pixel_params()
+    return make_params() if name in TOKENS else make_denoiser_params(name in LATENTS)
 
 
 @functools.cache
@@ -112,8 +117,8 @@ def some_known_tokens():
 def check(config):
     """All that one compilation can show of a configuration with two samples and a trace."""
     config = dataclasses.replace(config, num_samples=SAMPLES, trace=True)
-    if config.NEEDS == "denoiser":
-        check_pixels(config)
+    if config.NEEDS != "prior":
+        check_continuous(config)
         return
     params, known = make_params(), some_known_tokens()
     y, keys = params.operator(random_images()), jax.random.split(jax.random.key(3), BATCH)
@@ -148,22 +153,24 @@ def check(config):
     assert compiled._cache_size() == 1
 
 
-def check_pixels(config):
-    """The same of a sampler on pixels."""
-    params = make_pixel_params()
+def check_continuous(config):
+    """The same of a sampler with a denoiser."""
+    params = params_of(config.NAME)
     y, keys = params.operator(random_images()), jax.random.split(jax.random.key(3), BATCH)
     compiled = jax.jit(lambda *args, **named: samplers.sample(*args, **named))
 
     def run(y=y, keys=keys, config=config):
         return compiled(params, y, keys, config=config)
 
-    CALLS.update(denoiser=0)
+    CALLS.update(denoiser=0, decoder=0)
     result = run()
     jax.block_until_ready(result)
     jax.effects_barrier()
-    promised = config.evaluations()
-    assert CALLS["denoiser"] == promised.denoiser and promised.decoder == 0
-    assert np.all(np.sum(result.info.num_inner_steps, axis=0) == promised.decoder_gradient)
+    if config.NEEDS == "denoiser":
+        assert config.evaluations().decoder == CALLS["decoder"] == 0
+        # What is counted in its place is the operator.
+        CALLS["decoder"] = config.evaluations().decoder_gradient + config.num_iterations
+    check_calls(config, dict(CALLS), result)
     steps = config.num_iterations
     assert result.images.shape == (BATCH, SIDE, SIDE, 3) and result.images.dtype == jnp.float32
     assert result.samples.shape == (BATCH, SAMPLES, SIDE, SIDE, 3)
@@ -246,15 +253,15 @@ def main():
     batch = sharding.shard_batch((y, keys), mesh)
     facts = {"devices": mesh.size, "samplers": {}}
     sample = jax.jit(samplers.sample, static_argnames="config")
-    pixels = make_pixel_params()
-    placed_pixels = jax.device_put(pixels, sharding.replicated(mesh))
     for name in SAMPLERS:
         config = smallest(name, num_samples=1)
-        is_pixels = name in PIXELS
-        alone = sample(pixels if is_pixels else params, y, keys, config=config)
-        spread = sample(placed_pixels if is_pixels else placed, *batch, config=config)
+        has_tokens = name in TOKENS
+        model = params if has_tokens else params_of(name)
+        there = placed if has_tokens else jax.device_put(model, sharding.replicated(mesh))
+        alone = sample(model, y, keys, config=config)
+        spread = sample(there, *batch, config=config)
         facts["samplers"][name] = {
-            "same_tokens": is_pixels or bool(np.array_equal(alone.tokens, spread.tokens)),
+            "same_tokens": not has_tokens or bool(np.array_equal(alone.tokens, spread.tokens)),
             "image_error": float(np.max(np.abs(alone.samples - spread.samples))),
             "shards": len(set(map(str, spread.images.sharding.devices_indices_map(
                 spread.images.shape).values()))),

@@ -284,7 +284,7 @@ def test_every_sampler_is_tried_here():
 def test_samplers_on_pixels_are_refused(restore, photo):
     code, out, err = restore(photo, "--sampler", "dps", steps=[])
     assert code == 2 and not out.exists()
-    assert_one_line(err, "sampler 'dps' needs a model with a denoiser")
+    assert_one_line(err, "sampler 'dps' needs a model with a denoiser of pixels")
 
 
 @pytest.fixture(scope="session")
@@ -312,12 +312,45 @@ def test_a_denoiser_restores_a_photo(restore, photo, denoiser_folder):
     # What it cannot do.
     for more, said in (
         (["--sampler", "aps"], "has a denoiser of pixels: choose --sampler dps"),
+        (["--sampler", "psld"], "needs a model with a denoiser of latents"),
         (["--sampler", "dps", "--show-tokens", "--save-video", "gif"], "has no tokens"),
         (["--sampler", "dps", "--size", "8"], "16x16 pixels with 3 channels only"),
     ):
         code, _, err = restore(
             photo, "--model", str(denoiser_folder), "--overwrite", *more, steps=[]
         )
+        assert code == 2
+        assert_one_line(err.splitlines(keepends=True)[-1], said)
+
+
+@pytest.mark.slow
+def test_a_denoiser_of_latents_restores_a_photo(restore, photo, tmp_path):
+    """The same of a folder with a codec, too."""
+    config = PatchDenoiserConfig(
+        side=8, patch=2, num_channels=4, width=8, num_layers=1, num_heads=1, mlp_width=8
+    )
+    folder = tmp_path / "latent"
+    folder.mkdir()
+    for name, init, sizes in (
+        ("codec", init_codec_params, CODEC_CONFIG),
+        ("latent_denoiser", init_patch_denoiser_params, config),
+    ):
+        params = jax.jit(init, static_argnums=1)(jax.random.key(0), sizes)
+        checkpoint.save_params(folder / f"{name}.safetensors", params, "float16")
+        checkpoint.update_card(folder, **{name: dataclasses.asdict(sizes)})
+    words = ("--sampler", "psld", "--model", str(folder), "--overwrite")
+    code, out, err = restore(photo, *words, steps=["--num-steps", "3"])
+    assert code == 0, err
+    result = json.loads((out / "result.json").read_text())
+    assert list(result["model"]["sha256"]) == [
+        "card.json", "codec.safetensors", "latent_denoiser.safetensors"
+    ]  # fmt: skip
+    assert result["model_calls"] == {"denoiser": 3, "decoder_gradient": 3, "decoder": 1}
+    for more, said in (
+        (["--sampler", "dps"], "has a denoiser of latents: choose --sampler psld"),
+        (["--size", "8"], "knows images of 16x16 pixels with 4 features per latent only"),
+    ):
+        code, _, err = restore(photo, *words, *more, steps=[])
         assert code == 2
         assert_one_line(err.splitlines(keepends=True)[-1], said)
 

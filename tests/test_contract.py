@@ -43,8 +43,8 @@ def test_signatures_and_state(name):
     promised = sampler.evaluations()
     assert isinstance(promised, Evaluations) and promised == config.evaluations()
     assert all(isinstance(count, int) and count >= 0 for count in promised)
-    is_pixels = name in contract.PIXELS
-    assert promised.decoder >= (0 if is_pixels else 1)  # the final picture
+    has_tokens, is_latent = name in contract.TOKENS, name in contract.LATENTS
+    assert promised.decoder >= (1 if has_tokens or is_latent else 0)  # the final picture
 
     params, rows = contract.params_of(name), contract.BATCH * contract.SAMPLES
     y = params.operator(contract.random_images())
@@ -54,7 +54,7 @@ def test_signatures_and_state(name):
         keys = target.keys(key)
         before = sampler.init(target, keys)
         after, info = sampler.step(target, before, keys)
-        works = [state.x if is_pixels else state.tokens for state in (before, after)]
+        works = [state.tokens if has_tokens else state.x for state in (before, after)]
         found = (*works, sampler.finish(target, after, keys))
         return before, after, info, found, before.step
 
@@ -62,16 +62,22 @@ def test_signatures_and_state(name):
     assert jax.tree.structure(before) == jax.tree.structure(after)
     for one, two in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         assert (one.shape, one.dtype) == (two.shape, two.dtype)
-    side = contract.SIDE
-    shape = (rows, side, side, 3) if is_pixels else (rows, contract.LENGTH)
+    grid = (4, 4, contract.NUM_BITS) if is_latent else (contract.SIDE, contract.SIDE, 3)
+    shape = (rows, contract.LENGTH) if has_tokens else (rows, *grid)
     for found in works:
-        assert (found.shape, found.dtype) == (shape, jnp.float32 if is_pixels else jnp.int32)
+        assert (found.shape, found.dtype) == (shape, jnp.int32 if has_tokens else jnp.float32)
     assert (step.shape, step.dtype) == ((), jnp.int32)
     assert isinstance(info, StepInfo) and info.trace is None
     assert [leaf.shape for leaf in jax.tree.leaves(info)] == [(rows,)] * 4
 
 
-@EVERY_SAMPLER
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(name for name in SAMPLERS if name not in contract.LATENTS),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in contract.LATENTS),
+    ],
+)
 def test_what_one_compilation_shows(name):
     """No mask left, known tokens, rows, keys, shapes, calls and compilations: `contract.check`."""
     contract.check(contract.smallest(name))

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from aps_jax import Denoiser, PixelParams, samplers
-from aps_jax.samplers import DAPSConfig
+from aps_jax.codec.lfq import LFQ
+from aps_jax.samplers import DAPSConfig, LatentDAPSConfig
 from aps_jax.samplers.daps import edm_level
-from aps_jax.types import Operator, bind
+from aps_jax.types import Codec, Operator, bind
 
 #: Two pixels whose prior is normal; one number is measured.
 MEAN, PRIOR = np.array([0.1, -0.1]), np.array([[0.09, 0.03], [0.03, 0.06]])
@@ -43,14 +44,20 @@ def law_of(config):
             shrunk = PRIOR @ np.linalg.inv(PRIOR + now**2 * one)
             flow = (one + (after - now) / now * (one - shrunk)) @ flow
         mean, covariance = MEAN + flow @ (mean - MEAN), flow @ covariance @ flow.T
-        # M Langevin steps x <- B x + rate (PULL + start / sigma^2) + noise, from that start.
+        # M Langevin steps of x and of its move v are linear around the fixed point x* =
+        # (CURVE + 1 / sigma^2)^-1 (PULL + start / sigma^2): (x - x*, v) <- B (x - x*, v) + noise.
         rate = config.learning_rate * (1 + i / config.num_steps * (config.last_learning_rate - 1))
-        b = one - rate * (CURVE + one / sigma**2)
-        kept = np.linalg.matrix_power(b, config.num_inner_steps)
-        total = (one - kept) @ np.linalg.inv(one - b)
-        gain = kept + total * rate / sigma**2
-        mean, covariance = gain @ mean + rate * total @ PULL, gain @ covariance @ gain.T
-        covariance = covariance + 2 * rate * (one - kept @ kept) @ np.linalg.inv(one - b @ b)
+        root, m = np.sqrt(rate), config.momentum
+        sharp = CURVE + one / sigma**2
+        b = np.block([[one - rate * sharp, m * root * one], [-root * sharp, m * one]])
+        noise = 2 * (1 - m) * np.block([[rate * one, root * one], [root * one, one]])
+        both, spread = np.eye(4), np.diag([0.0, 0, 1, 1])
+        for _ in range(config.num_inner_steps):
+            both, spread = b @ both, b @ spread @ b.T + noise
+        kept, rest = both[:2, :2], np.linalg.inv(sharp)
+        gain = kept + (one - kept) @ rest / sigma**2
+        mean = gain @ mean + (one - kept) @ rest @ PULL
+        covariance = gain @ covariance @ gain.T + spread[:2, :2]
         found = mean, covariance
         after = edm_level(config.first_sigma, config.last_sigma, (i + 1) / config.num_steps)
         covariance = covariance + after**2 * one
@@ -91,24 +98,40 @@ def project(a, x):
     return jnp.sum(x * a, axis=(1, 2, 3), keepdims=True)
 
 
+#: Images of latents z are z TURN, so that A TURN measures them as A does the latents.
+TURN = np.array([[0.6, 0.8], [-0.8, 0.6]])
+
+
+def turning_codec():
+    return Codec(
+        params=jnp.asarray(TURN, jnp.float32), quantizer=LFQ(1),
+        decode=lambda turn, z: (z.reshape(-1, 2) @ turn).reshape(z.shape),
+    )  # fmt: skip
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("num_ode_steps", [1, 4])
-def test_samples_have_the_law(num_ode_steps):
-    """So what they are off the posterior by is the algorithm's own, and no mistake of this code."""
+@pytest.mark.parametrize(("num_ode_steps", "momentum"), [(1, 0.0), (4, 0.0), (2, 0.8)])
+@pytest.mark.parametrize("is_latent", [False, True])
+def test_samples_have_the_law(num_ode_steps, momentum, is_latent):
+    """So what they are off the posterior by is the algorithm's own, and no mistake of this code.
+
+    The latents of LatentDAPS, of a codec that turns them, have the law for what measures them.
+    """
     count = 8000
-    config = DAPSConfig(
+    config = (LatentDAPSConfig if is_latent else DAPSConfig)(
         num_steps=40, num_ode_steps=num_ode_steps, num_inner_steps=30, learning_rate=5e-3,
-        last_learning_rate=0.5, first_sigma=10.0, sigma=SIGMA, image_shape=(1, 2),
-        num_samples=count,
+        last_learning_rate=0.5, momentum=momentum, first_sigma=10.0, last_sigma=0.1,
+        ode_sigma=0.01, sigma=SIGMA, image_shape=(1, 2), num_samples=count,
     )  # fmt: skip
     f32 = lambda values: jnp.asarray(values, jnp.float32)  # noqa: E731 - one conversion
     params = PixelParams(
         denoiser=Denoiser(
             params=tuple(map(f32, (MEAN, *np.linalg.eigh(PRIOR)))), apply=bind(shrink),
-            num_channels=1,
+            num_channels=1, codec=turning_codec() if is_latent else None,
         ),
         operator=Operator(
-            apply=bind(project), name="project", params=f32(A).reshape(1, 1, 2, 1), is_linear=True
+            apply=bind(project), name="project", is_linear=True,
+            params=f32(A @ TURN if is_latent else A).reshape(1, 1, 2, 1),
         ),
     )  # fmt: skip
     y = f32(Y).reshape(1, 1, 1, 1)
@@ -127,5 +150,7 @@ def test_samples_have_the_law(num_ode_steps):
     for draws, law in ((drawn, mean), (products, covariance)):
         error = np.abs(draws.mean(axis=0) - law) / (draws.std(axis=0) / np.sqrt(count))
         assert np.all(error < 4)
+    if momentum:
+        return
     far = np.abs(drawn.mean(axis=0) - power_posterior(1.0)[0])
     assert np.max(far / np.sqrt(np.diag(covariance) / count)) > 8

@@ -9,7 +9,7 @@ import pytest
 
 from aps_jax import samplers
 from aps_jax.denoiser import PixelParams
-from aps_jax.images import save_image
+from aps_jax.images import load_image, save_image
 from aps_jax.io.checkpoint import read_card
 from aps_jax.operators import make_operator
 from aps_jax.pretrained import load_denoiser
@@ -22,7 +22,7 @@ from aps_jax.prior.patch_denoiser import (
     make_patch_denoiser,
 )
 from experiments import training
-from experiments.train import diffusion
+from experiments.train import diffusion, latent_diffusion
 
 TINY = PatchDenoiserConfig(
     side=8, patch=4, sigma_data=0.6, width=16, num_layers=1, num_heads=2, mlp_width=24
@@ -133,3 +133,35 @@ def test_a_training_goes_on_and_leaves_a_denoiser_that_loads(tmp_path):
     denoiser = load_denoiser(config.out / "model")
     x = jnp.ones((2, 16, 16, 3))
     assert denoiser.apply(denoiser.params, x, jnp.ones(2)).shape == x.shape
+
+
+@pytest.mark.slow
+def test_a_training_on_latents_likewise(tmp_path):
+    """A resumed run repeats the batches, and the folder has the codec, too."""
+    rng, folder = np.random.default_rng(0), tmp_path / "pictures"
+    for index in range(5):
+        save_image(folder / f"{index}.png", rng.uniform(-1, 1, (32, 32, 3)))
+    config = latent_diffusion.Config(
+        codec="photo64", data=(folder,), eval_data=folder, out=tmp_path / "whole", smoke=True
+    )
+    latent_diffusion.train(config)
+    stopped = dataclasses.replace(
+        config.resolved(), smoke=False, out=tmp_path / "stopped", minutes=1e-9, eval_every=1
+    )
+    latent_diffusion.train(stopped)
+    assert training.read_rows(stopped.out / "diffusion.jsonl")[-1]["step"] == 1
+    latent_diffusion.train(dataclasses.replace(config, out=stopped.out))
+    name = "model/latent_denoiser.safetensors"
+    assert (stopped.out / name).read_bytes() == (config.out / name).read_bytes()
+    card = read_card(config.out / "model")
+    assert "eval_picture_psnr_0.5" in card["latent_denoiser_training"]
+    denoiser = load_denoiser(config.out / "model", is_latent=True)
+    assert denoiser.codec is not None and denoiser.num_channels == card["codec"]["num_bits"]
+    with np.load(config.out / "latents.npz") as cached:
+        rows = cached["latents"]
+    assert rows.shape == (5, 2, 8, 8, denoiser.num_channels)
+    picture = load_image(folder / "0.png")[None]
+    for x in (picture, picture[:, :, ::-1]):
+        features = np.clip(denoiser.codec.encode(denoiser.codec.params, x), -1, 1)[0]
+        assert min(np.abs(rows[0, side] - features).max() for side in (0, 1)) < 5e-3
+    assert card["latent_denoiser"]["sigma_data"] == pytest.approx(rows.std(dtype=float), abs=1e-4)

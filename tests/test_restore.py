@@ -248,14 +248,18 @@ def test_several_samples_of_faces_are_remasked_at_random():
     "name",
     [
         *contract.TOKENS,
-        contract.PIXELS[0],
-        # Those on pixels differ only in their steps: one of them shows what the loop does.
-        *(pytest.param(name, marks=pytest.mark.slow) for name in contract.PIXELS[1:]),
+        "dps",
+        # Those with a denoiser differ only in their steps: one of them shows what the loop does.
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in samplers.SAMPLERS
+            if name not in contract.TOKENS and name != "dps"
+        ),
     ],
 )
 def test_every_sampler_resumes_and_gives_what_the_scan_gives(name, tmp_path):
     params, y = problem()
-    params = params if name in contract.TOKENS else contract.make_pixel_params()
+    params = params if name in contract.TOKENS else contract.params_of(name)
     config = contract.smallest(name)
     run = functools.partial(restore.restore, params, y, KEY, config=config, sampler=name)
     reports = []

@@ -74,7 +74,9 @@ def test_a_sampler_is_declared_by_its_own_class():
         samplers._entry(Silent)
 
 
-@pytest.mark.parametrize("name", sorted(set(contract.TOKENS) - {"maskgit", "mmada"}))
+@pytest.mark.parametrize(
+    "name", [*sorted(set(contract.TOKENS) - {"maskgit", "mmada"}), "psld", "latent_daps"]
+)
 @pytest.mark.parametrize("evaluations", [16, 40, 120, 1000])
 def test_budgets_are_used_up_and_never_exceeded(name, evaluations):
     start = SAMPLERS[name].config()

@@ -260,9 +260,11 @@ def test_conjugate_gradients_solve_every_row_by_itself():
 def test_refusals():
     params, y, key = make_params(), jnp.zeros((1, 1, 1, 1)), jax.random.key(0)
     options = {"image_shape": SHAPE}
-    with pytest.raises(ValueError, match="'maskgit' needs a prior over tokens.*choose one of dps"):
+    with pytest.raises(ValueError, match="'maskgit' needs.* prior over tokens.*choose one of dps"):
         samplers.sample(params, y, key, config=samplers.MaskGITConfig(**options))
-    with pytest.raises(ValueError, match="known_tokens are of codecs, and sampler 'dps' has none"):
+    with pytest.raises(
+        ValueError, match="known_tokens are of priors over tokens; 'dps' takes none"
+    ):
         samplers.sample(params, y, key, config=DPSConfig(**options), known_tokens=y)
     curved = params.replace(operator=params.operator.replace(is_linear=False))
     with pytest.raises(ValueError, match="linear operator, and project is none; 'dps' and 'daps'"):
@@ -270,5 +272,5 @@ def test_refusals():
     unknown = params.replace(operator=params.operator.replace(svd=None))
     with pytest.raises(ValueError, match="values are known.*and project has none; 'diffpir' takes"):
         samplers.sample(unknown, y, key, config=DDRMConfig(**options))
-    with pytest.raises(ValueError, match="sampler 'dps' needs a model with a denoiser"):
-        samplers.check_model(DPSConfig(), has_denoiser=False)
+    with pytest.raises(ValueError, match="sampler 'dps' needs a model with a denoiser of pixels"):
+        samplers.check_model(DPSConfig(), has="prior")

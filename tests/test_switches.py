@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import test_operators as operator_cases
 from conftest import make_tiny_codec, make_tiny_prior, mixing_prior, patch_codec
-from contract import PIXELS, TOKENS, make_pixel_params, smallest
+from contract import TOKENS, params_of, smallest
 
 from aps_jax import Params, metrics, operators, samplers
 from aps_jax.config import VARIANTS
@@ -101,8 +101,8 @@ def sampled(config):
         operator=operators.super_resolution(scale=4),
         perceptual=Perceptual(params=None, apply=mean_square),
     )
-    if config.NEEDS == "denoiser":
-        params = make_pixel_params()
+    if config.NEEDS != "prior":
+        params = params_of(config.NAME)
     run = functools.partial(samplers.sample, config=config)
     result = trace(run, params, jnp.asarray(Y), jax.random.key(0))
     assert result.images.dtype == np.float32
@@ -114,8 +114,8 @@ def test_samplers(switch, name):
     sampled(smallest(name))
 
 
-@pytest.mark.parametrize("name", PIXELS)
-def test_samplers_on_pixels(name):
+@pytest.mark.parametrize("name", [name for name in samplers.SAMPLERS if name not in TOKENS])
+def test_samplers_with_a_denoiser(name):
     with contextlib.ExitStack() as stack:
         for context in SWITCHES["all"]:
             stack.enter_context(context())

@@ -51,30 +51,34 @@ def chosen_options(options: Any, sampler: str, flags: Mapping[str, str]) -> dict
       flags: flags by the option of the sampler that they set.
 
     Raises:
-      ValueError: the sampler is one on pixels and the model is none, or the other way round; an
-        option is unknown, or it has a flag.
+      ValueError: the sampler needs what the model has not; an option is unknown, or it has a flag.
     """
-    needs_denoiser = presets.config_class(sampler).NEEDS == "denoiser"
-    if needs_denoiser and not presets.has_denoiser(options.model):
-        raise ValueError(
-            f"sampler {sampler!r} needs a model with a denoiser; --model {options.model} "
-            "has none: choose another --sampler, or see continuous.md in the documentation for how "
-            "to train one, or use your own in Python"
-        )
-    if not needs_denoiser and presets.has_denoiser(options.model):
-        # Imported late: these need jax.
-        from aps_jax.samplers import pixel_samplers
-
-        *others, last = pixel_samplers()
-        raise ValueError(
-            f"sampler {sampler!r} needs a model with a prior over tokens; --model {options.model} "
-            f"has a denoiser of pixels: choose --sampler {', '.join(others)} or {last}, or another "
-            "model"
-        )
+    needed, kinds = presets.config_class(sampler).NEEDS, presets.kinds_of(options.model)
+    # Of a model without any of the three its loader says more.
+    if needed not in kinds and (kinds or needed != "prior"):
+        raise ValueError(_other_model(sampler, needed, options.model, kinds))
     chosen = presets.parse_options(sampler, options.option)
     for name in chosen.keys() & flags.keys():
         raise ValueError(f"--option {name} has a flag of its own; use {flags[name]}")
     return chosen
+
+
+def _other_model(sampler: str, needed: str, model: Any, kinds: Sequence[str]) -> str:
+    """Why a sampler cannot draw from a model, and which can."""
+    # Imported late: these need jax.
+    from aps_jax.samplers import MODELS, samplers_of
+
+    has = " and ".join(MODELS[kind] for kind in kinds) or "none"
+    names = [name for kind in kinds for name in samplers_of(kind)]
+    choices = (
+        f"choose --sampler {', '.join(names)}, or another model" if names else "choose another"
+    )
+    if needed != "prior":
+        choices += ", or see continuous.md in the documentation for how to train one"
+    return (
+        f"sampler {sampler!r} needs a model with {MODELS[needed]}; --model {model} has {has}: "
+        f"{choices}"
+    )
 
 
 def flag_of(name: str) -> str:

@@ -93,10 +93,11 @@ def _describe(folder: Path, card: dict[str, Any]) -> str:
             parts.append(f"whole pictures of {side}x{side} tokens")
         else:
             parts.append(f"window of {card.get('prior_window') or 'any number of'} tokens")
-    if denoiser := card.get("denoiser"):
-        side = denoiser.get("side", "?")
-        parts.append(f"denoiser of {side}x{side} pixels, for samplers on pixels")
-        parts += _weights(folder, card, "denoiser")
+    for section, what in (("denoiser", "pixels"), ("latent_denoiser", "latents")):
+        if denoiser := card.get(section):
+            side = denoiser.get("side", "?")
+            parts.append(f"denoiser of {side}x{side} {what}, for samplers on {what}")
+            parts += _weights(folder, card, section)
     if "prompt" in card:
         parts.append("takes prompts")
     if "kernel_wizard" in card:
@@ -104,7 +105,9 @@ def _describe(folder: Path, card: dict[str, Any]) -> str:
     for section, what in _SCORES.items():
         if section in card:
             parts += [what, *_weights(folder, card, section)]
-    for section in ("codec_training", "prior_training", "denoiser_training"):
+    for section in (
+        "codec_training", "prior_training", "denoiser_training", "latent_denoiser_training"
+    ):  # fmt: skip
         scores = {k: v for k, v in (card.get(section) or {}).items() if k.startswith("eval_")}
         parts += [f"{name.replace('_', ' ')} {value}" for name, value in scores.items()]
     if not parts:

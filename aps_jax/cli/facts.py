@@ -23,6 +23,13 @@ from aps_jax.io.checkpoint import CARD_NAME, fingerprint, weights_path
 from aps_jax.restore import Restored
 from aps_jax.text.tokenizer import TOKENIZER_NAME
 
+#: Parts of a model that are read, by what a sampler needs.
+_PARTS = {
+    "prior": ("codec", "prior"),
+    "denoiser": ("denoiser",),
+    "latent denoiser": ("codec", "latent_denoiser"),
+}
+
 
 def run_facts(options: Restore, config: SharedConfig) -> dict[str, Any]:
     """What the samples of every image depend on, as JSON values."""
@@ -36,7 +43,7 @@ def run_facts(options: Restore, config: SharedConfig) -> dict[str, Any]:
         options,
         config,
         has_words=options.prompt is not None,
-        parts=("denoiser",) if config.NEEDS == "denoiser" else ("codec", "prior"),
+        parts=_PARTS[config.NEEDS],
     )
 
 

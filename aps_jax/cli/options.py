@@ -246,7 +246,7 @@ def check(options: Restore) -> None:
     if options.show_tokens and not options.save_video:
         raise ValueError("--show-tokens draws over the animation; add --save-video webp")
     config = config_of(options)
-    if options.show_tokens and config.NEEDS == "denoiser":
+    if options.show_tokens and config.NEEDS != "prior":
         raise ValueError(f"sampler {options.sampler!r} has no tokens; leave out --show-tokens")
 
 

@@ -213,8 +213,9 @@ def work_of(config: SharedConfig) -> str:
     if isinstance(config, APSConfig):
         return f"{config.num_steps} timesteps of {config.num_inner_steps} inner steps"
     calls = config.evaluations()
-    if config.NEEDS == "denoiser":
-        return f"{calls.denoiser} denoiser calls and {calls.decoder_gradient} operator gradients"
+    if config.NEEDS != "prior":
+        what = "operator" if config.NEEDS == "denoiser" else "decoder"
+        return f"{calls.denoiser} denoiser calls and {calls.decoder_gradient} {what} gradients"
     return (
         f"{calls.denoiser} denoiser and {calls.decoder + calls.decoder_gradient} decoder "
         "evaluations per sample"

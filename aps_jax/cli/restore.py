@@ -86,8 +86,9 @@ def _run(options: Restore, folder: ResultFolder, began: float) -> int:
 
 def load_model(options: Restore, config: SharedConfig) -> pretrained.Model | Denoiser:
     """What the sampler draws from; ValueError if one call of it surely needs too much memory."""
-    if config.NEEDS == "denoiser":
-        return pretrained.load_denoiser(options.model, dtype=options.dtype)
+    if config.NEEDS != "prior":
+        is_latent = config.NEEDS == "latent denoiser"
+        return pretrained.load_denoiser(options.model, is_latent=is_latent, dtype=options.dtype)
     model = pretrained.load_pretrained(options.model, prompt=options.prompt, dtype=options.dtype)
     memory.check(config, model)
     return model

@@ -12,6 +12,7 @@ from aps_jax.denoiser import Denoiser
 from aps_jax.io import checkpoint
 from aps_jax.operators.kernel_wizard import KernelWizardConfig, init_network_params
 from aps_jax.pretrained.folders import load_section, model_folder
+from aps_jax.pretrained.models import load_codec
 from aps_jax.prior.patch_denoiser import (
     PatchDenoiserConfig,
     init_patch_denoiser_params,
@@ -100,12 +101,15 @@ def load_reward(
     )
 
 
-def load_denoiser(name: str | os.PathLike[str], *, dtype: str | None = None) -> Denoiser:
-    """The denoiser of a model folder, for the samplers on pixels.
+def load_denoiser(
+    name: str | os.PathLike[str], *, is_latent: bool = False, dtype: str | None = None
+) -> Denoiser:
+    """The denoiser of a model folder, for the samplers on pixels or on latents.
 
     Args:
       name: model folder, such as `experiments.train_diffusion` writes.
-      dtype: of activations, as for `load_pretrained`.
+      is_latent: the one of latents, with the codec of the same folder.
+      dtype: of activations, as for `load_pretrained`; of a codec's, too.
 
     Raises:
       ValueError: no such folder, or another dtype.
@@ -113,7 +117,9 @@ def load_denoiser(name: str | os.PathLike[str], *, dtype: str | None = None) -> 
     """
     folder = model_folder(name)
     card = checkpoint.read_card(folder)
+    section = "latent_denoiser" if is_latent else "denoiser"
     config, params = load_section(
-        folder, card, "denoiser", PatchDenoiserConfig, init_patch_denoiser_params, dtype=dtype
+        folder, card, section, PatchDenoiserConfig, init_patch_denoiser_params, dtype=dtype
     )
-    return make_patch_denoiser(config, params)
+    codec = load_codec(folder, card, dtype=dtype) if is_latent else None
+    return make_patch_denoiser(config, params, codec)

@@ -1,4 +1,4 @@
-"""A denoiser of images: the masked transformer's blocks on patches of pixels, as a `Denoiser`.
+"""A denoiser of images or latents: the masked transformer's blocks on patches, as a `Denoiser`.
 
 Inputs, outputs and the residual are scaled by the level of noise as EDM does it (Karras et al.,
 arXiv:2206.00364, table 1), so that the network sees and gives numbers of unit size at any level.
@@ -17,7 +17,7 @@ from aps_jax.codec.magvit2 import depth_to_space, space_to_depth
 from aps_jax.denoiser import Denoiser
 from aps_jax.prior.attention import grid_positions
 from aps_jax.prior.transformer import Transformer, TransformerConfig
-from aps_jax.types import Array, Key, PyTree, bind
+from aps_jax.types import Array, Codec, Key, PyTree, bind
 
 #: Frequencies, in turns per nat of a quarter of log sigma, at which the network reads the level.
 _NUM_FREQUENCIES, _LARGEST_FREQUENCY = 32, 8.0
@@ -25,7 +25,7 @@ _NUM_FREQUENCIES, _LARGEST_FREQUENCY = 32, 8.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PatchDenoiserConfig:
-    """Sizes; every field is a JSON value.
+    """Sizes; every field is a JSON value. Of latents, images and pixels are those of their grid.
 
     Attributes:
       side: of the images in pixels; the network knows whole images of this size only.
@@ -100,6 +100,7 @@ def denoise(
     sigma: Float[Array, " R"],
     *,
     config: PatchDenoiserConfig,
+    stride: int = 1,
 ) -> Float[Array, "R H W C"]:
     """The mean of the clean images, given them with noise of std `sigma` (EDM, equation 7).
 
@@ -108,15 +109,17 @@ def denoise(
       x: clean images plus sigma times normal noise, without rescaling.
       sigma: positive.
       config: sizes.
+      stride: pixels of an image per place of `x` along each axis, for the message.
 
     Raises:
       ValueError: images of another size.
     """
     shape = (config.side, config.side, config.num_channels)
     if x.shape[1:] != shape:
+        side, what = config.side * stride, "channels" if stride == 1 else "features per latent"
         raise ValueError(
-            f"this denoiser knows images of {shape[0]}x{shape[1]} pixels with {shape[2]} channels "
-            f"only; received {x.shape[1:]}: resize the images, or choose another model"
+            f"this denoiser knows images of {side}x{side} pixels with {shape[2]} {what} only; "
+            f"received {x.shape[1:]}: resize the images, or choose another model"
         )
     levels = sigma.astype(jnp.float32)[:, None, None, None]
     total = levels**2 + config.sigma_data**2
@@ -133,23 +136,34 @@ def init_patch_denoiser_params(key: Key, config: PatchDenoiserConfig) -> PyTree:
     return PatchTransformer(config).init(key, x, jnp.zeros(1))["params"]
 
 
-def make_patch_denoiser(config: PatchDenoiserConfig, params: PyTree) -> Denoiser:
-    """Bundles weights as a `Denoiser` of images of one size."""
+def make_patch_denoiser(
+    config: PatchDenoiserConfig, params: PyTree, codec: Codec | None = None
+) -> Denoiser:
+    """Bundles weights as a `Denoiser` of images of one size, or of the latents of a codec."""
     return Denoiser(
-        params=params, apply=bind(denoise, config=config), num_channels=config.num_channels
+        params=params,
+        apply=bind(denoise, config=config, stride=1 if codec is None else codec.stride),
+        num_channels=config.num_channels,
+        codec=codec,
     )
 
 
 def denoising_loss(
-    params: PyTree, x: Float[Array, "B H W C"], key: Key, *, config: PatchDenoiserConfig
+    params: PyTree,
+    x: Float[Array, "B H W C"],
+    key: Key,
+    *,
+    config: PatchDenoiserConfig,
+    log_sigma_mean: float = -1.2,
 ) -> tuple[Array, dict[str, Array]]:
-    """EDM's loss (its equation 8), with its levels: log sigma is normal, -1.2 and 1.2.
+    """EDM's loss (its equation 8), with its levels: log sigma is normal, of mean -1.2 and std 1.2.
 
     Args:
       params: weights.
       x: clean images in [-1, 1].
       key: of levels and noise.
       config: sizes.
+      log_sigma_mean: another mean of log sigma.
 
     Returns:
       The mean over images and pixels of the weighted squared error, and what a log has of it.
@@ -157,7 +171,8 @@ def denoising_loss(
     key_level, key_noise = jax.random.split(key)
     # Stratified: the same law per image, less spread over the batch.
     quantiles = (jnp.arange(len(x)) + jax.random.uniform(key_level, (len(x),))) / len(x)
-    sigma = jnp.exp(1.2 * jax.scipy.stats.norm.ppf(jnp.clip(quantiles, 1e-6, 1 - 1e-6)) - 1.2)
+    normal = jax.scipy.stats.norm.ppf(jnp.clip(quantiles, 1e-6, 1 - 1e-6))
+    sigma = jnp.exp(1.2 * normal + log_sigma_mean)
     noise = jax.random.normal(key_noise, x.shape)
     found = denoise(params, x + sigma[:, None, None, None] * noise, sigma, config=config)
     errors = jnp.mean(jnp.square(found - x), axis=(1, 2, 3))

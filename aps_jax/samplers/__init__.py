@@ -1,6 +1,7 @@
 """Other posterior samplers on the same measurement energy as `aps_sample`.
 
-Most have its prior and codec, too; those on pixels have a denoiser (`aps_jax.denoiser`) instead.
+Most have its prior and codec, too; those on pixels and on the codec's latents have a denoiser
+(`aps_jax.denoiser`) instead of the prior.
 
 Each is a frozen dataclass of options with the steps of `sampling.run.Sampler`; `sample` runs any of
 them as `aps_sample` runs APS, and `config.evaluations()` says what it costs.
@@ -23,15 +24,18 @@ from aps_jax.samplers.diffpir import DiffPIRConfig
 from aps_jax.samplers.dps import DPSConfig
 from aps_jax.samplers.entrgi import EntRGiConfig
 from aps_jax.samplers.g2d2 import G2D2Config
+from aps_jax.samplers.latent_daps import LatentDAPSConfig
 from aps_jax.samplers.maskgit import MaskGITConfig
 from aps_jax.samplers.mmada import MMaDAConfig
+from aps_jax.samplers.psld import PSLDConfig
 from aps_jax.samplers.redge import ReDGEConfig
+from aps_jax.samplers.resample import ReSampleConfig
 from aps_jax.samplers.sgdd import SGDDConfig
 from aps_jax.samplers.smc import SMCConfig
 from aps_jax.samplers.straight_through import StraightThroughConfig
 from aps_jax.samplers.svdd import SVDDConfig
 from aps_jax.sampling.base import BaseTarget
-from aps_jax.sampling.pixels import PixelTarget, pixel_target
+from aps_jax.sampling.pixels import pixel_target
 from aps_jax.sampling.run import Sampler, SampleResult, run
 from aps_jax.sampling.target import measurement_target
 from aps_jax.types import Array, Key, Params, PyTree
@@ -90,6 +94,9 @@ SAMPLERS: dict[str, Entry] = {
         DDRMConfig,
         DAPSConfig,
         DiffPIRConfig,
+        PSLDConfig,
+        ReSampleConfig,
+        LatentDAPSConfig,
     )
 }
 
@@ -103,9 +110,12 @@ __all__ = [
     "DiffPIRConfig",
     "EntRGiConfig",
     "G2D2Config",
+    "LatentDAPSConfig",
     "MMaDAConfig",
     "MaskGITConfig",
+    "PSLDConfig",
     "ReDGEConfig",
+    "ReSampleConfig",
     "SGDDConfig",
     "SMCConfig",
     "SVDDConfig",
@@ -129,15 +139,15 @@ def sample(
     """Samples as `aps_sample` does, by the sampler whose options `config` is.
 
     Args:
-      params: as for `aps_sample`; `PixelParams` for the samplers on pixels.
+      params: as for `aps_sample`; `PixelParams` for the samplers with a denoiser.
       y: as for `aps_sample`.
       key: as for `aps_sample`.
       config: options of any sampler; static for `jax.jit`, or an argument like the others.
-      known_tokens: as for `aps_sample`; None for the samplers on pixels.
+      known_tokens: as for `aps_sample`; None for the samplers with a denoiser.
 
     Returns:
       As `aps_sample`; what a step is, and `info.loss`, is said by the class of the options. The
-      samplers on pixels have no tokens: None.
+      samplers with a denoiser have no tokens: None.
 
     Raises:
       ValueError: shapes of y, operator, codec, prior and configuration do not fit together, or the
@@ -151,7 +161,8 @@ def sample_target(target: BaseTarget, key: Key, *, config: SharedConfig) -> Samp
     """Samples any target, such as a reward of `sampling.target.make_target`; pure, so jit it.
 
     Args:
-      target: prior, codec and energy; of `sampling.pixels.make_pixel_target` for those on pixels.
+      target: prior, codec and energy; of `sampling.pixels.make_pixel_target` for those with a
+        denoiser.
       key: one typed key, or one per row of the energy's data.
       config: options of any sampler; those of the target itself are in `target`.
 
@@ -161,7 +172,7 @@ def sample_target(target: BaseTarget, key: Key, *, config: SharedConfig) -> Samp
     Raises:
       ValueError: the sampler needs another kind of model.
     """
-    check_model(config, has_denoiser=isinstance(target, PixelTarget))
+    check_model(config, has=target.kind)
     return run(sampler_of(config), target, key)
 
 
@@ -173,30 +184,34 @@ def target_of(
     known_tokens: Array | None = None,
 ) -> BaseTarget:
     """What the sampler of `config` draws from; arguments and errors are those of `sample`."""
-    check_model(config, has_denoiser=isinstance(params, PixelParams))
+    check_model(config, has=params.denoiser.kind if isinstance(params, PixelParams) else "prior")
     if not isinstance(params, PixelParams):
         return measurement_target(params, y, config=config, known_tokens=known_tokens)
     if known_tokens is not None:
-        raise ValueError(f"known_tokens are of codecs, and sampler {config.NAME!r} has none")
+        raise ValueError(f"known_tokens are of priors over tokens; {config.NAME!r} takes none")
     return pixel_target(params, y, config=config)
 
 
-def pixel_samplers() -> list[str]:
-    """Names of the samplers on pixels, which need a denoiser."""
-    return [name for name, entry in SAMPLERS.items() if entry.config.NEEDS == "denoiser"]
+#: What samplers need, in words.
+MODELS = {
+    "prior": "a prior over tokens",
+    "denoiser": "a denoiser of pixels",
+    "latent denoiser": "a denoiser of latents",
+}
 
 
-def check_model(config: SharedConfig, *, has_denoiser: bool) -> None:
-    """ValueError if the sampler of `config` needs another kind of model than there is."""
-    if config.NEEDS == "denoiser" and not has_denoiser:
+def samplers_of(kind: str) -> list[str]:
+    """Names of the samplers that need one kind of model, a key of `MODELS`."""
+    return [name for name, entry in SAMPLERS.items() if entry.config.NEEDS == kind]
+
+
+def check_model(config: SharedConfig, *, has: str) -> None:
+    """ValueError if the sampler of `config` needs another kind of model than `has`."""
+    if config.NEEDS != has:
+        cure = "" if config.NEEDS == "prior" else ", or give your denoiser in aps_jax.PixelParams"
         raise ValueError(
-            f"sampler {config.NAME!r} needs a model with a denoiser; this one has a prior over "
-            "tokens: choose a sampler over tokens, or give your denoiser in aps_jax.PixelParams"
-        )
-    if config.NEEDS != "denoiser" and has_denoiser:
-        raise ValueError(
-            f"sampler {config.NAME!r} needs a prior over tokens and its codec; this model has a "
-            f"denoiser of pixels: choose one of {', '.join(pixel_samplers())}"
+            f"sampler {config.NAME!r} needs a model with {MODELS[config.NEEDS]}; this one has "
+            f"{MODELS[has]}: choose one of {', '.join(samplers_of(has))}{cure}"
         )
 
 

@@ -1,10 +1,12 @@
-"""What the samplers on pixels share: their options, their state and their levels of noise."""
+"""What the samplers with a denoiser share: their options, their state, their levels of noise."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,7 +19,7 @@ _NUM_TIMESTEPS, _FIRST_BETA, _LAST_BETA = 1000, 1e-4, 0.02
 
 
 class Pixels(NamedTuple):
-    """The images at work [R, H, W, C], and how many steps are done."""
+    """The images or latents at work [R, H, W, C], and how many steps are done."""
 
     x: Array
     step: Array
@@ -25,10 +27,10 @@ class Pixels(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DenoiserConfig(SharedConfig):
-    """Options of every sampler on pixels, which is also the sampler: it has the steps.
+    """Options of every sampler with a denoiser, which is also the sampler: it has the steps.
 
-    A budget of decoder evaluations says nothing here, where there is no decoder; `num_steps` sizes
-    these samplers.
+    A budget of decoder evaluations says nothing on pixels, where there is no decoder; `num_steps`
+    sizes those samplers.
 
     Attributes:
       num_steps: levels of noise T.
@@ -43,7 +45,7 @@ class DenoiserConfig(SharedConfig):
         check_options(self, integers={"num_steps": 1})
         if self.decode_scale != 1:
             raise ValueError(
-                f"decode_scale is an option of decoders, and sampler {self.NAME!r} has none; "
+                f"decode_scale is an option of samplers over tokens, and {self.NAME!r} is none; "
                 "leave it at 1"
             )
 
@@ -53,7 +55,7 @@ class DenoiserConfig(SharedConfig):
         return self.num_steps
 
     def finish(self, target: PixelTarget, state: Any, keys: Key) -> Array:
-        """The images [R, H, W, C] of the last state."""
+        """The images or latents [R, H, W, C] of the last state."""
         return state.x
 
 
@@ -79,3 +81,30 @@ def levels_at(levels: np.ndarray, step: Array) -> tuple[Array, Array]:
     """The level before a step and the one after it."""
     table = jnp.asarray(levels)
     return table[step], table[step + 1]
+
+
+def guide(
+    target: PixelTarget,
+    x: Array,
+    kept: Array,
+    pull: Callable[[Array], tuple[Array, Array]],
+) -> tuple[Array, Array, Array]:
+    """Denoises, and looks through the denoiser at what the denoised rows say of the measurement.
+
+    Args:
+      target: with the denoiser.
+      x: rows [R, H, W, C] in DDPM's scaling.
+      kept: its alpha bar.
+      pull: denoised rows -> what is to fall [R], and what it tells of them [R].
+
+    Returns:
+      The denoised rows, the gradient of their pulls in `x`, and what was told [R].
+    """
+
+    def total(x: Array) -> tuple[Array, tuple[Array, Array]]:
+        clean = target.denoise(x / jnp.sqrt(kept), jnp.sqrt((1 - kept) / kept))
+        pulls, told = pull(clean)
+        return jnp.sum(pulls), (clean, told)
+
+    gradient, (clean, told) = jax.grad(total, has_aux=True)(x)
+    return clean, gradient, told

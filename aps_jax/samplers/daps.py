@@ -51,6 +51,8 @@ class DAPSConfig(DenoiserConfig):
       num_inner_steps: Langevin steps per level of noise.
       learning_rate: of the Langevin steps at the first level of noise.
       last_learning_rate: what it falls to, linearly, as a share of `learning_rate`.
+      momentum: share of its last move that a Langevin step repeats; moves start at random. The
+        released code calls steps with momentum Hamiltonian.
       first_sigma: the largest level of noise.
       last_sigma: what the levels fall to.
       ode_sigma: the level where the ODE ends.
@@ -62,7 +64,7 @@ class DAPSConfig(DenoiserConfig):
     SOURCES: ClassVar = {
         "its code, super-resolution": (
             "num_steps", "num_ode_steps", "num_inner_steps", "learning_rate", "last_learning_rate",
-            "first_sigma", "last_sigma", "ode_sigma",
+            "momentum", "first_sigma", "last_sigma", "ode_sigma",
         ),
     }  # fmt: skip
 
@@ -71,6 +73,7 @@ class DAPSConfig(DenoiserConfig):
     num_inner_steps: int = 100
     learning_rate: float = 1e-4
     last_learning_rate: float = 0.01
+    momentum: float = 0.0
     first_sigma: float = 100.0
     last_sigma: float = 0.1
     ode_sigma: float = 0.01
@@ -81,7 +84,7 @@ class DAPSConfig(DenoiserConfig):
             self,
             integers={"num_ode_steps": 1, "num_inner_steps": 1},
             positive=("learning_rate", "first_sigma", "last_sigma", "ode_sigma"),
-            shares=("last_learning_rate",),
+            shares=("last_learning_rate", "momentum"),
         )
 
     def init(self, target: PixelTarget, keys: Key) -> Pixels:
@@ -127,12 +130,18 @@ class DAPSConfig(DenoiserConfig):
             losses = target.energy_of(x)
             return jnp.sum(losses), losses
 
-        def move(x: Array, j: Array) -> tuple[Array, Array]:
+        def move(carry: tuple[Array, Array], j: Array) -> tuple[tuple[Array, Array], Array]:
+            x, velocity = carry
             gradient, losses = jax.grad(total, has_aux=True)(x)
             drift = gradient + (x - mean) / sigma**2
-            return x - rate * drift + jnp.sqrt(2 * rate) * target.noise(fold(keys, j)), losses
+            fresh = jnp.sqrt(2.0 - 2.0 * self.momentum) * target.noise(fold(keys, j))
+            velocity = self.momentum * velocity - jnp.sqrt(rate) * drift + fresh
+            return (x + jnp.sqrt(rate) * velocity, velocity), losses
 
-        return jax.lax.scan(move, mean, jnp.arange(self.num_inner_steps, dtype=jnp.int32))
+        start = (mean, target.noise(fold(keys, self.num_inner_steps)))
+        steps = jnp.arange(self.num_inner_steps, dtype=jnp.int32)
+        (x, _), losses = jax.lax.scan(move, start, steps)
+        return x, losses
 
     def evaluations(self) -> Evaluations:
         """Calls per sample."""

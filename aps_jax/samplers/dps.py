@@ -11,11 +11,10 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 
 from aps_jax.config import Evaluations, check_options
-from aps_jax.samplers.continuous import DenoiserConfig, Pixels, ddpm_levels, levels_at
+from aps_jax.samplers.continuous import DenoiserConfig, Pixels, ddpm_levels, guide, levels_at
 from aps_jax.sampling.leaves import as_pytree
 from aps_jax.sampling.pixels import PixelTarget, pixel_info
 from aps_jax.sampling.run import StepInfo
@@ -68,22 +67,26 @@ class DPSConfig(DenoiserConfig):
     def step(self, target: PixelTarget, state: Pixels, keys: Key) -> tuple[Pixels, StepInfo]:
         """One timestep."""
         kept, kept_next = levels_at(ddpm_levels(self.num_steps), state.step)
-
-        def total(x: Array) -> tuple[Array, tuple[Array, Array]]:
-            clean = target.denoise(x / jnp.sqrt(kept), jnp.sqrt((1 - kept) / kept))
-            clean = jnp.clip(clean, -1, 1) if self.clip_denoised else clean
-            losses = target.objective_of(clean)
-            return jnp.sum(losses), (clean, losses)
-
-        gradient, (clean, losses) = jax.grad(total, has_aux=True)(state.x)
+        clean, gradient, losses = guide(
+            target, state.x, kept, lambda clean: self.pull(target, self._clip(clean))
+        )
+        clean = self._clip(clean)
         alpha = kept / kept_next
         mean = jnp.sqrt(kept_next) * (1 - alpha) / (1 - kept) * clean
         mean = mean + jnp.sqrt(alpha) * (1 - kept_next) / (1 - kept) * state.x
         std = jnp.sqrt((1 - alpha) * (1 - kept_next) / (1 - kept))
         noise = target.noise(fold(keys, state.step))
-        x = mean + std * noise - self.step_size * gradient
+        x = mean + std * noise - gradient
         info = pixel_info(self, target, clean, losses=losses[None], num_inner_steps=1)
         return Pixels(x, state.step + 1), info
+
+    def _clip(self, clean: Array) -> Array:
+        return jnp.clip(clean, -1, 1) if self.clip_denoised else clean
+
+    def pull(self, target: PixelTarget, clean: Array) -> tuple[Array, Array]:
+        """What a step descends by its plain gradient, and the objective, of denoised rows [R]."""
+        losses = target.objective_of(clean)
+        return self.step_size * losses, losses
 
     def evaluations(self) -> Evaluations:
         """Calls per sample; one gradient goes through operator and denoiser."""

@@ -6,6 +6,7 @@ once, sample-major: row s * B + b is sample s of measurement b.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -33,7 +34,7 @@ class Measurement:
 
 @flax.struct.dataclass(kw_only=True)
 class BaseTarget:
-    """A prior times exp(-energy); what the prior is over, tokens or pixels, subclasses say.
+    """A prior times exp(-energy); what it is over, tokens, pixels or latents, subclasses say.
 
     Attributes:
       energy: -log-likelihood up to a constant, or minus a reward, by which candidates are weighed.
@@ -66,11 +67,18 @@ class BaseTarget:
         """Tokens of a sampler's state that are masked, per row [R]; 0 where there are none."""
         raise NotImplementedError
 
-    def _per_row(self, energy: Energy, x: Float[Array, "R ..."]) -> Float[Array, " R"]:
+    @property
+    def kind(self) -> str:
+        """What samplers ask for by `NEEDS`: "prior", "denoiser" or "latent denoiser"."""
+        raise NotImplementedError
+
+    def by_sample(self, function: Callable[[Array], Array], x: Float[Array, "R ..."]) -> Array:
+        """A function of the B rows of one sample, such as an energy, for all R rows."""
         if self.num_samples == 1:
-            return energy(x)
+            return function(x)
         grouped = x.reshape(self.num_samples, -1, *x.shape[1:])
-        return jax.vmap(energy)(grouped).reshape(-1)
+        found = jax.vmap(function)(grouped)
+        return found.reshape(x.shape[0], *found.shape[2:])
 
     def rows(self, leaf: Array) -> Array:
         """An array per measurement [B, ...] for every row [R, ...]."""

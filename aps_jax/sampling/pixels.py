@@ -1,4 +1,7 @@
-"""What samplers on pixels draw from: a denoiser's prior times exp(-energy) of the image itself."""
+"""What samplers with a denoiser draw from: its prior times exp(-energy) of the image.
+
+Rows are images, or, where the denoiser is one of latents, grids of latents that decode to images.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from aps_jax import energies
+from aps_jax.codec import latents
 from aps_jax.config import SharedConfig
 from aps_jax.denoiser import Denoiser, PixelParams
 from aps_jax.sampling.base import BaseTarget, Measurement, check_energy
@@ -23,6 +27,9 @@ from aps_jax.types import Array, Energy, ImageShape, Key, PyTree, Scalar
 class PixelTarget(BaseTarget):
     """The law p(x) exp(-energy(x)) over images, where p is known by its denoiser.
 
+    With a denoiser of latents it is p(z) exp(-energy(decode(z))) over those, and H, W, C below are
+    the sizes h, w, d of their grid.
+
     Attributes:
       denoiser: continuous prior.
       batch: B.
@@ -32,9 +39,22 @@ class PixelTarget(BaseTarget):
     batch: int = flax.struct.field(pytree_node=False, default=1)
 
     @property
+    def kind(self) -> str:
+        """What samplers ask for by `NEEDS`."""
+        return self.denoiser.kind
+
+    @property
     def num_rows(self) -> int:
         """R = S * B."""
         return self.num_samples * self.batch
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(H, W, C) of a row."""
+        assert self.image_shape is not None  # These targets have one always.
+        codec = self.denoiser.codec
+        sides = self.image_shape if codec is None else codec.grid(self.image_shape)
+        return (*sides, self.denoiser.num_channels)
 
     def denoise(self, x: Float[Array, "R H W C"], sigma: Scalar) -> Float[Array, "R H W C"]:
         """Mean of the clean images, given them with noise of std `sigma`; one call."""
@@ -44,28 +64,38 @@ class PixelTarget(BaseTarget):
 
     def noise(self, keys: Key) -> Float[Array, "R H W C"]:
         """Standard normal images, one per key [R]."""
-        assert self.image_shape is not None  # Pixels have one always.
-        shape = (*self.image_shape, self.denoiser.num_channels)
-        return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
+        return jax.vmap(lambda key: jax.random.normal(key, self.shape, jnp.float32))(keys)
+
+    def decode(self, x: Float[Array, "R H W C"]) -> Float[Array, "R ..."]:
+        """The images of rows, not clipped: the rows themselves, unless they are latents."""
+        if self.denoiser.codec is None:
+            return x
+        assert self.image_shape is not None
+        return latents.decode(self.denoiser.codec, x, self.image_shape)
+
+    def encode(self, images: Float[Array, "R ..."]) -> Float[Array, "R H W C"]:
+        """The rows of images; ValueError where the codec has no encoder."""
+        codec = self.denoiser.codec
+        return images if codec is None else latents.encode(codec, images)
 
     def energy_of(self, x: Float[Array, "R H W C"]) -> Float[Array, " R"]:
-        """The energy of images, per row [R], differentiable in them."""
-        return self._per_row(self.energy, x)
+        """The energy of rows, per row [R], differentiable in them."""
+        return self.by_sample(self.energy, self.decode(x))
 
     def objective_of(self, x: Float[Array, "R H W C"]) -> Float[Array, " R"]:
-        """The objective of images, per row [R], differentiable in them."""
-        return self._per_row(self.objective, x)
+        """The objective of rows, per row [R], differentiable in them."""
+        return self.by_sample(self.objective, self.decode(x))
 
-    def picture(self, found: Float[Array, "R H W C"]) -> Float[Array, "R H W C"]:
-        """The images, clipped to [-1, 1]."""
-        return jnp.clip(found, -1, 1)
+    def picture(self, found: Float[Array, "R H W C"]) -> Float[Array, "R ..."]:
+        """The images of rows, clipped to [-1, 1]."""
+        return jnp.clip(self.decode(found), -1, 1)
 
     def tokens_of(self, found: Array) -> None:
-        """Pixels have no tokens."""
+        """There are no tokens."""
         return None
 
     def num_masked(self, state: Any) -> Int[Array, " R"]:
-        """Pixels have no tokens: 0."""
+        """There are no tokens: 0."""
         return jnp.zeros(self.num_rows, jnp.int32)
 
 
@@ -81,7 +111,7 @@ def make_pixel_target(
     """A target of any energy of images, such as a reward.
 
     Args:
-      denoiser: continuous prior.
+      denoiser: continuous prior, of images or of latents.
       energy: of images [B, H, W, C].
       image_shape: (H, W).
       batch: rows of the energy's data, B.
@@ -89,7 +119,8 @@ def make_pixel_target(
       objective: what DPS makes small; the energy if left out.
 
     Raises:
-      ValueError: the denoiser gives images of another shape, or the energy no number per row.
+      ValueError: the denoiser takes or gives rows of another shape, or the energy gives no number
+        per row.
     """
     target = PixelTarget(
         denoiser=denoiser,
@@ -104,7 +135,7 @@ def make_pixel_target(
 
 
 def pixel_target(params: PixelParams, y: PyTree, *, config: SharedConfig) -> PixelTarget:
-    """The posterior of a measurement under the options of a sampler on pixels.
+    """The posterior of a measurement under the options of a sampler with a denoiser.
 
     Args:
       params: denoiser and operator (random state drawn).
@@ -131,18 +162,24 @@ def pixel_target(params: PixelParams, y: PyTree, *, config: SharedConfig) -> Pix
 
 
 def _check(target: PixelTarget) -> None:
-    """ValueError unless denoiser and energies take images of the target's shape."""
-    assert target.image_shape is not None
-    shape = (target.batch, *target.image_shape, target.denoiser.num_channels)
+    """ValueError unless denoiser, codec and energies take what the target has."""
+    shape, codec = (target.batch, *target.shape), target.denoiser.codec
+    what = "images" if codec is None else "latents"
+    if codec is not None and codec.quantizer.num_features != target.denoiser.num_channels:
+        raise ValueError(
+            f"the denoiser is one of latents of {target.denoiser.num_channels} numbers, and those "
+            f"of its codec have {codec.quantizer.num_features}"
+        )
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     found = jax.eval_shape(lambda x: target.denoise(x, 1.0), x)
     if getattr(found, "shape", None) != shape:
         raise ValueError(
-            f"the denoiser must give images of the shape it takes, {shape}; it gives "
+            f"the denoiser must give {what} of the shape it takes, {shape}; it gives "
             f"{getattr(found, 'shape', found)}"
         )
+    images = jax.eval_shape(target.decode, x)
     for energy in (target.energy, target.objective):
-        check_energy(energy, jax.eval_shape(energy, x), target.batch)
+        check_energy(energy, jax.eval_shape(energy, images), target.batch)
 
 
 def pixel_info(
@@ -151,16 +188,16 @@ def pixel_info(
     estimate: Float[Array, "R H W C"],
     *,
     losses: Float[Array, "M R"] | None = None,
-    num_inner_steps: int = 0,
+    num_inner_steps: int | Array = 0,
 ) -> StepInfo:
     """What to tell of a step.
 
     Args:
       sampler: says whether to trace.
       target: what is sampled.
-      estimate: of the clean images, after the step.
+      estimate: of the clean rows, after the step.
       losses: objective at all inner steps [M, R], at least one; None without any.
-      num_inner_steps: gradients of the operator in this step.
+      num_inner_steps: gradients of the operator, and of the decoder if there is one, in this step.
     """
     rows = estimate.shape[0]
     trace = None

@@ -20,7 +20,7 @@ class StepInfo(NamedTuple):
     Attributes:
       loss: objective [R]; NaN for samplers without one.
       is_finite: bool [R].
-      num_masked: int32 [R], tokens that are still masked; 0 for samplers on pixels.
+      num_masked: int32 [R], tokens that are still masked; 0 without tokens.
       num_inner_steps: int32 [R], gradients of the decoder, or of the operator on pixels.
       trace: what `config.trace` asks for, else None.
     """
@@ -37,9 +37,9 @@ class Trace(NamedTuple):
 
     Attributes:
       losses: objective at every inner step [R, M]; M = 0 for samplers without any.
-      tokens: int32 [R, L] after the step, K where masked; None for samplers on pixels.
+      tokens: int32 [R, L] after the step, K where masked; None without tokens.
       images: [R, H, W, 3] in [-1, 1] of these tokens, with the step's estimate of masked ones; the
-        step's estimate of the clean image for samplers on pixels.
+        step's estimate of the clean image for samplers with a denoiser.
     """
 
     losses: Float[Array, "R M"]
@@ -51,9 +51,9 @@ class Trace(NamedTuple):
 class Sampler(Protocol):
     """How to draw from a target, one step at a time; a frozen dataclass of options.
 
-    The target is a `Target` for samplers over tokens and a `PixelTarget` for those on pixels. The
-    state is a NamedTuple of arrays: `step`, the int32 number of steps done, and `tokens`, int32
-    [R, L] with K where masked, or `x`, the images [R, H, W, C] at work.
+    The target is a `Target` for samplers over tokens and a `PixelTarget` for those with a denoiser.
+    The state is a NamedTuple of arrays: `step`, the int32 number of steps done, and `tokens`, int32
+    [R, L] with K where masked, or `x`, the images or latents [R, H, W, C] at work.
 
     Attributes:
       num_iterations: steps from `init` to `finish`.
@@ -75,7 +75,7 @@ class Sampler(Protocol):
         ...
 
     def finish(self, target: Any, state: Any, keys: Key) -> Array:
-        """Clean tokens [R, L], or images [R, H, W, C], of the last state."""
+        """Clean tokens [R, L], or images or latents [R, H, W, C], of the last state."""
         ...
 
     def evaluations(self) -> Evaluations:
@@ -88,7 +88,7 @@ class SampleResult(NamedTuple):
 
     Attributes:
       images: the first sample per measurement, float32 [B, H, W, 3] in [-1, 1].
-      tokens: its tokens, int32 [B, L], row-major over the token grid; None from pixels.
+      tokens: its tokens, int32 [B, L], row-major over the token grid; None without tokens.
       info: per-step scalars with leading axes [T, B, S], and the trace likewise, if asked for.
       samples: all samples [B, S, H, W, 3].
       mean: pixelwise mean over the samples [B, H, W, 3]: of all images, the one of least expected
@@ -164,7 +164,7 @@ def make_info(
     *,
     loss: Float[Array, " R"] | None,
     is_finite: Bool[Array, " R"] | None,
-    num_inner_steps: int,
+    num_inner_steps: int | Array,
     trace: Trace | None,
 ) -> StepInfo:
     """What to tell of a step of any sampler; arguments as for `step_info`."""

@@ -55,6 +55,11 @@ class Target(BaseTarget):
     decode_scale: int = flax.struct.field(pytree_node=False, default=1)
 
     @property
+    def kind(self) -> str:
+        """What samplers ask for by `NEEDS`."""
+        return "prior"
+
+    @property
     def num_rows(self) -> int:
         """R = S * B."""
         return self.tokens.shape[0]
@@ -121,11 +126,11 @@ class Target(BaseTarget):
 
     def energy_of(self, tokens: Int[Array, "R L"]) -> Float[Array, " R"]:
         """The energy of clean tokens [R, L], per row [R]; one run of the decoder."""
-        return self._per_row(self.energy, self.decode(self.codes(tokens)))
+        return self.by_sample(self.energy, self.decode(self.codes(tokens)))
 
     def objective_of(self, codes: Float[Array, "R L d"]) -> Float[Array, " R"]:
         """The objective of codes [R, L, d], per row [R], differentiable in them."""
-        return self._per_row(self.objective, self.decode(codes))
+        return self.by_sample(self.objective, self.decode(codes))
 
     def tokens_of(self, found: Int[Array, "R L"]) -> Int[Array, "R L"]:
         """The tokens [R, L] themselves."""

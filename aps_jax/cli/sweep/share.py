@@ -54,9 +54,9 @@ class Host:
     def __init__(self, options: Sweep, place: hosts.Place) -> None:
         self.options, self.place = options, place
         self.config = cli_options.config_of(options)
-        if self.config.NEEDS == "denoiser":
+        if self.config.NEEDS != "prior":
             raise ValueError(
-                f"sweeps take samplers over tokens, and {options.sampler!r} is one on pixels; "
+                f"sweeps take samplers over tokens, and {options.sampler!r} has a denoiser; "
                 "restore pictures one by one with aps-jax restore"
             )
         self.mesh = sharding.make_mesh(
