@@ -1,7 +1,7 @@
 """Run by test_sharding.py with forced devices; prints one JSON line of comparisons.
 
-Without arguments it has eight devices of its own, with RANK, PORT and model folders those of two
-processes.
+With a mesh such as 2x4 it has eight devices of its own, with RANK, PORT and model folders those of
+two processes.
 """
 
 import contextlib
@@ -194,28 +194,24 @@ def run_parts(params, mesh):
     }
 
 
-def main():
+def main(name):
     params, y, keys = problem(8)
     program = compiled(params, y, keys)
     alone = program(params, y, keys)
+    several = compiled(params, y[:1], keys[:1], config=SEVERAL)(params, y[:1], keys[:1])
+    mesh = sharding.make_mesh(*map(int, name.split("x")))
+    with saved(params.codec, params.prior) as folders:
+        found, spread_program, placed = run_mesh(params, y, keys, alone, folders, mesh)
     facts = {
         "devices": len(jax.devices()),
         "decoded_rows": decoded_rows(program.as_text()),
         "smallest_matrix": params.prior.params["head"]["kernel"].size,
-        "meshes": {},
-        "samples": {},
+        "mesh": found,
+        "samples": run_samples(params, y, keys, mesh, several),
     }
-    several = compiled(params, y[:1], keys[:1], config=SEVERAL)(params, y[:1], keys[:1])
-    with saved(params.codec, params.prior) as folders:
-        for num_data, num_model in ((8, 1), (2, 4), (1, 8)):
-            name, mesh = f"{num_data}x{num_model}", sharding.make_mesh(num_data, num_model)
-            found, program, placed = run_mesh(params, y, keys, alone, folders, mesh)
-            facts["meshes"][name] = found
-            if name == "2x4":
-                facts["order"] = run_order(program, placed, y, keys, alone, mesh)
-                facts["parts"] = run_parts(params, mesh)
-            if name != "1x8":
-                facts["samples"][name] = run_samples(params, y, keys, mesh, several)
+    if name == "2x4":
+        facts["order"] = run_order(spread_program, placed, y, keys, alone, mesh)
+        facts["parts"] = run_parts(params, mesh)
     print(json.dumps(facts))
 
 
@@ -234,4 +230,4 @@ def main_of_two(rank, port, *folders):
 
 
 if __name__ == "__main__":
-    main() if len(sys.argv) == 1 else main_of_two(*sys.argv[1:])
+    main(sys.argv[1]) if len(sys.argv) == 2 else main_of_two(*sys.argv[1:])

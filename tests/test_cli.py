@@ -691,7 +691,7 @@ def test_interrupted_before_the_first_timestep(restore, photo, monkeypatch):
 
 def test_control_c(restore, photo, real_model, tmp_path):
     """A real signal to a real process, between two timesteps or in one."""
-    steps = ["--num-steps", "16", "--num-inner-steps", "300"]
+    steps = ["--num-steps", "8", "--num-inner-steps", "200"]
     out = tmp_path / "out"
     argv = [str(photo), "--model", str(real_model)]
     # Background jobs of a shell, and so their children, ignore the signal.

@@ -15,7 +15,13 @@ from safetensors.numpy import load_file
 
 import aps_jax
 from aps_jax.codec import lfq
-from aps_jax.codec.magvit2 import PatchPath, init_codec_params, make_codec, space_to_depth
+from aps_jax.codec.magvit2 import (
+    PatchPath,
+    encode_tokens,
+    init_codec_params,
+    make_codec,
+    space_to_depth,
+)
 from aps_jax.io.checkpoint import load_params, read_card
 from experiments import photos, training
 from experiments.bench import command as benchmark
@@ -181,6 +187,7 @@ def test_prior_training_reads_captions_and_whole_pictures(folder, prior_run, tmp
         prior_run,
         out=tmp_path / "out",
         init=prior_run.out / "model",
+        optimizer="adamw",
         captions=tmp_path / "captions.csv",
         absolute_positions=True,
         eval_shrink=3,
@@ -191,7 +198,7 @@ def test_prior_training_reads_captions_and_whole_pictures(folder, prior_run, tmp
     assert card["prior_training"]["eval_ce_1_prompted"] > 0
     model = aps_jax.load_pretrained(tmp_path / "out" / "model", prompt="light, Red left")
     masked = jnp.full((1, 8, 8), model.prior.num_codes)
-    logits = model.prior.apply(model.prior.params, masked)
+    logits = jax.jit(lambda prior, tokens: prior.apply(prior.params, tokens))(model.prior, masked)
     assert logits.shape == (1, 8, 8, 64) and np.isfinite(logits).all()
     assert model.prior.params["uncond_prompt"].shape == (0,)
     with pytest.raises(ValueError, match="'green' in a prompt; it knows: dark, left, light, red"):
@@ -252,13 +259,14 @@ def test_a_random_encoder_cannot_be_frozen(codec_run, tmp_path):
 def test_patch_training_comes_first_and_is_not_repeated(folder, codec_run, tmp_path):
     """The run starts from a codec that equals its patch path, which learnt something by itself."""
     config = codec_run.resolved()
-    random = init_codec_params(jax.random.key(config.seed), config.codec)
+    random = jax.jit(init_codec_params, static_argnums=1)(jax.random.key(config.seed), config.codec)
     start = load_params(codec_run.out / "patches.safetensors", random)
     x = jax.random.uniform(jax.random.key(1), (1, 32, 32, 3), minval=-1)
     codec = make_codec(config.codec, start)
     path = PatchPath(config.codec, config.codec.num_bits)
-    features = path.apply({"params": start["encoder"]["patch"]}, space_to_depth(x, 4))
-    np.testing.assert_allclose(codec.encode(start, x), features, atol=1e-6)
+    apply = jax.jit(lambda start, x: path.apply({"params": start["encoder"]["patch"]}, x))
+    features = apply(start, space_to_depth(x, 4))
+    np.testing.assert_allclose(jax.jit(codec.encode)(start, x), features, atol=1e-6)
     pictures = photos.load_photos([folder], min_side=32)
     longer = dataclasses.replace(config, patch_steps=60, warmup=5)
     learnt = patches.train_patches(random, pictures, longer)
@@ -396,11 +404,12 @@ def test_window_placements_are_scored_at_masked_tokens(folder, prior_run, tmp_pa
     assert found["photos"] == len(crops.images) == 3 and found["field"] == side
     names = ("overlap 0", "overlap 0.25", "one call")
     assert [found[name]["windows"] for name in names] == [4, 9, 1]
-    tokens = aps_jax.codec.magvit2.encode_tokens(model.codec, crops.images).reshape(3, side, side)
+    tokens = jax.jit(encode_tokens)(model.codec, crops.images).reshape(3, side, side)
     rank = np.argsort(np.random.default_rng(0).random((3, side**2)), axis=-1)
     is_masked = (rank < side**2 / 2).reshape(3, side, side)
     noisy = jnp.where(is_masked, model.prior.num_codes, tokens)
-    log_probs = jax.nn.log_softmax(model.prior.apply(model.prior.params, noisy))
+    logits = jax.jit(lambda prior, tokens: prior.apply(prior.params, tokens))(model.prior, noisy)
+    log_probs = jax.nn.log_softmax(logits)
     losses = -np.take_along_axis(np.asarray(log_probs), np.asarray(tokens)[..., None], -1)[..., 0]
     expected = np.array([a[b].mean() for a, b in zip(losses, is_masked, strict=True)])
     assert abs(expected.mean() - losses.mean()) > 1e-3  # all tokens would not do
