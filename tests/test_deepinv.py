@@ -31,10 +31,11 @@ WEIGHTS = np.random.default_rng(2).normal(size=(3, 3, 3, 3)).astype(np.float32) 
 
 def denoise(weights, x, sigma):
     """A mean of x and of a convolution, whose share is that of the noise."""
-    found = jax.lax.conv_general_dilated(
-        x, weights, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
     share = (sigma**2 / (1 + sigma**2)).reshape(-1, 1, 1, 1)
+    found = jax.lax.conv_general_dilated(
+        x * jnp.sqrt(1 - share), weights, (1, 1), "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
     return (1 - share) * x + share * jnp.tanh(found)
 
 
@@ -48,8 +49,8 @@ class Denoise(torch.nn.Module):
     def forward(self, x, sigma, **kwargs):
         scale = (1 - self.low) / 2
         x, sigma = (x - self.low) / scale - 1, torch.as_tensor(sigma, dtype=x.dtype) / scale
-        found = torch.nn.functional.conv2d(x, self.weights, padding=1)
         share = sigma**2 / (1 + sigma**2)
+        found = torch.nn.functional.conv2d(x * (1 - share) ** 0.5, self.weights, padding=1)
         return ((1 - share) * x + share * torch.tanh(found) + 1) * scale + self.low
 
 
