@@ -100,7 +100,6 @@ STUDIES = {
             "aps": {"preset": "faces"},
             "aps-smc": _SMC,
             "aps-smc, APS's draws alone": _SMC | {"prior_share": 0.0},
-            "aps-smc, 8 particles": _SMC | {"num_particles": 8},
         },
         tasks={
             "box 32x32": ("inpainting_box", {"box_size": (32, 32)}),
