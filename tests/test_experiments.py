@@ -55,7 +55,10 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def codec_run(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("codec")
-    config = train_codec.Config(data=(folder,), eval_data=folder, out=out, smoke=True)
+    # Its many kernels take Muon long to compile; the prior's run has it.
+    config = train_codec.Config(
+        data=(folder,), eval_data=folder, out=out, smoke=True, optimizer="adamw"
+    )
     train_codec.train(config)
     return config
 
@@ -96,7 +99,7 @@ def test_interrupted_codec_training_repeats_the_uninterrupted_one(codec_run, tmp
 def test_training_on_four_devices_equals_that_on_one(folder, codec_run, tmp_path):
     """Device counts are fixed when JAX starts, so the run has a process of its own."""
     command = [sys.executable, "-m", "experiments.train_codec", "--smoke", "--tensorboard"]
-    command += ["--data", folder, "--eval-data", folder, "--out", tmp_path]
+    command += ["--data", folder, "--eval-data", folder, "--out", tmp_path, "--optimizer", "adamw"]
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     subprocess.run(command, env=environment, check=True, timeout=400)
@@ -304,7 +307,9 @@ def test_optimizers_fit_a_linear_map_and_keep_the_size_of_steps(codec_run, name)
 
 def test_muon_orthogonalises_the_updates_of_kernels(codec_run):
     """The singular values of a step hardly differ, however unequal those of the gradient are."""
-    config = dataclasses.replace(codec_run, learning_rate=1.0, warmup=1, weight_decay=0.0)
+    config = dataclasses.replace(
+        codec_run, optimizer="muon", learning_rate=1.0, warmup=1, weight_decay=0.0
+    )
     optimizer = training.make_optimizer(dataclasses.replace(config, steps=1000))
     params = {"conv": jnp.zeros((3, 3, 4, 8)), "stacked": jnp.zeros((2, 8, 8))}
     keys = jax.random.split(jax.random.key(1), 2)
