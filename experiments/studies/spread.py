@@ -20,6 +20,7 @@ Photos that cannot be read are recorded in `OUT/unreadable.json` and left out; t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import sys
 from collections.abc import Callable, Sequence
@@ -208,7 +209,7 @@ def run(arguments: Arguments) -> int:
         write_json(arguments.out / "unreadable.json", crops.left_out)
         done = {(row["task"], row["method"], row["image"]) for row in found}
         model = aps_jax.load_pretrained(model_of(arguments))
-        distance = jax.jit(aps_jax.load_lpips()) if study.lpips else None
+        distance = functools.partial(_distance, aps_jax.load_lpips()) if study.lpips else None
         for task, method in itertools.product(study.tasks, study.methods):
             missing = [i for i, name in enumerate(crops.names) if (task, method, name) not in done]
             _run_method(task, method, missing, crops, model, distance, arguments)
@@ -250,6 +251,7 @@ def _run_method(
 
 
 _sample = jax.jit(sample, static_argnames="config")
+_distance = jax.jit(lambda perceptual, a, b: perceptual(a, b))
 
 
 @command(
