@@ -1,7 +1,7 @@
 """Run by test_sharding.py with forced devices; prints one JSON line of comparisons.
 
-Without arguments it has eight devices of its own, with RANK, PORT and model folders those of two
-processes.
+With a mesh such as 2x4 it has eight devices of its own, with RANK, PORT and model folders those of
+two processes.
 """
 
 import contextlib
@@ -15,19 +15,25 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import CODEC_CONFIG, PRIOR_CONFIG, make_tiny_codec, random_params
+from conftest import NUM_BITS, PRIOR_CONFIG, random_params
 from flax import traverse_util
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 import aps_jax
 from aps_jax import APSConfig, Params, operators, sharding
+from aps_jax.codec.magvit2 import CodecConfig, init_codec_params, make_codec
 from aps_jax.io import checkpoint
 from aps_jax.prior.bundle import make_prior
 from aps_jax.prior.transformer import init_transformer_params
 from aps_jax.types import image_keys
 from convert.stores import create_store
 
+#: Two levels of the real architecture: each program is compiled several times.
+CODEC_CONFIG = CodecConfig(
+    num_bits=NUM_BITS, encoder_channels=(8, 16), encoder_blocks=(0, 0),
+    decoder_channels=(8, 16), decoder_blocks=(0, 0), num_groups=4,
+)  # fmt: skip
 #: With a key head for every device, each of which serves two query heads.
 WIDE_CONFIG = dataclasses.replace(
     PRIOR_CONFIG, width=64, num_heads=16, num_kv_heads=8, mlp_width=24
@@ -113,11 +119,12 @@ def difference(result, alone, order=slice(None)):
 
 
 def problem(batch):
-    codec, weights = make_tiny_codec(), random_params(init_transformer_params, WIDE_CONFIG, seed=1)
+    codec = make_codec(CODEC_CONFIG, random_params(init_codec_params, CODEC_CONFIG))
+    weights = random_params(init_transformer_params, WIDE_CONFIG, seed=1)
     params = Params(
-        make_prior(WIDE_CONFIG, weights, window=4), codec, operators.super_resolution(scale=4)
+        make_prior(WIDE_CONFIG, weights, window=4), codec, operators.super_resolution(scale=2)
     )
-    shape = (batch, 16, 16, 3)
+    shape = (batch, 8, 8, 3)
     x = jnp.asarray(np.tanh(np.random.default_rng(0).normal(size=shape)), jnp.float32)
     return params, params.operator(x), image_keys(jax.random.key(0), batch)
 
@@ -194,28 +201,24 @@ def run_parts(params, mesh):
     }
 
 
-def main():
+def main(name):
     params, y, keys = problem(8)
     program = compiled(params, y, keys)
     alone = program(params, y, keys)
+    several = compiled(params, y[:1], keys[:1], config=SEVERAL)(params, y[:1], keys[:1])
+    mesh = sharding.make_mesh(*map(int, name.split("x")))
+    with saved(params.codec, params.prior) as folders:
+        found, spread_program, placed = run_mesh(params, y, keys, alone, folders, mesh)
     facts = {
         "devices": len(jax.devices()),
         "decoded_rows": decoded_rows(program.as_text()),
         "smallest_matrix": params.prior.params["head"]["kernel"].size,
-        "meshes": {},
-        "samples": {},
+        "mesh": found,
+        "samples": run_samples(params, y, keys, mesh, several),
     }
-    several = compiled(params, y[:1], keys[:1], config=SEVERAL)(params, y[:1], keys[:1])
-    with saved(params.codec, params.prior) as folders:
-        for num_data, num_model in ((8, 1), (2, 4), (1, 8)):
-            name, mesh = f"{num_data}x{num_model}", sharding.make_mesh(num_data, num_model)
-            found, program, placed = run_mesh(params, y, keys, alone, folders, mesh)
-            facts["meshes"][name] = found
-            if name == "2x4":
-                facts["order"] = run_order(program, placed, y, keys, alone, mesh)
-                facts["parts"] = run_parts(params, mesh)
-            if name != "1x8":
-                facts["samples"][name] = run_samples(params, y, keys, mesh, several)
+    if name == "2x4":
+        facts["order"] = run_order(spread_program, placed, y, keys, alone, mesh)
+        facts["parts"] = run_parts(params, mesh)
     print(json.dumps(facts))
 
 
@@ -234,4 +237,4 @@ def main_of_two(rank, port, *folders):
 
 
 if __name__ == "__main__":
-    main() if len(sys.argv) == 1 else main_of_two(*sys.argv[1:])
+    main(sys.argv[1]) if len(sys.argv) == 2 else main_of_two(*sys.argv[1:])

@@ -225,24 +225,33 @@ def test_a_model_folder_gives_back_the_model(folder, tiny_codec, tiny_prior):
     assert model.prior.window == 4 and model.codec.stride == 4
 
 
+@jax.jit
+def decoded(codec, tokens):
+    return codec.decode(codec.params, codec.codebook[tokens])
+
+
+@jax.jit
+def predicted(prior, tokens):
+    return prior.apply(prior.params, tokens)
+
+
 @pytest.mark.parametrize("card_dtype", ["float32", "bfloat16"])
 def test_activations_have_the_dtype_that_is_asked_for(folder, card_dtype):
     """Weights and results stay float32, results differ by roundings of bfloat16 and by those."""
     change_card(folder, lambda card: [card[half].update(dtype=card_dtype) for half in HALVES])
     exact, rough = (pretrained.load_pretrained(folder, dtype=d) for d in ("float32", "bfloat16"))
-    own = pretrained.load_pretrained(folder)
+    given = pretrained.load_pretrained(folder)
     chex.assert_trees_all_equal(rough.codec.params, exact.codec.params)
     chex.assert_trees_all_equal(rough.prior.params, exact.prior.params)
     tokens = jnp.arange(16).reshape(1, 4, 4) % exact.codec.num_codes
-    for compute in (
-        lambda model: model.codec.decode(model.codec.params, model.codec.codebook[tokens]),
-        lambda model: model.prior.apply(model.prior.params, tokens),
-    ):
-        found, expected = compute(rough), compute(exact)
+    for half, compute in (("codec", decoded), ("prior", predicted)):
+        found, expected, own = (
+            compute(getattr(model, half), tokens) for model in (rough, exact, given)
+        )
         assert found.dtype == expected.dtype == jnp.float32
         difference = jnp.abs(found - expected).max() / jnp.abs(expected).max()
         assert 1e-5 < difference < 0.05
-        chex.assert_trees_all_equal(compute(own), found if card_dtype == "bfloat16" else expected)
+        chex.assert_trees_all_equal(own, found if card_dtype == "bfloat16" else expected)
 
 
 def test_unknown_dtype(folder):

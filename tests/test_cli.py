@@ -722,9 +722,10 @@ def test_interrupted_before_the_first_timestep(restore, photo, monkeypatch):
     )
 
 
-def test_control_c(restore, photo, real_model, tmp_path):
+@pytest.mark.parametrize("goes_on", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_control_c(restore, photo, real_model, tmp_path, goes_on):
     """A real signal to a real process, between two timesteps or in one."""
-    steps = ["--num-steps", "16", "--num-inner-steps", "300"]
+    steps = ["--num-steps", "8", "--num-inner-steps", "200"]
     out = tmp_path / "out"
     argv = [str(photo), "--model", str(real_model)]
     # Background jobs of a shell, and so their children, ignore the signal.
@@ -746,6 +747,8 @@ def test_control_c(restore, photo, real_model, tmp_path):
     assert process.returncode == 130, err
     assert printed == "" and "Traceback" not in err, err
     assert "continue with" in err.splitlines()[-1] and os.listdir(out) == [".state"]
+    if not goes_on:
+        return
 
     code, _, _ = restore(*argv, "--resume", steps=steps)
     assert code == 0

@@ -6,7 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import mixing_prior, patch_codec
 
+import aps_jax
+from aps_jax.pretrained import Model, model_folder
 from experiments.bench import command as benchmark
 from experiments.bench import summary, tuning
 from experiments.bench.calibration import Calibration
@@ -49,11 +52,19 @@ def run(codes, scope):
     return printed.getvalue()
 
 
-@pytest.fixture(scope="module")
-def readme():
+def small_model(name):
+    """In place of an embedded model, which takes half a minute to compile."""
+    model_folder(name)  # An error unless there is one.
+    return Model(mixing_prior(), patch_codec(), {})
+
+
+@pytest.fixture(scope="module", params=["small", pytest.param("real", marks=pytest.mark.slow)])
+def readme(request):
     """The scope after the README's examples, and what each of them printed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MPLBACKEND", "agg")
+        if request.param == "small":
+            patch.setattr(aps_jax, "load_pretrained", small_model)
         scope = {}
         printed = [run([code], scope) for code in blocks(README, "python")]
     return scope, printed
@@ -79,9 +90,15 @@ def check_samplers(before, scope, printed):
 #: What is known of the results of a page, beyond that its examples run.
 CHECKS = {"howto/python.md": check_python, "howto/samplers.md": check_samplers}
 EXAMPLES = [path for path in PAGES if path != README and blocks(path, "python")]
+#: Those that load a model of their own, which is not small.
+SLOW = [DOCS / "howto/text.md"]
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] * (path in SLOW)) for path in EXAMPLES],
+    ids=lambda path: path.stem,
+)
 def test_examples_of_a_page_run(path, readme, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # Some write files.
     before, _ = readme
@@ -93,7 +110,7 @@ def test_examples_of_a_page_run(path, readme, tmp_path, monkeypatch):
 
 
 def test_checks_are_of_pages_with_examples():
-    assert {DOCS / name for name in CHECKS} <= set(EXAMPLES)
+    assert {DOCS / name for name in CHECKS} | set(SLOW) <= set(EXAMPLES)
 
 
 def test_readme_is_one_page():

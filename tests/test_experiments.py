@@ -15,7 +15,13 @@ from safetensors.numpy import load_file
 
 import aps_jax
 from aps_jax.codec import lfq
-from aps_jax.codec.magvit2 import PatchPath, init_codec_params, make_codec, space_to_depth
+from aps_jax.codec.magvit2 import (
+    PatchPath,
+    encode_tokens,
+    init_codec_params,
+    make_codec,
+    space_to_depth,
+)
 from aps_jax.io.checkpoint import load_params, read_card
 from experiments import photos, training
 from experiments.bench import command as benchmark
@@ -49,7 +55,10 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def codec_run(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("codec")
-    config = train_codec.Config(data=(folder,), eval_data=folder, out=out, smoke=True)
+    # Its many kernels take Muon long to compile; the prior's run has it.
+    config = train_codec.Config(
+        data=(folder,), eval_data=folder, out=out, smoke=True, optimizer="adamw"
+    )
     train_codec.train(config)
     return config
 
@@ -90,7 +99,7 @@ def test_interrupted_codec_training_repeats_the_uninterrupted_one(codec_run, tmp
 def test_training_on_four_devices_equals_that_on_one(folder, codec_run, tmp_path):
     """Device counts are fixed when JAX starts, so the run has a process of its own."""
     command = [sys.executable, "-m", "experiments.train_codec", "--smoke", "--tensorboard"]
-    command += ["--data", folder, "--eval-data", folder, "--out", tmp_path]
+    command += ["--data", folder, "--eval-data", folder, "--out", tmp_path, "--optimizer", "adamw"]
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     subprocess.run(command, env=environment, check=True, timeout=400)
@@ -181,6 +190,7 @@ def test_prior_training_reads_captions_and_whole_pictures(folder, prior_run, tmp
         prior_run,
         out=tmp_path / "out",
         init=prior_run.out / "model",
+        optimizer="adamw",
         captions=tmp_path / "captions.csv",
         absolute_positions=True,
         eval_shrink=3,
@@ -191,7 +201,7 @@ def test_prior_training_reads_captions_and_whole_pictures(folder, prior_run, tmp
     assert card["prior_training"]["eval_ce_1_prompted"] > 0
     model = aps_jax.load_pretrained(tmp_path / "out" / "model", prompt="light, Red left")
     masked = jnp.full((1, 8, 8), model.prior.num_codes)
-    logits = model.prior.apply(model.prior.params, masked)
+    logits = jax.jit(lambda prior, tokens: prior.apply(prior.params, tokens))(model.prior, masked)
     assert logits.shape == (1, 8, 8, 64) and np.isfinite(logits).all()
     assert model.prior.params["uncond_prompt"].shape == (0,)
     with pytest.raises(ValueError, match="'green' in a prompt; it knows: dark, left, light, red"):
@@ -252,13 +262,14 @@ def test_a_random_encoder_cannot_be_frozen(codec_run, tmp_path):
 def test_patch_training_comes_first_and_is_not_repeated(folder, codec_run, tmp_path):
     """The run starts from a codec that equals its patch path, which learnt something by itself."""
     config = codec_run.resolved()
-    random = init_codec_params(jax.random.key(config.seed), config.codec)
+    random = jax.jit(init_codec_params, static_argnums=1)(jax.random.key(config.seed), config.codec)
     start = load_params(codec_run.out / "patches.safetensors", random)
     x = jax.random.uniform(jax.random.key(1), (1, 32, 32, 3), minval=-1)
     codec = make_codec(config.codec, start)
     path = PatchPath(config.codec, config.codec.num_bits)
-    features = path.apply({"params": start["encoder"]["patch"]}, space_to_depth(x, 4))
-    np.testing.assert_allclose(codec.encode(start, x), features, atol=1e-6)
+    apply = jax.jit(lambda start, x: path.apply({"params": start["encoder"]["patch"]}, x))
+    features = apply(start, space_to_depth(x, 4))
+    np.testing.assert_allclose(jax.jit(codec.encode)(start, x), features, atol=1e-6)
     pictures = photos.load_photos([folder], min_side=32)
     longer = dataclasses.replace(config, patch_steps=60, warmup=5)
     learnt = patches.train_patches(random, pictures, longer)
@@ -296,7 +307,9 @@ def test_optimizers_fit_a_linear_map_and_keep_the_size_of_steps(codec_run, name)
 
 def test_muon_orthogonalises_the_updates_of_kernels(codec_run):
     """The singular values of a step hardly differ, however unequal those of the gradient are."""
-    config = dataclasses.replace(codec_run, learning_rate=1.0, warmup=1, weight_decay=0.0)
+    config = dataclasses.replace(
+        codec_run, optimizer="muon", learning_rate=1.0, warmup=1, weight_decay=0.0
+    )
     optimizer = training.make_optimizer(dataclasses.replace(config, steps=1000))
     params = {"conv": jnp.zeros((3, 3, 4, 8)), "stacked": jnp.zeros((2, 8, 8))}
     keys = jax.random.split(jax.random.key(1), 2)
@@ -418,11 +431,12 @@ def test_window_placements_are_scored_at_masked_tokens(folder, prior_run, tmp_pa
     assert found["photos"] == len(crops.images) == 3 and found["field"] == side
     names = ("overlap 0", "overlap 0.25", "one call")
     assert [found[name]["windows"] for name in names] == [4, 9, 1]
-    tokens = aps_jax.codec.magvit2.encode_tokens(model.codec, crops.images).reshape(3, side, side)
+    tokens = jax.jit(encode_tokens)(model.codec, crops.images).reshape(3, side, side)
     rank = np.argsort(np.random.default_rng(0).random((3, side**2)), axis=-1)
     is_masked = (rank < side**2 / 2).reshape(3, side, side)
     noisy = jnp.where(is_masked, model.prior.num_codes, tokens)
-    log_probs = jax.nn.log_softmax(model.prior.apply(model.prior.params, noisy))
+    logits = jax.jit(lambda prior, tokens: prior.apply(prior.params, tokens))(model.prior, noisy)
+    log_probs = jax.nn.log_softmax(logits)
     losses = -np.take_along_axis(np.asarray(log_probs), np.asarray(tokens)[..., None], -1)[..., 0]
     expected = np.array([a[b].mean() for a, b in zip(losses, is_masked, strict=True)])
     assert abs(expected.mean() - losses.mean()) > 1e-3  # all tokens would not do

@@ -10,8 +10,10 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import CODEC_CONFIG, PRIOR_CONFIG, random_params
+from conftest import CODEC_CONFIG, PRIOR_CONFIG, mixing_prior, patch_codec, random_params
 
+import aps_jax
+from aps_jax import pretrained
 from aps_jax.codec import convolution
 from aps_jax.codec import magvit2 as tokenizer
 from aps_jax.codec.magvit2 import init_codec_params
@@ -20,6 +22,15 @@ from aps_jax.prior.transformer import init_transformer_params
 from experiments.speed import command as speed
 from experiments.speed import parts as speed_parts
 from experiments.speed import timing
+
+
+@pytest.fixture
+def small_model():
+    """In place of the embedded one, where nothing is measured of it."""
+    model = pretrained.Model(mixing_prior(), patch_codec(), {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aps_jax, "load_pretrained", lambda *_, **__: model)
+        yield
 
 
 def test_ratios_are_taken_round_by_round():
@@ -80,7 +91,7 @@ def test_sections_and_matrices_fit_the_machine(monkeypatch):
         next(speed.measure(speed.Arguments(sections=("lop",), smoke=True)))
 
 
-def test_interrupted_study_keeps_what_it_measured(tmp_path, monkeypatch):
+def test_interrupted_study_keeps_what_it_measured(small_model, tmp_path, monkeypatch):
     def growth(*_):
         raise KeyboardInterrupt
 
@@ -92,7 +103,7 @@ def test_interrupted_study_keeps_what_it_measured(tmp_path, monkeypatch):
     assert "| x | 2 |" in (tmp_path / "speed.md").read_text()
 
 
-def test_sections_are_measured_anew_beside_others(tmp_path, monkeypatch, capsys):
+def test_sections_are_measured_anew_beside_others(small_model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(speed_parts, "loop_section", lambda *_: {"x": 2.0})
     monkeypatch.setattr(speed, "growth_section", lambda *_: {"y": 3.0})
     path = tmp_path / "speed.json"
@@ -126,13 +137,13 @@ def test_sections_are_measured_anew_beside_others(tmp_path, monkeypatch, capsys)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_a_new_process_is_its_own():
     """Linux hands the peak of the process that starts another one on to it."""
-    held = np.ones(150_000_000)
+    held = np.ones(60_000_000)
     code = speed._START[speed._START.index("if sys.platform") : speed._START.index("print(")]
     done = subprocess.run(
         [sys.executable, "-c", f"import sys\n{code}print(peak)"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert held.nbytes > 1e9 and 1 < float(done.stdout) < 200
+    assert held.nbytes > 4e8 and 1 < float(done.stdout) < 200
 
 
 @pytest.mark.slow

@@ -12,6 +12,8 @@ from aps_jax.io import rows
 from experiments.studies import spread, spread_measures, spread_report
 
 MASK = 9
+STUDY = spread.STUDIES["photos"]
+TASK, METHOD = next(iter(STUDY.tasks)), next(iter(STUDY.methods))
 
 
 def test_samples_and_photo_of_one_distribution_are_calibrated():
@@ -101,7 +103,7 @@ def scored_rows(psnr, overlap, method=None):
     filler = {name: [200.0] for name in ("pixels", "squared_predicted", "squared_error")}
     filler |= dict.fromkeys(("predicted", "error", "correlation", "overlap"), 0.5)
     return [
-        {"task": spread.TASKS[0], "method": method or next(iter(spread.METHODS)), "image": f"{i}"}
+        {"task": TASK, "method": method or METHOD, "image": f"{i}"}
         | filler | {"sample_psnr": list(own), "sample_overlap": list(agreed),
                     "psnr_of_means": {"1": 10.0 * i, "2": 10.0 * i + gain}}
         for i, (own, agreed, gain) in enumerate(zip(psnr, overlap, (1.0, 2.0, 3.0), strict=True))
@@ -132,7 +134,7 @@ def test_gains_of_means_have_paired_intervals():
 def test_plots_show_every_method_and_number(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(spread_report, "save_figure", lambda figure, path: figures.append(figure))
-    methods = list(spread.METHODS)[:2]
+    methods = list(STUDY.methods)[:2]
     found = [row for name in methods for row in scored_rows([[1, 2]] * 3, [[0, 1]] * 3, name)]
     spread_report.plot_samples(found, tmp_path / "samples.png")
     axis = figures[0].axes[0]
@@ -149,9 +151,10 @@ def test_everything_that_decides_the_rows_is_in_the_identity(monkeypatch):
     plain = spread.Arguments(out=None)
     others = [{"sigma": 0.1}, {"num_samples": 4}, {"seed": 1}, {"count": 3}, {"size": 32}]
     found = [spread.identity(dataclasses.replace(plain, **other)) for other in ({}, *others)]
-    name = next(iter(spread.METHODS))
-    changed = spread.METHODS | {name: spread.METHODS[name] | {"learning_rate": 0.123}}
-    monkeypatch.setattr(spread, "METHODS", changed)
+    name = METHOD
+    changed = STUDY.methods | {name: STUDY.methods[name] | {"learning_rate": 0.123}}
+    changed = dataclasses.replace(STUDY, methods=changed)
+    monkeypatch.setitem(spread.STUDIES, "photos", changed)
     found.append(spread.identity(plain))
     assert len({json.dumps(one) for one in found}) == 7
     assert found[1]["methods"][name]["sigma"] == 0.1
@@ -181,7 +184,7 @@ def test_a_run_goes_on_and_refuses_other_settings(tmp_path, photo_folder, capsys
     assert spread.main(arguments) == 0
     log = tmp_path / "out/rows.jsonl"
     lines = log.read_text().splitlines()
-    assert len(lines) == 2 * len(spread.TASKS) * len(spread.METHODS)
+    assert len(lines) == 2 * len(STUDY.tasks) * len(STUDY.methods)
     log.write_text("\n".join(lines[:-1]) + "\n")
     assert spread.main(arguments) == 0
     assert rows.read(log)[-1] == json.loads(lines[-1])

@@ -6,6 +6,7 @@ no silent promotion of dtypes or ranks.
 
 import contextlib
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ SWITCHES = {
 SWITCHES["all"] = [switch for switches in list(SWITCHES.values()) for switch in switches]
 
 
-@pytest.fixture(params=SWITCHES)
+@pytest.fixture(params=SWITCHES, scope="module")
 def switch(request):
     with contextlib.ExitStack() as stack:
         for context in SWITCHES[request.param]:
@@ -109,6 +110,7 @@ def sampled(config):
     assert result.tokens is None or result.tokens.dtype == np.int32
 
 
+@TOGETHER
 @pytest.mark.parametrize("name", TOKENS)
 def test_samplers(switch, name):
     sampled(smallest(name))
@@ -124,12 +126,19 @@ def test_samplers_with_a_denoiser(name):
 
 # "fine" is "draft" at the scale of "aps-l".
 @TOGETHER
-@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "fine"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("preset", "variant"),
+    [
+        # What presets and variants add to each other is a longer proof.
+        pytest.param(*pair, marks=[] if "draft" in pair or "aps" in pair else [pytest.mark.slow])
+        for pair in itertools.product([name for name in PRESETS if name != "fine"], VARIANTS)
+    ],
+)
 def test_presets(switch, preset, variant):
     sampled(make_config(preset=preset, sampler=variant, num_samples=2))
 
 
+@TOGETHER
 @pytest.mark.parametrize(
     "options",
     [
@@ -160,6 +169,7 @@ def test_operators(switch, name):
         assert leaf.dtype != np.float64
 
 
+@TOGETHER
 def test_codec_and_prior(switch):
     codec, prior = make_tiny_codec(), make_tiny_prior()
     for leaf in jax.tree.leaves((codec, prior)):
@@ -173,6 +183,7 @@ def test_codec_and_prior(switch):
     assert trace(prior_logits, prior, tokens).dtype == np.float32
 
 
+@TOGETHER
 def test_scores(switch):
     x = jnp.zeros((2, 16, 16, 3), jnp.float32)
     for score in (metrics.psnr, metrics.ssim):

@@ -38,7 +38,8 @@ class DiffPIRConfig(DenoiserConfig):
 
     Attributes:
       num_inner_steps: conjugate-gradient steps per level of noise.
-      regularization: lambda of the paper, the weight of the denoised image.
+      regularization: lambda of the paper, the weight of the denoised image. The released code has
+        1.0 for noise of images in [0, 1] over levels of images in [-1, 1], which is 0.25 here.
       zeta: share of the noise that is fresh at every step.
       clip_denoised: clip the denoised image to [-1, 1].
     """
@@ -53,7 +54,7 @@ class DiffPIRConfig(DenoiserConfig):
 
     num_steps: int = 100
     num_inner_steps: int = 10
-    regularization: float = 1.0
+    regularization: float = 0.25
     zeta: float = 0.1
     clip_denoised: bool = True
 

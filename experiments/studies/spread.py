@@ -1,6 +1,7 @@
 """Whether the spread of posterior samples tells their error, and whether they agree on anchors.
 
     python -m experiments.spread --data PHOTOS --out experiments/results/spread
+    python -m experiments.spread --study faces --data FACES --out experiments/results/spread_faces
 
 Several samples of every measurement are drawn. Of a calibrated sampler the mean's error at a pixel
 has the samples' standard deviation times sqrt(1 + 1/S) as its root mean square; the plot compares
@@ -19,24 +20,26 @@ Photos that cannot be read are recorded in `OUT/unreadable.json` and left out; t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import aps_jax
-from aps_jax.config import APSConfig
+from aps_jax.config import SharedConfig
 from aps_jax.io import rows
 from aps_jax.io.files import write_atomically, write_json
 from aps_jax.operators import make_operator
 from aps_jax.presets import make_config
 from aps_jax.pretrained import Model, model_folder
 from aps_jax.sampler import SampleResult
+from aps_jax.samplers import sample
 from experiments import photos
 from experiments.bench import restoring
 from experiments.bench.identity import described, model_facts
@@ -44,20 +47,69 @@ from experiments.command import command
 from experiments.studies import spread_report
 from experiments.studies.spread_measures import row_of
 
-PRESET = "draft"
-#: What differs between samples, as options of the preset.
-METHODS: dict[str, dict[str, Any]] = {
-    "categorical draws": {"draw": "categorical"},
-    # A falling rate would leave later cold starts at the prior.
-    "categorical draws, cold start": {
-        "draw": "categorical",
-        "warm_start": False,
-        "learning_rate": 1.0,
-        "learning_rate_schedule": "constant",
-    },
-    "random remasking": {"draw": "quantized", "remasking": "random"},
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is sampled.
+
+    Attributes:
+      model: embedded model.
+      methods: what differs between them, as options of `make_config`.
+      tasks: name and options of the tasks, by what they are called.
+      shrink: how many times larger the photos are before they are cut.
+      lpips: whether rows have LPIPS, too.
+    """
+
+    model: str
+    methods: dict[str, dict[str, Any]]
+    tasks: dict[str, tuple[str, dict[str, Any]]]
+    shrink: int = 2
+    lpips: bool = False
+
+
+#: As many gradients of a sample as the preset "faces", which has 8 steps of 15: refinements after
+#: the first are of every particle: 4 + 7 x 4 x 4.
+_SMC = {
+    "sampler": "aps-smc",
+    "num_steps": 8,
+    "num_refinements": 8,
+    "num_particles": 4,
+    "num_inner_steps": 4,
+    "learning_rate": 2.0,
+    "encoder_start": 0.5,
 }
-TASKS = ("super_resolution", "inpainting_box")
+STUDIES = {
+    "photos": Study(
+        model="photo64",
+        methods={
+            "categorical draws": {"preset": "draft", "draw": "categorical"},
+            # A falling rate would leave later cold starts at the prior.
+            "categorical draws, cold start": {
+                "preset": "draft",
+                "draw": "categorical",
+                "warm_start": False,
+                "learning_rate": 1.0,
+                "learning_rate_schedule": "constant",
+            },
+            "random remasking": {"preset": "draft", "draw": "quantized", "remasking": "random"},
+        },
+        tasks={name: (name, {}) for name in ("super_resolution", "inpainting_box")},
+    ),
+    "faces": Study(
+        model="face64",
+        methods={
+            "aps": {"preset": "faces"},
+            "aps-smc": _SMC,
+            "aps-smc, APS's draws alone": _SMC | {"prior_share": 0.0},
+        },
+        tasks={
+            "box 32x32": ("inpainting_box", {"box_size": (32, 32)}),
+            "super-resolution x8": ("super_resolution", {"scale": 8}),
+        },
+        shrink=1,
+        lpips=True,
+    ),
+}
 #: What a row must have.
 NEEDED = (
     "task", "method", "image", "psnr_of_means", "predicted", "error", "correlation", "overlap",
@@ -72,7 +124,8 @@ class Arguments:
     Attributes:
       out: folder of the rows, the table and the plots.
       data: folder of held-out photos; not needed with `--table`.
-      model: embedded model or folder.
+      study: key of `STUDIES`.
+      model: embedded model or folder; the study's if left out.
       count: photos, spread evenly over the folder.
       size: their side in pixels.
       num_samples: samples per measurement, at least 2.
@@ -85,7 +138,8 @@ class Arguments:
 
     out: Path
     data: Path | None = None
-    model: str = "photo64"
+    study: Literal["photos", "faces"] = "photos"
+    model: str | None = None
     count: int = 8
     size: int = 64
     num_samples: int = 8
@@ -101,22 +155,40 @@ def _by_photo(result: SampleResult) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(result.samples), np.moveaxis(np.asarray(result.info.trace.tokens), 1, 0)
 
 
-def config_of(method: str, arguments: Arguments) -> APSConfig:
+def model_of(arguments: Arguments) -> str:
+    """Name or folder of the model."""
+    return arguments.model or STUDIES[arguments.study].model
+
+
+def config_of(method: str, arguments: Arguments) -> SharedConfig:
     """Configuration of a method."""
-    options = METHODS[method] | ({"num_steps": 3, "num_inner_steps": 1} if arguments.smoke else {})
+    options = STUDIES[arguments.study].methods[method]
+    if arguments.smoke:
+        options = options | {"num_steps": 3, "num_inner_steps": 1}
+        options |= {"num_refinements": 3} if "num_refinements" in options else {}
     # 0 leaves the sampler's own.
     options |= {"sigma": arguments.sigma} if arguments.sigma else {}
-    return make_config(preset=PRESET, trace=True, num_samples=arguments.num_samples, **options)
+    return make_config(trace=True, num_samples=arguments.num_samples, **options)
+
+
+def _described(method: str, arguments: Arguments) -> dict[str, Any]:
+    sampler = STUDIES[arguments.study].methods[method].get("sampler", "aps")
+    return described(sampler, config_of(method, arguments))
 
 
 def identity(arguments: Arguments) -> dict[str, Any]:
     """Everything that decides the rows but the photos."""
-    names = ("model", "count", "size", "num_samples", "sigma", "seed", "smoke")
-    return {name: getattr(arguments, name) for name in names} | {
-        "version": aps_jax.__version__,
-        "weights": model_facts(model_folder(arguments.model)),
-        "methods": {name: described("aps", config_of(name, arguments)) for name in METHODS},
-    }
+    names = ("count", "size", "num_samples", "sigma", "seed", "smoke")
+    model, methods = model_of(arguments), STUDIES[arguments.study].methods
+    return (
+        {"model": model}
+        | {name: getattr(arguments, name) for name in names}
+        | {
+            "version": aps_jax.__version__,
+            "weights": model_facts(model_folder(model)),
+            "methods": {name: _described(name, arguments) for name in methods},
+        }
+    )
 
 
 def run(arguments: Arguments) -> int:
@@ -125,8 +197,9 @@ def run(arguments: Arguments) -> int:
         raise ValueError("--data is needed to compute rows; name a folder of photos")
     if arguments.num_samples < 2:
         raise ValueError("--num-samples must be at least 2: a spread needs two samples")
+    study = STUDIES[arguments.study]
     crops = photos.evaluation_crops(
-        arguments.data, size=arguments.size, shrink=2, count=arguments.count
+        arguments.data, size=arguments.size, shrink=study.shrink, count=arguments.count
     )
     log = arguments.out / "rows.jsonl"
     with rows.alone(log):
@@ -135,10 +208,11 @@ def run(arguments: Arguments) -> int:
         photos.require_own(log, (row["image"] for row in found), crops, arguments.data)
         write_json(arguments.out / "unreadable.json", crops.left_out)
         done = {(row["task"], row["method"], row["image"]) for row in found}
-        model = aps_jax.load_pretrained(arguments.model)
-        for task, method in itertools.product(TASKS, METHODS):
+        model = aps_jax.load_pretrained(model_of(arguments))
+        distance = functools.partial(_distance, aps_jax.load_lpips()) if study.lpips else None
+        for task, method in itertools.product(study.tasks, study.methods):
             missing = [i for i, name in enumerate(crops.names) if (task, method, name) not in done]
-            _run_method(task, method, missing, crops, model, arguments)
+            _run_method(task, method, missing, crops, model, distance, arguments)
     for name, reason in crops.left_out.items():
         print(f"spread: skipped {name}: {reason}", file=sys.stderr)
     return 1 if crops.unreadable else 0
@@ -150,6 +224,7 @@ def _run_method(
     missing: Sequence[int],
     crops: photos.Crops,
     model: Model,
+    distance: Callable[..., jax.Array] | None,
     arguments: Arguments,
 ) -> None:
     """Appends the rows of a task and method for the photos of these indices."""
@@ -160,21 +235,23 @@ def _run_method(
         padded = np.resize(index, arguments.batch_size)
         x = crops.images[padded]
         key, noise, keys = restoring.keys_of(arguments.seed, crops.positions[padded])
-        operator = make_operator(task).init(key, shape)
+        name, options = STUDIES[arguments.study].tasks[task]
+        operator = make_operator(name, **options).init(key, shape)
         y = restoring.measured(operator, noise, jnp.asarray(x), arguments.sigma)
         params = aps_jax.Params(model.prior, model.codec, operator)
         result = _sample(params, y, keys, config=config)
         samples, tokens = _by_photo(result)
         found = [
             {"task": task, "method": method, "image": crops.names[i]}
-            | row_of(samples[place], tokens[place], model.codec.num_codes, x[place])
+            | row_of(samples[place], tokens[place], model.codec.num_codes, x[place], distance)
             for place, i in enumerate(index)
         ]
         rows.append(arguments.out / "rows.jsonl", found)
         print(f"{task}, {method}: {start + len(index)} of {len(missing)}", flush=True)
 
 
-_sample = jax.jit(aps_jax.aps_sample, static_argnames="config")
+_sample = jax.jit(sample, static_argnames="config")
+_distance = jax.jit(lambda perceptual, a, b: perceptual(a, b))
 
 
 @command(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -71,8 +72,17 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
     return float(stats.spearmanr(a, b).statistic) if np.ptp(a) and np.ptp(b) else None
 
 
-def row_of(samples: np.ndarray, tokens: np.ndarray, mask: int, x: np.ndarray) -> Row:
-    """What is said of the samples [S, H, W, 3] of one photo, with their tokens [T, S, L]."""
+def row_of(
+    samples: np.ndarray,
+    tokens: np.ndarray,
+    mask: int,
+    x: np.ndarray,
+    distance: Callable[..., Any] | None = None,
+) -> Row:
+    """What is said of the samples [S, H, W, 3] of one photo, with their tokens [T, S, L].
+
+    With the LPIPS of images `distance`, also that of the samples, on average, and of their mean.
+    """
     predicted, error = spread_and_error(samples, x)
     bins = np.clip(np.digitize(predicted, EDGES) - 1, 0, len(EDGES) - 2)
     last = len(EDGES) - 1
@@ -88,4 +98,10 @@ def row_of(samples: np.ndarray, tokens: np.ndarray, mask: int, x: np.ndarray) ->
         "pixels": np.bincount(bins, minlength=last).tolist(),
         "squared_predicted": np.bincount(bins, predicted**2, minlength=last).tolist(),
         "squared_error": np.bincount(bins, error**2, minlength=last).tolist(),
-    }
+    } | ({} if distance is None else _lpips(samples, x, distance))
+
+
+def _lpips(samples: np.ndarray, x: np.ndarray, distance: Callable[..., Any]) -> Row:
+    images = np.clip(np.concatenate([samples, samples.mean(axis=0, keepdims=True)]), -1, 1)
+    found = np.asarray(distance(images, np.broadcast_to(x, images.shape)))
+    return {"sample_lpips": float(found[:-1].mean()), "mean_lpips": float(found[-1])}

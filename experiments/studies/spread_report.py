@@ -45,11 +45,17 @@ def _line(method: str, rows: list[Row]) -> dict[str, str | None]:
     most = max(means.columns, key=int)
     values, mean = agreement(rows)
     fewer = f" ({len(values)})" if len(values) < len(rows) else ""
+    ratio = summary.spread(own["predicted"] / own["error"], 2)
+    lpips = {"LPIPS of a sample": "sample_lpips", "LPIPS of the mean": "mean_lpips"}
+    lpips = {title: summary.spread(own[name], 3) for title, name in lpips.items() if name in own}
+    # The photos' own table, which is older, has neither.
+    extra = lpips | {"predicted over real error": ratio} if lpips else {}
     return {
         "method": method,
         "photos": str(len(rows)),
         "PSNR of a sample, dB": summary.spread(means["1"], 2),
         f"PSNR of the mean of {most}, dB": summary.spread(means[most], 2),
+        **extra,
         "predicted error": summary.spread(own["predicted"], 3),
         "error": summary.spread(own["error"], 3),
         "rank correlation": summary.spread(own["correlation"], 2),

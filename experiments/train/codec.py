@@ -91,9 +91,9 @@ class Config(training.RunConfig):
         tiny = CodecConfig(
             num_bits=6,
             encoder_channels=(8, 8, 16),
-            encoder_blocks=(0, 0, 1),
+            encoder_blocks=(0, 0, 0),
             decoder_channels=(8, 8, 16),
-            decoder_blocks=(0, 0, 1),
+            decoder_blocks=(0, 0, 0),
             num_groups=4,
             patch_width=16,
         )
@@ -126,7 +126,7 @@ def export(params: PyTree, config: Config, row: dict, num_photos: int) -> None:
 
 def initial_params(config: Config, pictures: Sequence[Image.Image]) -> PyTree:
     """Weights of the codec in `config.init`, or random ones with a trained patch path."""
-    random = init_codec_params(jax.random.key(config.seed), config.codec)
+    random = jax.jit(init_codec_params, static_argnums=1)(jax.random.key(config.seed), config.codec)
     if config.init is None and config.codec.patch_width:
         return with_patches(random, pictures, config)
     if config.init is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,21 @@ def missing_entropy(features: Array, codebook: Array, num_tokens: int) -> Array:
     return jnp.log(codebook.shape[0]) + jnp.sum(mean * jnp.log(mean + 1e-9))
 
 
+@functools.partial(jax.jit, static_argnames="config")
+def _scores(
+    params: PyTree, x: Array, perceptual: Perceptual | None, *, config: CodecConfig
+) -> dict[str, Array]:
+    codec = make_codec(config, params)
+    tokens = codec.quantizer.nearest(codec.encode(params, x))
+    codes = codec.quantizer.lookup(tokens)
+    restored = codec.decode(params, codes)
+    flipped = codec.decode(params, flip_bits(jax.random.key(0), codes, 0.03))
+    found = {"psnr": metrics.psnr(restored, x), "flipped": metrics.psnr(flipped, x)}
+    if perceptual is not None:
+        found["lpips"] = perceptual(jnp.clip(restored, -1, 1), x)
+    return found | {"tokens": tokens}
+
+
 def evaluate(
     params: PyTree, images: np.ndarray, config: CodecConfig, perceptual: Perceptual | None = None
 ) -> dict[str, float]:
@@ -68,20 +84,10 @@ def evaluate(
 
     "eval_psnr_flipped" is the PSNR after 3 % of all bits were flipped: how smooth the codes are.
     """
-    codec = make_codec(config, params)
-
-    @jax.jit
-    def score(params, x):
-        tokens = codec.quantizer.nearest(codec.encode(params, x))
-        codes = codec.quantizer.lookup(tokens)
-        restored = codec.decode(params, codes)
-        flipped = codec.decode(params, flip_bits(jax.random.key(0), codes, 0.03))
-        found = {"psnr": metrics.psnr(restored, x), "flipped": metrics.psnr(flipped, x)}
-        if perceptual is not None:
-            found["lpips"] = perceptual(jnp.clip(restored, -1, 1), x)
-        return found | {"tokens": tokens}
-
-    parts = [jax.device_get(score(params, images[i : i + 8])) for i in range(0, len(images), 8)]
+    parts = [
+        jax.device_get(_scores(params, images[i : i + 8], perceptual, config=config))
+        for i in range(0, len(images), 8)
+    ]
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     lpips = {"eval_lpips": float(found["lpips"].mean())} if perceptual else {}
     return lpips | {

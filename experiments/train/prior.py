@@ -191,7 +191,7 @@ def initial_params(config: Config, model: TransformerConfig) -> PyTree:
     Raises:
       ValueError: it is of another codec.
     """
-    weights = init_transformer_params(jax.random.key(config.seed), model)
+    weights = jax.jit(init_transformer_params, static_argnums=1)(jax.random.key(config.seed), model)
     if config.init is not None:
         source = training.initial_sizes(config, "prior", TransformerConfig)
         if source.code_bits != model.code_bits:
