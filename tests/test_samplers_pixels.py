@@ -257,6 +257,17 @@ def test_conjugate_gradients_solve_every_row_by_itself():
     np.testing.assert_allclose(np.asarray(found).reshape(3, 6), expected, atol=1e-3)
 
 
+def test_conjugate_gradients_leave_what_is_not_measured():
+    """Rounding errors of 1e-6 over a weight of 1e-6 would be as large as the image."""
+    a = jnp.asarray(np.random.default_rng(0).normal(size=6), jnp.float32)
+
+    def curve(x):
+        return 100 * jnp.sum(x * a, axis=-1, keepdims=True) * a + 1e-6 * x
+
+    found = conjugate_gradients(curve, 37.3 * a.reshape(1, 1, 1, 6), 20)
+    np.testing.assert_allclose(found[0, 0, 0], 0.373 * a / jnp.sum(a**2), atol=1e-4)
+
+
 def test_refusals():
     params, y, key = make_params(), jnp.zeros((1, 1, 1, 1)), jax.random.key(0)
     options = {"image_shape": SHAPE}

@@ -25,6 +25,9 @@ from aps_jax.sampling.run import StepInfo
 from aps_jax.sampling.target import fold
 from aps_jax.types import Array, Key
 
+#: Of conjugate gradients, as a share of the first one.
+_LEAST_RESIDUAL = 1e-6
+
 
 @as_pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,7 +125,8 @@ def conjugate_gradients(curve: Callable[[Array], Array], b: Array, num_steps: in
     Args:
       curve: images [R, H, W, C] -> the same.
       b: images [R, H, W, C].
-      num_steps: steps from 0; rows that are solved stay as they are.
+      num_steps: steps from 0; rows that are solved as well as float32 can stay as they are. Going
+        on would divide what rounding leaves where nothing is measured by the small weight there.
     """
 
     def dot(one: Array, two: Array) -> Array:
@@ -132,11 +136,13 @@ def conjugate_gradients(curve: Callable[[Array], Array], b: Array, num_steps: in
         x, residual, direction, square = carry
         curved = curve(direction)
         bend = dot(direction, curved)
-        length = jnp.where(bend > 0, square / jnp.where(bend > 0, bend, 1.0), 0.0)
+        is_open = (bend > 0) & (square > goal)
+        length = jnp.where(is_open, square / jnp.where(is_open, bend, 1.0), 0.0)
         x, residual = x + length * direction, residual - length * curved
         after = dot(residual, residual)
         share = jnp.where(square > 0, after / jnp.where(square > 0, square, 1.0), 0.0)
         return x, residual, residual + share * direction, after
 
+    goal = _LEAST_RESIDUAL**2 * dot(b, b)
     start = (jnp.zeros_like(b), b, b, dot(b, b))
     return jax.lax.fori_loop(0, num_steps, step, start)[0]
