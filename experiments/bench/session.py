@@ -142,7 +142,10 @@ class Session:
             for index in self._batches([i for i in lacking if self.crops.names[i] not in names]):
                 x, y, params, keys = self._batch(task, cell.seed, index)
                 if run is None:
-                    run = restoring.compile_method(method, config, task.sigma, params, x, y, keys)
+                    run = restoring.compile_method(
+                        method, config, task.sigma, params, x, y, keys,
+                        budget and budget.limit(method),
+                    )  # fmt: skip
                 restored, seconds = restoring.timed(run, params, x, y, keys)
                 self._keep(cell, self._score(cell, mark, index, restored, seconds, x, y, params))
                 if index[0] == 0 and cell.seed == self.plan.study.seeds[0]:
