@@ -62,9 +62,17 @@ def config_of(
         raise ValueError(f"method {method.label!r}: {error}") from None
 
 
-def model_facts(folder: Path) -> dict[str, str]:
-    """Hashes of a model's weights."""
-    paths = [checkpoint.weights_path(folder, section) for section in ("codec", "prior")]
+#: Parts of a model that are read, by what a sampler needs.
+_PARTS = {
+    "prior": ("codec", "prior"),
+    "denoiser": ("denoiser",),
+    "latent denoiser": ("codec", "latent_denoiser"),
+}
+
+
+def model_facts(folder: Path, needed: str = "prior") -> dict[str, str]:
+    """Hashes of a model's weights, as far as a sampler reads them (`SharedConfig.NEEDS`)."""
+    paths = [checkpoint.weights_path(folder, section) for section in _PARTS[needed]]
     return {path.name: checkpoint.fingerprint(path) for path in paths}
 
 

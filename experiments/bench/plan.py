@@ -90,9 +90,14 @@ class Plan:
             if config is None:
                 return {"fingerprint": None}
             said = described(method.sampler, config, method.prior)
-            found = fingerprint(self.study, self.model, task, method, said)
+            found = fingerprint(self.study, self.model_of(method), task, method, said)
             return {"fingerprint": found, "config": said}
         return {"fingerprint": fingerprint(self.study, self.model, task, method, None)}
+
+    def model_of(self, method: Method) -> dict[str, str]:
+        """Hashes of the weights that a method reads."""
+        folder = method.folder
+        return self.model if folder is None else model_facts(model_folder(folder), method.needed)
 
     def expected(self, rows: Sequence[Row] = ()) -> dict[Cell, str | None]:
         """Fingerprint of every cell; of records, what the configurations in their rows come to."""

@@ -15,6 +15,7 @@ import numpy as np
 from aps_jax import metrics
 from aps_jax.codec.magvit2 import reconstruct
 from aps_jax.config import APSConfig
+from aps_jax.denoiser import PixelParams
 from aps_jax.flops import flops_of
 from aps_jax.operators import measure
 from aps_jax.operators.residuals import absolute_error
@@ -48,7 +49,7 @@ class Restored(NamedTuple):
 
 
 #: `(params, x, y, keys) -> Restored`, compiled.
-Restorer = Callable[[Params, Array, PyTree, Key], Restored]
+Restorer = Callable[[Any, Array, PyTree, Key], Restored]
 
 
 def keys_of(seed: int, positions: np.ndarray) -> tuple[Key, Key, Key]:
@@ -80,8 +81,8 @@ def _uniform(params: Array, tokens: Array) -> Array:
 
 
 def compile_method(
-    method: Method, config: Any, sigma: float, params: Params, x: Array, y: PyTree, keys: Key,
-    limit: int | Work | None = None,
+    method: Method, config: Any, sigma: float, params: Params | PixelParams, x: Array, y: PyTree,
+    keys: Key, limit: int | Work | None = None,
 ) -> Restorer:  # fmt: skip
     """Compiles a method for batches like `x`, so that its runs can be timed alone.
 
@@ -141,7 +142,7 @@ def _yardstick(method: Method, sigma: float, image_shape: tuple[int, int]) -> Re
 
 @functools.partial(jax.jit, static_argnames=("draw", "config"))
 def _run(
-    params: Params, y: PyTree, keys: Key, *, draw: Callable[..., Any], config: Any
+    params: Params | PixelParams, y: PyTree, keys: Key, *, draw: Callable[..., Any], config: Any
 ) -> tuple[Array, Array]:
     result = draw(params, y, keys, config=config)
     images, is_finite = _best(
@@ -150,8 +151,10 @@ def _run(
     return images, is_finite
 
 
-def _needed(params: Params, method: Method, config: Any) -> Params:
+def _needed(params: Params | PixelParams, method: Method, config: Any) -> Params | PixelParams:
     """Only what the method reads, so that nothing else is passed to the device."""
+    if isinstance(params, PixelParams):
+        return params
     if method.prior == "none":
         params = params.replace(prior=uniform_prior(params.prior))
     if getattr(config, "perceptual_weight", 0) == 0:
@@ -160,8 +163,8 @@ def _needed(params: Params, method: Method, config: Any) -> Params:
 
 
 def _sampled(
-    compiled: Any, method: Method, config: Any, flops: float | None, params: Params, x: Array,
-    y: PyTree, keys: Key,
+    compiled: Any, method: Method, config: Any, flops: float | None,
+    params: Params | PixelParams, x: Array, y: PyTree, keys: Key,
 ) -> Restored:  # fmt: skip
     images, is_finite = compiled(_needed(params, method, config), y, keys)
     calls, batch = config.evaluations(), x.shape[0]
@@ -218,7 +221,7 @@ def has_baseline(operator: Operator, image_shape: tuple[int, int]) -> bool:
     return report.baseline(jnp.zeros(shape), operator, image_shape) is not None
 
 
-def timed(run: Restorer, params: Params, x: Array, y: PyTree, keys: Key) -> tuple[Restored, float]:
+def timed(run: Restorer, params: Any, x: Array, y: PyTree, keys: Key) -> tuple[Restored, float]:
     """A batch restored, and the seconds it took per photo."""
     began = time.perf_counter()
     restored = jax.block_until_ready(run(params, x, y, keys))

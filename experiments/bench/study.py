@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 from aps_jax.io.names import choose
 from aps_jax.presets import config_class
 from aps_jax.tasks import TASKS
+from experiments.bench.budgets import Budget, Calls, OtherCalls
 from experiments.bench.identity import config_of
 from experiments.bench.settings import (
     FORBID,
@@ -29,7 +30,6 @@ from experiments.bench.settings import (
     in_one_line,
     require_known,
 )
-from experiments.bench.budgets import Budget, Calls, OtherCalls
 
 #: Better is larger, or smaller.
 METRICS = {"psnr": 1, "ssim": 1, "lpips": -1, "residual": -1}
@@ -118,7 +118,7 @@ class Method(Placed):
       prior: "model", or "none" for a uniform prior.
       config: options of the sampler's configuration.
       tasks: labels of the tasks that it is for; None for all.
-      denoiser: folder of the denoiser that a sampler on pixels needs.
+      denoiser: folder of the denoiser that samplers without tokens need, seen from the repository.
       calls: what its networks cost in a budget in FLOPs, where they are not the budget's.
       budgeted: sized by the study's budgets; otherwise it runs as it is.
       tune: values that tuning may choose from, by option.
@@ -141,12 +141,25 @@ class Method(Placed):
             fields = config_class(self.sampler).__dataclass_fields__
             what = f"sampler {self.sampler!r} has no option"
             require_known((*self.config, *self.tune), fields, what)
+            if (self.needed != "prior") != (self.denoiser is not None):
+                has = "lacks" if self.denoiser is None else "has no use for"
+                raise ValueError(f"sampler {self.sampler!r} {has} a folder in `denoiser`")
         return self
 
     @property
     def has_sampler(self) -> bool:
         """Whether its rows are of a sampler, not of a yardstick."""
         return self.kind in ("sampler", "record")
+
+    @property
+    def needed(self) -> str:
+        """What its sampler draws from (`SharedConfig.NEEDS`); of yardsticks, what they read."""
+        return config_class(self.sampler).NEEDS if self.kind == "sampler" else "prior"
+
+    @property
+    def folder(self) -> Path | None:
+        """Of its denoiser; a relative one is in the repository."""
+        return self.denoiser and Path(__file__).parents[2] / self.denoiser
 
     def configured(self, options: Mapping[str, Any]) -> Method:
         """The method with some of its options replaced."""
