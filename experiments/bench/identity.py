@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aps_jax.cli.facts import PARTS
 from aps_jax.config import VARIANTS, APSConfig, Knob
 from aps_jax.io import checkpoint
 from aps_jax.io.names import choose
@@ -62,17 +63,9 @@ def config_of(
         raise ValueError(f"method {method.label!r}: {error}") from None
 
 
-#: Parts of a model that are read, by what a sampler needs.
-_PARTS = {
-    "prior": ("codec", "prior"),
-    "denoiser": ("denoiser",),
-    "latent denoiser": ("codec", "latent_denoiser"),
-}
-
-
 def model_facts(folder: Path, needed: str = "prior") -> dict[str, str]:
     """Hashes of a model's weights, as far as a sampler reads them (`SharedConfig.NEEDS`)."""
-    paths = [checkpoint.weights_path(folder, section) for section in _PARTS[needed]]
+    paths = [checkpoint.weights_path(folder, section) for section in PARTS[needed]]
     return {path.name: checkpoint.fingerprint(path) for path in paths}
 
 

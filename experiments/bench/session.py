@@ -199,7 +199,8 @@ class Session:
             return self.params
         name = (method.folder, method.needed)
         if name not in self.denoisers:
-            denoiser = load_denoiser(method.folder)
+            is_latent = method.needed == "latent denoiser"
+            denoiser = load_denoiser(method.folder, is_latent=is_latent)
             denoiser = jax.device_put(denoiser, sharding.replicated(self.mesh))
             self.denoisers[name] = PixelParams(denoiser=denoiser, operator=None)
         return self.denoisers[name]

@@ -74,7 +74,7 @@ def test_rows_of_a_denoiser_know_its_weights(bench, tmp_path, model, monkeypatch
     weights = folder / "denoiser.safetensors"
     weights.write_bytes(b"some")
     toy = Denoiser(params=jax.numpy.ones(()), apply=lambda params, x, sigma: params * x)
-    monkeypatch.setattr(session, "load_denoiser", lambda name: toy)
+    monkeypatch.setattr(session, "load_denoiser", lambda name, is_latent: toy)
     monkeypatch.setattr(session.restoring, "sample", multiplied)
     raw = STUDY | {
         "tasks": {"super_resolution": {"scale": 2}},
