@@ -24,7 +24,7 @@ from aps_jax.restore import Restored
 from aps_jax.text.tokenizer import TOKENIZER_NAME
 
 #: Parts of a model that are read, by what a sampler needs.
-_PARTS = {
+PARTS = {
     "prior": ("codec", "prior"),
     "denoiser": ("denoiser",),
     "latent denoiser": ("codec", "latent_denoiser"),
@@ -43,7 +43,7 @@ def run_facts(options: Restore, config: SharedConfig) -> dict[str, Any]:
         options,
         config,
         has_words=options.prompt is not None,
-        parts=_PARTS[config.NEEDS],
+        parts=PARTS[config.NEEDS],
     )
 
 

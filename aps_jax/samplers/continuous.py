@@ -37,6 +37,8 @@ class DenoiserConfig(SharedConfig):
     """
 
     NEEDS: ClassVar = "denoiser"
+    #: Whether calls of the denoiser are differentiated, which `evaluations` does not count.
+    HAS_DENOISER_GRADIENT: ClassVar = False
 
     num_steps: int = 1000
 

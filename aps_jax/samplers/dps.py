@@ -48,6 +48,8 @@ class DPSConfig(DenoiserConfig):
         ),
     }  # fmt: skip
 
+    HAS_DENOISER_GRADIENT: ClassVar = True
+
     step_size: float = 0.3
     measurement_term: str = "norm"
     clip_denoised: bool = True

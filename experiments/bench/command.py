@@ -100,8 +100,10 @@ def smoked(study: Study) -> Study:
             images=study.tuning.images | {"count": 2}, trials=2, tasks=(first,)
         )
     budgets = tuple(
-        None if b is None else b.changed(evaluations=min(b.evaluations, 32)) for b in study.budgets
-    )
+        b.changed(evaluations=min(b.evaluations, 32)) if b and b.evaluations
+        else b and b.changed(gflops=b.gflops / 2)
+        for b in study.budgets
+    )  # fmt: skip
     return study.changed(images=study.images | {"count": 2}, lpips=False, seeds=study.seeds[:1],
         batch_size=2, methods=methods, budgets=budgets, tuning=tuned,
     )  # fmt: skip

@@ -8,23 +8,25 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aps_jax.config import VARIANTS, APSConfig
+from aps_jax.cli.facts import PARTS
+from aps_jax.config import VARIANTS, APSConfig, Knob
 from aps_jax.io import checkpoint
 from aps_jax.io.names import choose
 from aps_jax.presets import PRESETS, config_class
-from aps_jax.samplers.budget import with_budget
+from aps_jax.samplers.budget import sized, with_budget
 from aps_jax.scores.lpips import MIN_SIDE as LPIPS_SIDE
 from aps_jax.types import Operator
+from experiments.bench.budgets import Work
 
 if TYPE_CHECKING:
     from experiments.bench.study import Method, Study, Task
 
 
 def config_of(
-    method: Method, task: Task, evaluations: int | None, operator: Operator | None = None,
+    method: Method, task: Task, limit: int | Work | None, operator: Operator | None = None,
     image_shape: tuple[int, int] | None = None,
 ) -> Any:  # fmt: skip
-    """Configuration of a sampler for a task, sized to a number of decoder evaluations.
+    """Configuration of a sampler for a task, sized to a limit of decoder evaluations or FLOPs.
 
     The task decides sigma (0 leaves the sampler's own) and the number of samples. With the operator
     known, the perceptual weight falls to 0 where the measurement is no image or below 16 pixels.
@@ -47,16 +49,23 @@ def config_of(
             options["perceptual_weight"] = 0.0
     try:
         config = kind(**options)
-        if evaluations is None or not method.budgeted or kind.KNOB is None:
+        # Samplers on pixels call no decoder, but FLOPs limit them, too.
+        levels = Knob("num_steps") if isinstance(limit, Work) and kind.NEEDS != "prior" else None
+        knob = kind.KNOB or levels
+        if limit is None or not method.budgeted or knob is None:
             return config
-        return with_budget(config, evaluations, fixed=method.config)
+        if isinstance(limit, Work):
+            return sized(
+                config, limit.most, limit.cost, knob=knob, fixed=method.config, unit="GFLOPs"
+            )
+        return with_budget(config, limit, fixed=method.config)
     except (TypeError, ValueError) as error:
         raise ValueError(f"method {method.label!r}: {error}") from None
 
 
-def model_facts(folder: Path) -> dict[str, str]:
-    """Hashes of a model's weights."""
-    paths = [checkpoint.weights_path(folder, section) for section in ("codec", "prior")]
+def model_facts(folder: Path, needed: str = "prior") -> dict[str, str]:
+    """Hashes of a model's weights, as far as a sampler reads them (`SharedConfig.NEEDS`)."""
+    paths = [checkpoint.weights_path(folder, section) for section in PARTS[needed]]
     return {path.name: checkpoint.fingerprint(path) for path in paths}
 
 

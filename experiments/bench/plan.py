@@ -63,19 +63,20 @@ class Plan:
 
     def config(self, task: Task, method: Method, budget: Budget | None) -> Any:
         """Configuration of a sampler, or None where it is not known before the run."""
-        evaluations = None if budget is None else budget.evaluations
+        limit = None if budget is None else budget.limit(method)
         if budget is not None and budget.seconds_of is not None and method.budgeted:
-            evaluations = self.calibration.evaluations(
+            limit = self.calibration.evaluations(
                 task.label, method.label, budget.label, self.source(task, method, budget)
             )
-            if evaluations is None:
+            if limit is None:
                 return None
-        return config_of(method, task, evaluations, self.drawn[task.label], self.image_shape)
+        return config_of(method, task, limit, self.drawn[task.label], self.image_shape)
 
     @property
     def in_evaluations(self) -> Budget:
         """The budget whose rows say what the others in seconds come to."""
-        return next(budget for budget in self.study.budgets if budget.seconds_of is None)
+        budgets = self.study.budgets
+        return next(b for b in budgets if b.seconds_of is None and b.evaluations is not None)
 
     def source(self, task: Task, method: Method, budget: Budget) -> str:
         """Fingerprints of the rows that a budget in seconds is found from."""
@@ -89,9 +90,14 @@ class Plan:
             if config is None:
                 return {"fingerprint": None}
             said = described(method.sampler, config, method.prior)
-            found = fingerprint(self.study, self.model, task, method, said)
+            found = fingerprint(self.study, self.model_of(method), task, method, said)
             return {"fingerprint": found, "config": said}
         return {"fingerprint": fingerprint(self.study, self.model, task, method, None)}
+
+    def model_of(self, method: Method) -> dict[str, str]:
+        """Hashes of the weights that a method reads."""
+        folder = method.folder
+        return self.model if folder is None else model_facts(model_folder(folder), method.needed)
 
     def expected(self, rows: Sequence[Row] = ()) -> dict[Cell, str | None]:
         """Fingerprint of every cell; of records, what the configurations in their rows come to."""

@@ -22,7 +22,11 @@ _METRICS = ("psnr", "lpips")
 #: Costs are told apart, and axes are logarithmic, from these ratios on.
 _MIN_RATIO, _LOG_RATIO = 1.5, 20
 _FEWER = ", fewer photos"
-_COSTS = {"decoder_evaluations": "decoder evaluations", "seconds": "seconds"}
+_COSTS = {
+    "flops": "FLOPs",
+    "decoder_evaluations": "decoder evaluations",
+    "seconds": "seconds",
+}
 
 
 class Point(NamedTuple):
@@ -189,8 +193,9 @@ def _plot_tasks(study: Study, scores: Scores, budget: str | None) -> Any:
 
 def _cost_of(costs: pd.DataFrame) -> str | None:
     """The first cost that tells methods apart: what a budget makes equal says nothing."""
-    # Methods that run no decoder before their last picture are no part of the budget.
-    costs = costs[costs["decoder_evaluations"] > 0]
+    # Methods that run no decoder before their last picture are no part of a budget of its runs.
+    costs = costs[(costs["decoder_evaluations"] > 0) | costs["flops"].notna()]
+    costs = costs.where(costs > 0)
     ratios = costs.max() / costs.min()
     return next((name for name in _COSTS if ratios[name] > _MIN_RATIO), None)
 

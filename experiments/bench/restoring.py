@@ -15,6 +15,8 @@ import numpy as np
 from aps_jax import metrics
 from aps_jax.codec.magvit2 import reconstruct
 from aps_jax.config import APSConfig
+from aps_jax.denoiser import PixelParams
+from aps_jax.flops import flops_of
 from aps_jax.operators import measure
 from aps_jax.operators.residuals import absolute_error
 from aps_jax.samplers import sample
@@ -22,6 +24,7 @@ from aps_jax.samplers.budget import decoder_evaluations
 from aps_jax.sampling.starts import smooth_estimate
 from aps_jax.scores import report
 from aps_jax.types import Array, Key, Operator, Params, Perceptual, Prior, PyTree, bind
+from experiments.bench.budgets import Work
 from experiments.bench.study import Method
 
 #: Measures a batch: `(operator, keys, x) -> y`.
@@ -46,7 +49,7 @@ class Restored(NamedTuple):
 
 
 #: `(params, x, y, keys) -> Restored`, compiled.
-Restorer = Callable[[Params, Array, PyTree, Key], Restored]
+Restorer = Callable[[Any, Array, PyTree, Key], Restored]
 
 
 def keys_of(seed: int, positions: np.ndarray) -> tuple[Key, Key, Key]:
@@ -78,8 +81,9 @@ def _uniform(params: Array, tokens: Array) -> Array:
 
 
 def compile_method(
-    method: Method, config: Any, sigma: float, params: Params, x: Array, y: PyTree, keys: Key
-) -> Restorer:
+    method: Method, config: Any, sigma: float, params: Params | PixelParams, x: Array, y: PyTree,
+    keys: Key, limit: int | Work | None = None,
+) -> Restorer:  # fmt: skip
     """Compiles a method for batches like `x`, so that its runs can be timed alone.
 
     Yardsticks run once for that.
@@ -92,14 +96,37 @@ def compile_method(
       x: photos [B, H, W, 3].
       y: their measurement.
       keys: one per photo.
+      limit: of its budget.
+
+    Raises:
+      ValueError: if it makes more FLOPs than its budget has.
     """
     if method.kind != "sampler":
         run = _yardstick(method, sigma, x.shape[1:3])
         jax.block_until_ready(run(params, x, y, keys))
         return run
     needed = _needed(params, method, config)
-    lowered = _run.lower(needed, y, keys, draw=sample, config=config)
-    return functools.partial(_sampled, lowered.compile(), method, config)
+    traced = _run.trace(needed, y, keys, draw=sample, config=config)
+    flops = _flops_per_photo(traced, method, config, len(x), limit)
+    return functools.partial(_sampled, traced.lower().compile(), method, config, flops)
+
+
+def _flops_per_photo(
+    traced: Any, method: Method, config: Any, batch: int, limit: int | Work | None
+) -> float | None:
+    """Of what is going to run, or of its networks alone where loops depend on values.
+
+    Raises:
+      ValueError: beyond the limit.
+    """
+    try:
+        flops = flops_of(traced.jaxpr.jaxpr) / batch
+    except ValueError:
+        is_known = isinstance(limit, Work)
+        flops = 1e9 * config.num_samples * limit.cost(config) if is_known else None
+    if flops is not None and isinstance(limit, Work) and method.budgeted:
+        limit.require(method.label, flops / config.num_samples)
+    return flops
 
 
 def _yardstick(method: Method, sigma: float, image_shape: tuple[int, int]) -> Restorer:
@@ -115,7 +142,7 @@ def _yardstick(method: Method, sigma: float, image_shape: tuple[int, int]) -> Re
 
 @functools.partial(jax.jit, static_argnames=("draw", "config"))
 def _run(
-    params: Params, y: PyTree, keys: Key, *, draw: Callable[..., Any], config: Any
+    params: Params | PixelParams, y: PyTree, keys: Key, *, draw: Callable[..., Any], config: Any
 ) -> tuple[Array, Array]:
     result = draw(params, y, keys, config=config)
     images, is_finite = _best(
@@ -124,8 +151,10 @@ def _run(
     return images, is_finite
 
 
-def _needed(params: Params, method: Method, config: Any) -> Params:
+def _needed(params: Params | PixelParams, method: Method, config: Any) -> Params | PixelParams:
     """Only what the method reads, so that nothing else is passed to the device."""
+    if isinstance(params, PixelParams):
+        return params
     if method.prior == "none":
         params = params.replace(prior=uniform_prior(params.prior))
     if getattr(config, "perceptual_weight", 0) == 0:
@@ -134,16 +163,22 @@ def _needed(params: Params, method: Method, config: Any) -> Params:
 
 
 def _sampled(
-    compiled: Any, method: Method, config: Any, params: Params, x: Array, y: PyTree, keys: Key
-) -> Restored:
+    compiled: Any, method: Method, config: Any, flops: float | None,
+    params: Params | PixelParams, x: Array, y: PyTree, keys: Key,
+) -> Restored:  # fmt: skip
     images, is_finite = compiled(_needed(params, method, config), y, keys)
     calls, batch = config.evaluations(), x.shape[0]
+    is_pixels = config.NEEDS == "denoiser"
     per_sample = {
         "denoiser_evaluations": calls.denoiser,
-        "decoder_evaluations": decoder_evaluations(config),
+        "decoder_evaluations": 0 if is_pixels else decoder_evaluations(config),
+        # Of either network: operators alone cost nothing.
         "gradient_evaluations": calls.decoder_gradient,
     }
+    if is_pixels:
+        per_sample["gradient_evaluations"] = calls.denoiser * config.HAS_DENOISER_GRADIENT
     cost = {n: np.full(batch, config.num_samples * count) for n, count in per_sample.items()}
+    cost |= {} if flops is None else {"flops": np.full(batch, flops)}
     return Restored(images, np.asarray(is_finite), cost)
 
 
@@ -186,7 +221,7 @@ def has_baseline(operator: Operator, image_shape: tuple[int, int]) -> bool:
     return report.baseline(jnp.zeros(shape), operator, image_shape) is not None
 
 
-def timed(run: Restorer, params: Params, x: Array, y: PyTree, keys: Key) -> tuple[Restored, float]:
+def timed(run: Restorer, params: Any, x: Array, y: PyTree, keys: Key) -> tuple[Restored, float]:
     """A batch restored, and the seconds it took per photo."""
     began = time.perf_counter()
     restored = jax.block_until_ready(run(params, x, y, keys))

@@ -15,8 +15,9 @@ import numpy as np
 
 import aps_jax
 from aps_jax import images, sharding
+from aps_jax.denoiser import PixelParams
 from aps_jax.io.rows import append as append_rows
-from aps_jax.pretrained import Model
+from aps_jax.pretrained import Model, load_denoiser
 from aps_jax.types import Array, Params
 from experiments.bench import restoring
 from experiments.bench.identity import config_of
@@ -52,6 +53,7 @@ class Session:
       plan: what is to be done.
       mesh: devices that every batch is spread over.
       params: models on all of them, without an operator.
+      denoisers: likewise, of the methods that have their own, by folder and kind.
       rows: what is done, the new rows included.
       only: labels of tasks and methods; nothing else is computed. All tasks if none is named, all
         methods likewise.
@@ -78,6 +80,7 @@ class Session:
         self.params = sharding.shard_params(
             Params(model.prior, model.codec, None, perceptual), self.mesh
         )
+        self.denoisers: dict[tuple[Path, str], PixelParams] = {}
         self.on_progress, self.deadline = on_progress, deadline
         self.rows = plan.rows(version=aps_jax.__version__, ignored=ignored)
         if any(budget and budget.seconds_of for budget in plan.study.budgets):
@@ -140,9 +143,12 @@ class Session:
                 self._keep(cell, known)
             names = {row["image"] for row in known}
             for index in self._batches([i for i in lacking if self.crops.names[i] not in names]):
-                x, y, params, keys = self._batch(task, cell.seed, index)
+                x, y, params, keys = self._batch(task, cell.seed, index, method)
                 if run is None:
-                    run = restoring.compile_method(method, config, task.sigma, params, x, y, keys)
+                    run = restoring.compile_method(
+                        method, config, task.sigma, params, x, y, keys,
+                        budget and budget.limit(method),
+                    )  # fmt: skip
                 restored, seconds = restoring.timed(run, params, x, y, keys)
                 self._keep(cell, self._score(cell, mark, index, restored, seconds, x, y, params))
                 if index[0] == 0 and cell.seed == self.plan.study.seeds[0]:
@@ -174,7 +180,9 @@ class Session:
         for start in range(0, len(missing), self.plan.study.batch_size):
             yield missing[start : start + self.plan.study.batch_size]
 
-    def _batch(self, task: Task, seed: int, index: list[int]) -> tuple[Array, Any, Params, Array]:
+    def _batch(
+        self, task: Task, seed: int, index: list[int], method: Method
+    ) -> tuple[Array, Any, Params | PixelParams, Array]:
         # The last batch is filled up, so that every batch has one shape.
         padded = np.resize(index, self.plan.study.batch_size)
         x = jnp.asarray(self.crops.images[padded])
@@ -183,7 +191,19 @@ class Session:
         y = restoring.measured(operator, noise, x, float(task.sigma))
         x, y, keys = sharding.shard_batch((x, y, keys), self.mesh)
         operator = jax.device_put(operator, sharding.replicated(self.mesh))
-        return x, y, self.params.replace(operator=operator), keys
+        return x, y, self._models(method).replace(operator=operator), keys
+
+    def _models(self, method: Method) -> Params | PixelParams:
+        """What a method draws from, without an operator; denoisers are loaded once."""
+        if method.folder is None:
+            return self.params
+        name = (method.folder, method.needed)
+        if name not in self.denoisers:
+            is_latent = method.needed == "latent denoiser"
+            denoiser = load_denoiser(method.folder, is_latent=is_latent)
+            denoiser = jax.device_put(denoiser, sharding.replicated(self.mesh))
+            self.denoisers[name] = PixelParams(denoiser=denoiser, operator=None)
+        return self.denoisers[name]
 
     def _score(
         self,
@@ -194,7 +214,7 @@ class Session:
         seconds: float,
         x: Array,
         y: Any,
-        params: Params,
+        params: Params | PixelParams,
     ) -> list[Row]:
         perceptual = self.params.perceptual if self.plan.study.lpips else None
         table = restoring.scored(params.operator, perceptual, restored.images, x, y)
@@ -215,7 +235,7 @@ class Session:
 
         def try_out(config: Any) -> float:
             index = list(range(min(len(self.crops.names), self.plan.study.batch_size)))
-            x, y, params, keys = self._batch(task, self.plan.study.seeds[0], index)
+            x, y, params, keys = self._batch(task, self.plan.study.seeds[0], index, method)
             run = restoring.compile_method(method, config, task.sigma, params, x, y, keys)
             return restoring.timed(run, params, x, y, keys)[1]
 

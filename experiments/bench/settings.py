@@ -35,6 +35,18 @@ class Settings(BaseModel):
         return self.model_copy(update=values)
 
 
+class Part(Settings):
+    """A task, method or budget, by its label in rows and tables.
+
+    Attributes:
+      label: its name.
+      count: the first so many photos only.
+    """
+
+    label: str
+    count: Count | None = None
+
+
 def require_known(names: Iterable[str], known: Iterable[str], what: str) -> None:
     """Refuses a name that is not known; `what` begins the message."""
     for name in names:

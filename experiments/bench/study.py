@@ -17,12 +17,14 @@ from typing_extensions import TypedDict
 from aps_jax.io.names import choose
 from aps_jax.presets import config_class
 from aps_jax.tasks import TASKS
+from experiments.bench.budgets import Budget, Calls, OtherCalls
 from experiments.bench.identity import config_of
 from experiments.bench.settings import (
     FORBID,
     Count,
     Index,
     Number,
+    Part,
     Settings,
     Sigma,
     in_one_line,
@@ -54,18 +56,6 @@ class TuningImages(TypedDict):
 
     __pydantic_config__ = FORBID
     count: Count
-
-
-class Part(Settings):
-    """A task, method or budget, by its label in rows and tables.
-
-    Attributes:
-      label: its name.
-      count: the first so many photos only.
-    """
-
-    label: str
-    count: Count | None = None
 
 
 class Placed(Part):
@@ -128,6 +118,8 @@ class Method(Placed):
       prior: "model", or "none" for a uniform prior.
       config: options of the sampler's configuration.
       tasks: labels of the tasks that it is for; None for all.
+      denoiser: folder of the denoiser that samplers without tokens need, seen from the repository.
+      calls: what its networks cost in a budget in FLOPs, where they are not the budget's.
       budgeted: sized by the study's budgets; otherwise it runs as it is.
       tune: values that tuning may choose from, by option.
     """
@@ -138,6 +130,8 @@ class Method(Placed):
     prior: Literal["model", "none"] = "model"
     config: dict[str, Any] = {}
     tasks: tuple[str, ...] | None = None
+    denoiser: str | None = None
+    calls: OtherCalls = OtherCalls()
     budgeted: StrictBool = True
     tune: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
 
@@ -147,6 +141,9 @@ class Method(Placed):
             fields = config_class(self.sampler).__dataclass_fields__
             what = f"sampler {self.sampler!r} has no option"
             require_known((*self.config, *self.tune), fields, what)
+            if (self.needed != "prior") != (self.denoiser is not None):
+                has = "lacks" if self.denoiser is None else "has no use for"
+                raise ValueError(f"sampler {self.sampler!r} {has} a folder in `denoiser`")
         return self
 
     @property
@@ -154,24 +151,19 @@ class Method(Placed):
         """Whether its rows are of a sampler, not of a yardstick."""
         return self.kind in ("sampler", "record")
 
+    @property
+    def needed(self) -> str:
+        """What its sampler draws from (`SharedConfig.NEEDS`); of yardsticks, what they read."""
+        return config_class(self.sampler).NEEDS if self.kind == "sampler" else "prior"
+
+    @property
+    def folder(self) -> Path | None:
+        """Of its denoiser; a relative one is in the repository."""
+        return self.denoiser and Path(__file__).parents[2] / self.denoiser
+
     def configured(self, options: Mapping[str, Any]) -> Method:
         """The method with some of its options replaced."""
         return self.changed(config=self.config | dict(options))
-
-
-class Budget(Part):
-    """How much work a method may do per sample.
-
-    Attributes:
-      evaluations: runs of the decoder.
-      seconds_of: instead of a number of its own, everyone gets the seconds per photo that this
-        method takes for `evaluations`.
-      tasks: labels of the tasks that it is for; None for all.
-    """
-
-    evaluations: Count
-    seconds_of: str | None = None
-    tasks: tuple[str, ...] | None = None
 
 
 class Tuning(Settings):
@@ -270,7 +262,7 @@ class Study(Settings):
         for method in self.methods.values():
             for task in self.tasks.values() if method.kind == "sampler" else ():
                 for budget in self.budgets:
-                    config_of(method, task, budget.evaluations if budget else None)
+                    config_of(method, task, budget and budget.limit(method))
         return self
 
     def _require_own_places(self) -> None:
@@ -303,7 +295,7 @@ def _labelled(name: str, label: str, defaults: dict[str, Any], entry: Any) -> An
 #: All keys of a configuration, to find what was meant.
 _KEYS = sorted(
     {"sigma", *Images.__annotations__}.union(
-        *(kind.model_fields for kind in (Study, Method, Budget, Tuning))
+        *(kind.model_fields for kind in (Study, Method, Budget, Calls, Tuning))
     )
 )
 

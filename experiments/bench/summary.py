@@ -21,8 +21,10 @@ _COSTS = {
     "denoiser_evaluations": "denoiser evaluations",
     "decoder_evaluations": "decoder evaluations",
     "gradient_evaluations": "with gradient",
+    "flops": "GFLOPs",
     "seconds": "seconds",
 }
+_SCALES = {"flops": 1e9}
 _CELL = ["task", "method", "budget"]
 
 
@@ -93,6 +95,8 @@ def table(study: Study, rows: Sequence[Row]) -> str:
     """
     scores = Scores(rows)
     costs = list(_COSTS) if study.budgets != (None,) else ["decoder_evaluations"]
+    if not any("flops" in row for row in rows):  # Rows of before they were counted.
+        costs = [name for name in costs if name != "flops"]
     begun = {(row["task"], row["budget"]) for row in rows}
     parts = []
     for task in study.tasks:
@@ -125,7 +129,10 @@ def _line(
     return (
         {"method": method, "photos": str(len(own))}
         | {UNITS[metric]: spread(own[metric], _DIGITS[metric]) for metric in METRICS}
-        | {_COSTS[name]: _mean(own[name], 2 if name == "seconds" else 0) for name in costs}
+        | {
+            _COSTS[name]: _mean(own[name] / _SCALES.get(name, 1), 2 if name == "seconds" else 0)
+            for name in costs
+        }
         | {f"PSNR gain over {compare_to}": psnr, "LPIPS gain": lpips}
     )
 

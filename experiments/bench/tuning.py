@@ -54,7 +54,7 @@ def _built(study: Study, method: Method, points: Sequence[dict[str, Any]]) -> li
     budget = _budget(study)
     configs = [
         [
-            config_of(method.configured(point), study.tasks[label], budget and budget.evaluations)
+            config_of(method.configured(point), study.tasks[label], budget and budget.limit(method))
             for label in labels_of(study, method)
         ]
         for point in points

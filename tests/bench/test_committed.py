@@ -25,7 +25,7 @@ def test_committed_configurations_are_valid(path):
             for task in form.tasks.values():
                 if method.kind == "sampler":
                     budget = form.budgets[0]
-                    identity.config_of(method, task, budget.evaluations if budget else None)
+                    identity.config_of(method, task, budget and budget.limit(method))
 
 
 STUDIES = [path for path in CONFIGS if (path.parents[1] / "results" / path.stem).exists()]
