@@ -19,6 +19,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +125,16 @@ class Session:
         self.config: APSConfig = make_config(**{"sigma": plan.sigma} | plan.options)  # type: ignore
 
     def run(self) -> None:
-        """Rules on the faces of the table, then anchors, then the faces for tuning."""
-        for split, task, rule in [
-            *(("test", task, rule) for task in self.plan.tasks for rule in self.plan.rules),
-            *(("shadow", task, "anchors") for task in self.plan.tasks),
-            *(("tuning", task, rule) for task in self.plan.tasks for rule in self.plan.rules),
-        ]:
+        """Task by task: rules on the faces of the table, anchors, and the faces for tuning."""
+        cells = [
+            (split, task, rule)
+            for task in self.plan.tasks
+            for split, names in (
+                ("test", self.plan.rules), ("shadow", ["anchors"]), ("tuning", self.plan.rules),
+            )
+            for rule in names
+        ]  # fmt: skip
+        for split, task, rule in cells:
             if (split, task, rule) in self.done:
                 continue
             if time.monotonic() > self.deadline:
@@ -147,23 +152,38 @@ class Session:
         return Params(self.model.prior, self.model.codec, operator), x, y, keys
 
     def _rule(self, split: str, task: str, label: str) -> list[dict[str, Any]]:
-        crops = self.crops[split]
-        params, x, y, keys = self._measured(task, crops)
         num_tokens = math.prod(self.model.codec.grid((self.plan.size,) * 2))
         rule = numbers(self.plan.rules[label], self.config.num_steps, num_tokens)
-        restored = sample(params, y, keys, rule, config=self.config)
-        scores = restoring.scored(params.operator, self.perceptual, restored, x, y)
-        return [{"image": name} | score for name, score in zip(crops.names, scores, strict=True)]
+        found = []
+        for crops in self._batches(split):
+            params, x, y, keys = self._measured(task, crops)
+            restored = sample(params, y, keys, rule, config=self.config)
+            scores = restoring.scored(params.operator, self.perceptual, restored, x, y)
+            found += [{"image": n} | score for n, score in zip(crops.names, scores, strict=True)]
+        return found
 
     def _anchors(self, task: str) -> list[dict[str, Any]]:
-        crops = self.crops["test"]
-        params, _, y, keys = self._measured(task, crops)
-        found = changes(shadow(params, y, keys, config=self.config))
-        return [
-            {"image": name}
-            | {group: np.round(shares[i], 4).tolist() for group, shares in found.items()}
-            for i, name in enumerate(crops.names)
-        ]
+        found = []
+        for crops in self._batches("test"):
+            params, _, y, keys = self._measured(task, crops)
+            shares = changes(shadow(params, y, keys, config=self.config))
+            found += [
+                {"image": name}
+                | {group: np.round(part[i], 4).tolist() for group, part in shares.items()}
+                for i, name in enumerate(crops.names)
+            ]
+        return found
+
+    def _batches(self, split: str) -> Iterator[Crops]:
+        """As many faces at once as there are for tuning: one shape, one compilation."""
+        crops, size = self.crops[split], self.plan.tuning_faces
+        for first in range(0, len(crops.names), size):
+            part = slice(first, first + size)
+            yield crops._replace(
+                names=crops.names[part],
+                positions=crops.positions[part],
+                images=crops.images[part],
+            )
 
 
 @command("schedules", after_interrupt="run the same command to go on")

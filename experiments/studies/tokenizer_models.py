@@ -117,33 +117,32 @@ def finished(config: training.RunConfig, log: str) -> bool:
     return path.exists() and training.read_rows(path)[-1]["step"] >= config.steps
 
 
-def train_all(plan: Plan, data: Path, eval_data: Path, runs: Path, deadline: float | None) -> bool:
-    """Trains what is not trained yet, codecs first; False if the time is over before the end."""
-    faces = small_faces(data, plan, runs / "faces")
+def train(
+    plan: Plan, label: str, data: Path, eval_data: Path, runs: Path, deadline: float | None
+) -> bool:
+    """Trains what is not trained yet, the codec first; False if the time is over before the end."""
     shared: dict[str, Any] = {
-        "data": (faces,), "eval_data": eval_data, "description": "aligned faces, reduced",
+        "data": (small_faces(data, plan, runs / "faces"),), "eval_data": eval_data,
+        "description": "aligned faces, reduced",
     }  # fmt: skip
-    jobs: list[tuple[str, Callable[[Any], None], training.RunConfig, str]] = []
-    for label in plan.tokenizers:
-        out = folder_of(runs, label) / "codec"
-        config = codec_config(plan, label, out=out, **shared)
-        jobs.append((f"codec of {label}", train_codec.train, config, "codec.jsonl"))
-    for label in plan.tokenizers:
-        folder = folder_of(runs, label)
-        config = prior_config(
-            plan, label, out=folder / "prior", codec=folder / "codec" / "model", **shared
-        )
-        jobs.append((f"prior of {label}", train_prior.train, config, "prior.jsonl"))
-    for name, train, config, log in jobs:
-        if finished(config, log):
+    folder = folder_of(runs, label)
+    codec = codec_config(plan, label, out=folder / "codec", **shared)
+    prior = prior_config(
+        plan, label, out=folder / "prior", codec=folder / "codec" / "model", **shared
+    )
+    jobs: list[tuple[str, Callable[[Any], None], training.RunConfig]] = [
+        ("codec", train_codec.train, codec), ("prior", train_prior.train, prior),
+    ]  # fmt: skip
+    for name, work, config in jobs:
+        if finished(config, f"{name}.jsonl"):
             continue
         minutes = 0.0 if deadline is None else (deadline - time.monotonic()) / 60
         if deadline is not None and minutes < 0.5:
             return False
-        print(f"training the {name}", flush=True)
+        print(f"training the {name} of {label}", flush=True)
         config.out.mkdir(parents=True, exist_ok=True)
         with held(config.out):
-            train(dataclasses.replace(config, minutes=minutes))
-        if not finished(config, log):
+            work(dataclasses.replace(config, minutes=minutes))
+        if not finished(config, f"{name}.jsonl"):
             return False
     return True

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,17 +88,15 @@ class Session:
         }
         self.perceptual = tokenizer_rows.perceptual_or_none()
 
-    def run(self) -> None:
-        """All cells, tasks in the order of the plan."""
-        for label in self.plan.tokenizers:
-            if self._lacks(label, "bits", ["prior"]) and not self._is_late():
-                self._models(label, tokenizer_rows.load(self.runs, label))
-        for task in self.plan.tasks:
+    def run(self, label: str, tasks: Sequence[str]) -> None:
+        """Cells of a tokenizer: what its models are worth, then these tasks."""
+        if self._lacks(label, "bits", ["prior"]) and not self._is_late():
+            self._models(label, tokenizer_rows.load(self.runs, label))
+        for task in tasks:
             if self._lacks(NO_MODEL, task, ["smooth estimate"]) and not self._is_late():
                 found = tokenizer_rows.smoothed(self.plan, task, self.crops, self.perceptual)
                 self._keep(NO_MODEL, found)
-            for label in self.plan.tokenizers:
-                self._restore(label, task)
+            self._restore(label, task)
 
     def _models(self, label: str, model: Model) -> None:
         found = [tokenizer_rows.facts(model)]
@@ -147,10 +146,15 @@ def main(arguments: Arguments) -> int:
         with rows.alone(log):
             identity = {"version": aps_jax.__version__} | plan.model_dump(mode="json")
             rows.claim(arguments.out / "run.json", identity)
-            if not tokenizer_models.train_all(plan, *paths, deadline):
-                print("stopped in a training; run the same command to go on", flush=True)
-                return 0
-            Session(plan, arguments, deadline).run()
+            for label in plan.tokenizers:
+                if not tokenizer_models.train(plan, label, *paths, deadline):
+                    print("stopped in a training; run the same command to go on", flush=True)
+                    break
+                Session(plan, arguments, deadline).run(label, list(plan.tasks)[:-1])
+            else:  # The last task comes when everything else is there.
+                session = Session(plan, arguments, deadline)
+                for label in plan.tokenizers:
+                    session.run(label, list(plan.tasks)[-1:])
     found = rows.read(log, NEEDED)
     if not found:
         raise ValueError(f"{log} has no rows; leave out --table and give --data")
