@@ -96,6 +96,8 @@ class Config(training.RunConfig):
             decoder_blocks=(0, 0, 1),
             num_groups=4,
             patch_width=16,
+            quantizer=config.codec.quantizer,
+            levels=(8, 8) if config.codec.quantizer == "fsq" else (),
         )
         return dataclasses.replace(
             config, codec=config.codec if self.init else tiny, image_size=32, steps=6,
