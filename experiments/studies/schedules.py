@@ -125,15 +125,11 @@ class Session:
         self.config: APSConfig = make_config(**{"sigma": plan.sigma} | plan.options)  # type: ignore
 
     def run(self) -> None:
-        """Task by task: rules on the faces of the table, anchors, and the faces for tuning."""
-        cells = [
-            (split, task, rule)
-            for task in self.plan.tasks
-            for split, names in (
-                ("test", self.plan.rules), ("shadow", ["anchors"]), ("tuning", self.plan.rules),
-            )
-            for rule in names
-        ]  # fmt: skip
+        """Task by task the rules on the faces of the table and the anchors; then the tuning."""
+        rules = list(self.plan.rules)
+        first = [("test", rule) for rule in rules] + [("shadow", "anchors")]
+        cells = [(split, task, rule) for task in self.plan.tasks for split, rule in first]
+        cells += [("tuning", task, rule) for task in self.plan.tasks for rule in rules]
         for split, task, rule in cells:
             if (split, task, rule) in self.done:
                 continue

@@ -44,14 +44,22 @@ class _Found:
         found = summary.gain(own, other, metric)
         return found and found.shown(_DIGITS[metric])
 
+    def gains(self, cell: tuple[str, ...], over: tuple[str, ...]) -> str | None:
+        """Paired differences in PSNR and LPIPS; None for a cell and itself."""
+        if cell == over:
+            return None
+        psnr, lpips = (self.gain(metric, cell, over) for metric in ("psnr", "lpips"))
+        return psnr and f"{psnr}; {lpips or '–'}"
+
 
 def tables(plan: Plan, rows: Sequence[Row]) -> str:
     """Markdown: the models, every task, and the estimators."""
     found = _Found(rows)
     labels = [label for label in plan.tokenizers if found.of(label, "training", "card") is not None]
     parts = [_section("Models", [_model(found, plan, label) for label in labels])]
+    first = next(iter(plan.tokenizers))
     for task in plan.tasks:
-        lines = [_line(found, label, task) for label in labels]
+        lines = [_line(found, label, task, first) for label in labels]
         lines = [line for line in lines if line["APS: PSNR, dB"] is not None]
         if lines:
             smooth = found.mean("psnr", "none", task, "smooth estimate")
@@ -81,10 +89,13 @@ def _model(found: _Found, plan: Plan, label: str) -> dict[str, str | None]:
     tokens = (plan.size / 4) ** 2 * plan.sizes["num_bits"] / (facts["uniform_ce"] / math.log(2))
     unigram = facts["unigram_ce"] / math.log(2) * tokens / plan.size**2
     bits = found.of(label, "bits", "prior")
+    first = next(iter(plan.tokenizers))
+    own, other = (label, "reconstruction", "codec"), (first, "reconstruction", "codec")
     return {
         "codebook": label,
-        "reconstruction: PSNR, dB": found.mean("psnr", label, "reconstruction", "codec"),
-        "LPIPS": found.mean("lpips", label, "reconstruction", "codec"),
+        "reconstruction: PSNR, dB": found.mean("psnr", *own),
+        "LPIPS": found.mean("lpips", *own),
+        f"over {first}: dB; LPIPS": found.gains(own, other),
         f"codes used of {2 ** plan.sizes['num_bits']}": f"{facts['codes_used']:.0f}",
         "bits per pixel by frequency": f"{unigram:.3f}",
         f"by the prior ({0 if bits is None else len(bits)} faces)": found.mean(
@@ -96,15 +107,15 @@ def _model(found: _Found, plan: Plan, label: str) -> dict[str, str | None]:
     }
 
 
-def _line(found: _Found, label: str, task: str) -> dict[str, str | None]:
+def _line(found: _Found, label: str, task: str, first: str) -> dict[str, str | None]:
     aps, alone = (label, task, WITH_PRIOR), (label, task, NO_PRIOR)
     return {
         "codebook": label,
         "APS: PSNR, dB": found.mean("psnr", *aps),
         "APS: LPIPS": found.mean("lpips", *aps),
+        f"over {first}: dB; LPIPS": found.gains(aps, (first, task, WITH_PRIOR)),
+        "gain of the prior: dB; LPIPS": found.gains(aps, alone),
         "no prior: PSNR, dB": found.mean("psnr", *alone),
-        "gain of the prior, dB": found.gain("psnr", aps, alone),
-        "in LPIPS": found.gain("lpips", aps, alone),
         "residual": found.mean("residual", *aps),
     }
 
@@ -113,7 +124,5 @@ def _estimators(found: _Found, label: str, task: str) -> dict[str, str | None]:
     aps = (label, task, WITH_PRIOR)
     line: dict[str, str | None] = {"codebook": label}
     for name in ESTIMATORS:
-        other = (label, task, name)
-        psnr, lpips = (found.gain(metric, aps, other) for metric in ("psnr", "lpips"))
-        line[f"the {name}: dB; LPIPS"] = psnr and f"{psnr}; {lpips or '–'}"
+        line[f"the {name}: dB; LPIPS"] = found.gains(aps, (label, task, name))
     return line
