@@ -481,6 +481,7 @@ def test_neighbours_explain_what_they_determine(rng):
     ).reshape(rows.shape)  # fmt: skip
     found = prior_scores.neighbour_cross_entropy(tokens[:200], tokens[200:], codes)
     assert abs(found - np.log(2)) < 0.05
-    scores = prior_scores.yardsticks({"train": tokens[:200], "eval": tokens[200:]}, codes)
+    split = {"train": tokens[:200], "eval": tokens[200:]}
+    scores = prior_scores.yardsticks(split, lfq.LFQ(2))
     assert abs(scores["unigram_ce"] - 2 * np.log(2)) < 0.02
     assert scores["codes_used"] == 4

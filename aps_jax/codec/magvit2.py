@@ -7,66 +7,16 @@ parameter names follow that checkpoint with dots turned into slashes.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aps_jax.codec import lfq
+from aps_jax.codec.config import CodecConfig, make_quantizer
 from aps_jax.codec.convolution import conv_general_dilated, upsampled_conv
 from aps_jax.codec.group_norm import GroupNorm
 from aps_jax.types import Array, Codec, Key, PyTree, bind
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CodecConfig:
-    """Sizes of the tokenizer; the defaults are the public MagVIT-v2 checkpoint.
-
-    The channel and block lists run from full resolution (level 0) to the token grid, and the two
-    halves are independent of each other.
-
-    Attributes:
-      num_bits: code bits d; the codebook has 2**d codes.
-      encoder_channels: channels per encoder level.
-      encoder_blocks: residual blocks per encoder level.
-      decoder_channels: channels per decoder level.
-      decoder_blocks: residual blocks per decoder level.
-      num_groups: groups of every group normalisation; must divide all channel counts.
-      patch_width: width of the patch path, a small network that sees one token's patch alone and is
-        added to the convolutions in both halves; 0 for none, as in the public model.
-      patch_blocks: residual blocks of the patch path in either half.
-      dtype: activation dtype, "float32" or "bfloat16"; outputs are float32 either way.
-    """
-
-    num_bits: int = 13
-    encoder_channels: tuple[int, ...] = (128, 256, 256, 512, 512)
-    encoder_blocks: tuple[int, ...] = (4, 3, 4, 3, 4)
-    decoder_channels: tuple[int, ...] = (128, 128, 256, 256, 512)
-    decoder_blocks: tuple[int, ...] = (4, 4, 3, 4, 3)
-    num_groups: int = 32
-    patch_width: int = 0
-    patch_blocks: int = 2
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        for name in ("encoder_channels", "encoder_blocks", "decoder_channels", "decoder_blocks"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        levels = len(self.encoder_channels)
-        lists = (self.encoder_blocks, self.decoder_channels, self.decoder_blocks)
-        if any(len(values) != levels for values in lists):
-            raise ValueError(f"all channel and block lists need {levels} levels, got {lists}")
-        for channels in (*self.encoder_channels, *self.decoder_channels):
-            if channels % self.num_groups:
-                raise ValueError(
-                    f"num_groups={self.num_groups} does not divide {channels} channels"
-                )
-
-    @property
-    def stride(self) -> int:
-        """Pixels per token along each axis."""
-        return 2 ** (len(self.encoder_channels) - 1)
 
 
 def _conv(features: int, size: int, dtype: str, name: str, **settings: Any) -> nn.Conv:
@@ -232,7 +182,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps images [B, H, W, 3] in [-1, 1] to features [B, h, w, num_bits]."""
+        """Maps images [B, H, W, 3] in [-1, 1] to numbers [B, h, w, num_features]."""
         config, pixels = self.config, x
         last = len(config.encoder_channels) - 1
         x = _conv(config.encoder_channels[0], 3, config.dtype, "conv_in")(x)
@@ -242,11 +192,11 @@ class Encoder(nn.Module):
             x = _Level(config, features, blocks, resample, name=f"down_{level}")(x)
         x = _Middle(config, name="mid")(x)
         x = nn.swish(_norm(config, "norm_out")(x))
-        x = _conv(config.num_bits, 3, config.dtype, "conv_out")(x)
-        x = _conv(config.num_bits, 1, config.dtype, "quant_conv")(x)
+        x = _conv(config.num_features, 3, config.dtype, "conv_out")(x)
+        x = _conv(config.num_features, 1, config.dtype, "quant_conv")(x)
         if config.patch_width:
             patches = space_to_depth(pixels, config.stride)
-            x = x + PatchPath(config, config.num_bits, name="patch")(patches)
+            x = x + PatchPath(config, config.num_features, name="patch")(patches)
         return x.astype(jnp.float32)
 
 
@@ -257,10 +207,10 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, codes: Array) -> Array:
-        """Maps codes [B, h, w, num_bits] to images [B, H, W, 3], nominally in [-1, 1]."""
+        """Maps numbers [B, h, w, num_features] to images [B, H, W, 3], nominally in [-1, 1]."""
         config = self.config
         last = len(config.decoder_channels) - 1
-        x = _conv(config.num_bits, 1, config.dtype, "post_quant_conv")(codes)
+        x = _conv(config.num_features, 1, config.dtype, "post_quant_conv")(codes)
         x = _conv(config.decoder_channels[last], 3, config.dtype, "conv_in")(x)
         x = _Middle(config, name="mid")(x)
         for level in range(last, -1, -1):
@@ -277,23 +227,30 @@ class Decoder(nn.Module):
 
 
 def _encode(params: PyTree, x: Array, *, config: CodecConfig) -> Array:
-    return cast(Array, Encoder(config).apply({"params": params["encoder"]}, x))
+    found = Encoder(config).apply({"params": params["encoder"]}, x)
+    return config.features(cast(Array, found))
 
 
 def _decode(params: PyTree, codes: Array, *, config: CodecConfig) -> Array:
-    return cast(Array, Decoder(config).apply({"params": params["decoder"]}, codes))
+    numbers = config.numbers(codes)
+    return cast(Array, Decoder(config).apply({"params": params["decoder"]}, numbers))
 
 
 def init_codec_params(key: Key, config: CodecConfig) -> PyTree:
-    """Random weights `{"encoder": ..., "decoder": ...}` of a codec."""
+    """Random weights `{"encoder": ..., "decoder": ...}` of a codec, and the table of "vq"."""
     key_encoder, key_decoder = jax.random.split(key)
     grid = 2
     image = jnp.zeros((1, grid * config.stride, grid * config.stride, 3), jnp.float32)
-    codes = jnp.zeros((1, grid, grid, config.num_bits), jnp.float32)
-    return {
+    codes = jnp.zeros((1, grid, grid, config.num_features), jnp.float32)
+    params = {
         "encoder": Encoder(config).init(key_encoder, image)["params"],
         "decoder": Decoder(config).init(key_decoder, codes)["params"],
     }
+    if config.quantizer == "vq":
+        shape = (2**config.num_bits, config.code_width)
+        table = jax.random.normal(jax.random.fold_in(key, 2), shape, jnp.float32)
+        params["quantizer"] = {"table": table}
+    return params
 
 
 def make_codec(config: CodecConfig, params: PyTree) -> Codec:
@@ -301,14 +258,14 @@ def make_codec(config: CodecConfig, params: PyTree) -> Codec:
 
     Args:
       config: sizes that the weights were built with.
-      params: `{"encoder": ..., "decoder": ...}` as from `init_codec_params`.
+      params: weights as from `init_codec_params`.
 
     Returns:
       A codec for images whose height and width are multiples of `config.stride`.
     """
     return Codec(
         params=params,
-        quantizer=lfq.LFQ(config.num_bits),
+        quantizer=make_quantizer(config, params),
         encode=bind(_encode, config=config),
         decode=bind(_decode, config=config),
         stride=config.stride,

@@ -18,11 +18,18 @@ from aps_jax.types import Array, Prior, PyTree, bind
 
 
 def grid_hidden(params: PyTree, tokens: Array, *, config: TransformerConfig) -> Array:
-    """Final states [B, h * w, width] of a grid of tokens [B, h, w], for training and probing."""
-    batch, height, width = tokens.shape
+    """Final states [B, h * w, width] of a grid of tokens [B, h, w], for training and probing.
+
+    With `config.token_groups` n above 1 the tokens are [B, h, w, n].
+    """
+    batch, height, width = tokens.shape[:3]
     _check_grid(config, height, width)
     positions = grid_positions(height, width) if config.rope_axes == 2 else None
-    ids = tokens.reshape(batch, height * width)
+    ids = tokens.reshape(batch, height * width, *tokens.shape[3:])
+    if config.token_groups > 1:
+        num_codes = config.output_size // config.token_groups
+        first = jnp.arange(0, config.output_size, num_codes, dtype=jnp.int32)
+        ids = jnp.where(ids == num_codes, config.output_size, ids + first)
     hidden = Transformer(config).apply({"params": params}, ids, positions, method="hidden")
     return cast(Array, hidden)
 
@@ -67,7 +74,7 @@ def _grid_logits(
     params: PyTree, tokens: Array, *, config: TransformerConfig, num_codes: int
 ) -> Array:
     hidden = grid_hidden(params, tokens, config=config)
-    columns = (0, num_codes)
+    columns = (0, num_codes * config.token_groups)
     logits = Transformer(config).apply({"params": params}, hidden, columns, method="logits")
     return cast(Array, logits).reshape(*tokens.shape, num_codes)
 
@@ -77,16 +84,17 @@ def make_prior(config: TransformerConfig, params: PyTree, *, window: int | None 
 
     Args:
       config: `vocab_size` must be K + 1; the head has K columns, or K + 1 of which the mask's is
-        never evaluated.
+        never evaluated. With `token_groups` n, n K stands for K in both.
       params: weights as from `init_transformer_params`.
       window: largest grid side to run in one piece.
 
     Returns:
-      A prior over grids [B, h, w], read in row-major order.
+      A prior over grids [B, h, w], or [B, h, w, n], read in row-major order.
     """
-    num_codes = config.vocab_size - 1
-    if config.output_size not in (num_codes, num_codes + 1):
-        raise ValueError(f"head has {config.output_size} columns; needs {num_codes} or one more")
+    num_ids = config.vocab_size - 1
+    if config.output_size not in (num_ids, num_ids + 1):
+        raise ValueError(f"head has {config.output_size} columns; needs {num_ids} or one more")
+    num_codes = num_ids // config.token_groups
     return Prior(
         params=params,
         apply=bind(_grid_logits, config=config, num_codes=num_codes),

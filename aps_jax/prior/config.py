@@ -44,6 +44,9 @@ class TransformerConfig:
       code_bits: if set, ids below 2**code_bits are LFQ codes and are embedded by a linear map of
         their bits, plus the low-rank table if `code_rank` > 0; ids above have rows of their own.
       code_rank: rank of the free part of the code embedding.
+      token_groups: tokens per place of a grid, from equal shares of the codes: ids of group g are
+        moved on by the codes of the groups before, their embeddings are summed, and the head has
+        the logits of one group after the other.
       attention: "einsum" (plain, fastest on CPU), or an implementation of
         `jax.nn.dot_product_attention`: "xla", or "cudnn" (flash attention on NVIDIA GPUs in bf16).
       remat: recompute each block in the backward pass.
@@ -74,6 +77,7 @@ class TransformerConfig:
     shift_logits: bool = False
     code_bits: int | None = None
     code_rank: int = 0
+    token_groups: int = 1
     attention: Literal["einsum", "xla", "cudnn"] = "einsum"
     remat: bool = False
     unroll: int = 1
@@ -106,6 +110,11 @@ class TransformerConfig:
             raise ValueError(f"block must be llama or phi, got {self.block!r}")
         if self.attention not in ("einsum", "xla", "cudnn"):
             raise ValueError(f"attention must be einsum, xla or cudnn, got {self.attention!r}")
+        if self.token_groups > 1 and (self.code_bits or self.output_size % self.token_groups):
+            raise ValueError(
+                f"token_groups={self.token_groups} needs code_bits=None and a head of that many "
+                f"equal parts, got {self.output_size} columns"
+            )
         if self.code_bits is not None and 2**self.code_bits > self.vocab_size:
             raise ValueError(f"2**{self.code_bits} codes exceed vocab_size={self.vocab_size}")
         if self.tie_embeddings and (self.code_bits is not None or self.num_outputs is not None):

@@ -149,7 +149,7 @@ class Transformer(nn.Module):
         """Final normed states.
 
         Args:
-          ids: int [B, L].
+          ids: int [B, L], or [B, L, n] with the embeddings of a place summed.
           positions: int [L, rope_axes]; None counts 0..L-1 along a sequence.
           mask: bool [B, L, L], or [1, L, L] for all rows, True where the query (second axis) sees
             the key (third axis); None lets everything see everything.
@@ -161,7 +161,8 @@ class Transformer(nn.Module):
           ValueError: if `positions` does not fit `rope_axes`.
         """
         positions = self._checked(ids.shape[1], positions)
-        return self.hidden_of(self.embed(ids), positions, mask)
+        x = self.embed(ids)
+        return self.hidden_of(x if ids.ndim == 2 else jnp.sum(x, axis=2), positions, mask)
 
     def hidden_of(
         self, x: Array, positions: Array | None = None, mask: Array | None = None

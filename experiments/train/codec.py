@@ -25,6 +25,7 @@ from aps_jax.types import Perceptual, PyTree
 from experiments import photos, training
 from experiments.train.codec_loss import codec_loss, evaluate
 from experiments.train.patches import with_patches
+from experiments.train.restarts import Restarts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,10 +38,12 @@ class Config(training.RunConfig):
       max_flat: largest share of a crop that may be plain ground (`photos.flat_share`) if another
         place of its photo has less. Catalogue pictures on white teach a prior to fill holes with
         white.
-      commitment: weight of the distance between features and their codes.
+      commitment: weight of the distance between features and their codes ("lfq", "grouped", "vq").
       entropy: weight of the missing entropy of the codebook, log K - H(mean code distribution). A
         penalty on single bits is not enough: they stay correlated and most codes go unused.
       entropy_tokens: tokens per batch that the entropy is estimated from.
+      restart_every: steps between restarts of the rows of the table of "vq" that no token used of
+        late (0 for never), in the first three quarters of the training.
       bit_flips: probability that the decoder sees a bit of a code flipped while training. Codes
         that differ in few bits then decode alike, which is what gradients through codes need to
         find their way: samplers gain far more than the codec loses.
@@ -71,6 +74,7 @@ class Config(training.RunConfig):
     commitment: float = 0.05
     entropy: float = 0.005
     entropy_tokens: int = 2048
+    restart_every: int = 50
     bit_flips: float = 0.03
     perceptual: float = 0.0
     perceptual_images: int = 0
@@ -96,6 +100,8 @@ class Config(training.RunConfig):
             decoder_blocks=(0, 0, 0),
             num_groups=4,
             patch_width=16,
+            quantizer=config.codec.quantizer,
+            levels=(8, 8) if config.codec.quantizer == "fsq" else (),
         )
         return dataclasses.replace(
             config, codec=config.codec if self.init else tiny, image_size=32, steps=6,
@@ -116,11 +122,10 @@ def export(params: PyTree, config: Config, row: dict, num_photos: int) -> None:
         "freeze_encoder": config.freeze_encoder,
         "eval_photos": row["eval_photos"],
         "eval_psnr": round(row["eval_psnr"], 2),
-        "eval_psnr_flipped": round(row["eval_psnr_flipped"], 2),
         "eval_codes_used": row["eval_codes_used"],
     }
-    if "eval_lpips" in row:
-        facts["eval_lpips"] = round(row["eval_lpips"], 3)
+    digits = {"eval_psnr_flipped": 2, "eval_lpips": 3}
+    facts |= {name: round(row[name], n) for name, n in digits.items() if name in row}
     checkpoint.update_card(folder, codec=dataclasses.asdict(config.codec), codec_training=facts)
 
 
@@ -150,10 +155,14 @@ def learn(
         params = frozen | params
         codec = make_codec(sizes, params)
         encode, decode = (functools.partial(part, params) for part in (codec.encode, codec.decode))
-        return codec_loss(encode, decode, x, key, config, perceptual)
+        return codec_loss(encode, decode, codec.quantizer, x, key, config, perceptual)
 
     key = jax.random.key(config.seed + 2)
     step = training.make_update(loss, optimizer, config.ema_decay, key)
+    restarts = Restarts(config, lambda params, x: make_codec(sizes, params).encode(params, x))
+
+    def update(state, batch):
+        return step(restarts(state, batch), frozen, batch)
 
     def batches(steps):
         return photos.prefetched_batches(
@@ -163,7 +172,7 @@ def learn(
 
     training.fit(
         training.init_state(trained, optimizer),
-        lambda state, batch: step(state, frozen, batch),
+        update,
         batches,
         lambda state, row: score(frozen | state.ema, row),
         config,

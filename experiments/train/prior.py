@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -27,17 +28,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from aps_jax.codec.lfq import LFQ
 from aps_jax.io import checkpoint
 from aps_jax.pretrained import load_codec, load_prior, model_folder
 from aps_jax.prior.bundle import make_prior, make_prompted_prior
 from aps_jax.prior.transformer import TransformerConfig, init_transformer_params, num_params
 from aps_jax.text.tokenizer import TOKENIZER_NAME
-from aps_jax.types import Prior, PyTree
+from aps_jax.types import Array, Prior, PyTree, Quantizer
 from experiments import training
 from experiments.train import captions, prior_scores
 from experiments.train.captions import Prompts, read_prompts
 from experiments.train.completion import save_samples
-from experiments.train.masked_loss import masked_loss, merge
+from experiments.train.masked_loss import code_numbers, masked_loss, merge
 from experiments.train.tokens import crop_tokens, random_windows
 
 
@@ -105,12 +107,13 @@ class Config(training.RunConfig):
             eval_every=3, save_every=3, num_eval=4,
         )  # fmt: skip
 
-    def transformer(self, num_bits: int, num_words: int = 0) -> TransformerConfig:
-        """Sizes of the prior for a codec with `num_bits` bits per code.
+    def transformer(self, quantizer: Quantizer, num_words: int = 0) -> TransformerConfig:
+        """Sizes of the prior for the codes of a codebook.
 
         `num_words` is the number of ids of prompts, behind those of the codes and the mask.
         """
-        num_codes = 2**num_bits
+        groups = math.prod(quantizer.axes)
+        num_codes = groups * quantizer.num_codes
         return TransformerConfig(
             vocab_size=num_codes + 1 + num_words,
             num_outputs=num_codes,
@@ -121,8 +124,9 @@ class Config(training.RunConfig):
             rope_theta=self.rope_theta,
             rope_axes=2,
             absolute_side=self.window if self.absolute_positions else None,
-            code_bits=num_bits,
+            code_bits=quantizer.num_bits if isinstance(quantizer, LFQ) else None,
             code_rank=self.code_rank,
+            token_groups=groups,
         )
 
 
@@ -158,6 +162,7 @@ def export(
     params: PyTree,
     config: Config,
     model: TransformerConfig,
+    numbers: Array,
     prompts: Prompts | None,
     facts: dict[str, object],
 ) -> None:
@@ -174,7 +179,7 @@ def export(
     if prompts is not None:
         prompts.vocabulary.save_tokenizer(folder / TOKENIZER_NAME)
         checkpoint.update_card(folder, prompt=dataclasses.asdict(prompts.vocabulary.prompt))
-    checkpoint.save_params(folder / "prior.safetensors", merge(params), "float16")
+    checkpoint.save_params(folder / "prior.safetensors", merge(params, numbers), "float16")
     checkpoint.update_card(
         folder,
         prior=dataclasses.asdict(model),
@@ -183,7 +188,7 @@ def export(
     )
 
 
-def initial_params(config: Config, model: TransformerConfig) -> PyTree:
+def initial_params(config: Config, model: TransformerConfig, numbers: Array) -> PyTree:
     """Random weights, or those of the prior in `config.init`, which must have the same sizes.
 
     What that prior lacks, positions or words, starts from random weights.
@@ -210,22 +215,28 @@ def initial_params(config: Config, model: TransformerConfig) -> PyTree:
             elif name in own:  # Other words: they have only the mask in common, the first row.
                 own[name] = own[name].at[0].set(leaf[0])
         weights = traverse_util.unflatten_dict(own, sep="/")
-    return {"model": weights, "head_bits": jnp.zeros((model.width, model.code_bits))}
+    params = {"model": weights, "head_bits": jnp.zeros((model.width, numbers.shape[1]))}
+    if model.code_bits is None:  # As large as the projection of bits by `CodeEmbedding`.
+        shape = (numbers.shape[1], model.width)
+        scale = 1 / math.sqrt(shape[0])
+        params["embed_numbers"] = scale * jax.random.normal(jax.random.key(config.seed), shape)
+    return params
 
 
 def learn(
     config: Config,
     model: TransformerConfig,
+    numbers: Array,
     tokens: dict[str, np.ndarray],
     prompts: Prompts | None,
     score: Callable[[training.TrainState, dict[str, float]], dict[str, float]],
 ) -> None:
     """Trains until the end or the minutes are over; writes the log."""
-    params = initial_params(config, model)
+    params = initial_params(config, model, numbers)
     compute = dataclasses.replace(model, dtype=config.dtype)
     optimizer = training.make_optimizer(config)
     loss = functools.partial(
-        masked_loss, model=compute, num_targets=config.num_targets,
+        masked_loss, model=compute, numbers=numbers, num_targets=config.num_targets,
         prompt=None if prompts is None else prompts.vocabulary.prompt,
     )  # fmt: skip
     key = jax.random.key(config.seed + 1)
@@ -260,8 +271,9 @@ def train(config: Config) -> None:
         )
     prompts = read_prompts(config, tokens, codec.num_codes)
     num_words = 0 if prompts is None else prompts.vocabulary.size - codec.num_codes - 1
-    model = config.transformer(codec.quantizer.num_features, num_words)
-    yardsticks = prior_scores.yardsticks(tokens, codec.codebook)
+    model = config.transformer(codec.quantizer, num_words)
+    numbers = code_numbers(codec.quantizer)
+    yardsticks = prior_scores.yardsticks(tokens, codec.quantizer)
     shapes = jax.eval_shape(lambda key: init_transformer_params(key, model), jax.random.key(0))
     size = num_params(shapes)
     print(f"{size / 1e6:.2f} M parameters, {len(tokens['train'])} crops, {yardsticks}", flush=True)
@@ -275,12 +287,12 @@ def train(config: Config) -> None:
         }
 
     def score(state, row):
-        prior = bundle(merge(state.ema), config, model, prompts)
+        prior = bundle(merge(state.ema, numbers), config, model, prompts)
         scores = evaluate(prior, tokens, config, prompts)
-        export(state.ema, config, model, prompts, facts(row, yardsticks | scores))
+        export(state.ema, config, model, numbers, prompts, facts(row, yardsticks | scores))
         return scores
 
-    learn(config, model, tokens, prompts, score)
+    learn(config, model, numbers, tokens, prompts, score)
 
     rows = training.read_rows(config.out / "prior.jsonl")
     # The rounded weights, as they are used.

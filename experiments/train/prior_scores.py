@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aps_jax.types import Array, Prior
+from aps_jax.codec import lfq
+from aps_jax.codec.lfq import LFQ
+from aps_jax.types import Array, Prior, Quantizer
+from experiments.train.codec_loss import codes_used
 
 EVAL_RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
@@ -38,7 +43,7 @@ def evaluate(
     With a framed prompt per grid, `prompt_ids` [N, P], of a prior that takes prompts.
     """
     tokens = tokens[:, :window, :window].astype(np.int32)
-    length = window * window
+    length = math.prod(tokens.shape[1:])
     rank = np.argsort(np.random.default_rng(0).random((len(tokens), length)), axis=-1)
     rank = rank.reshape(tokens.shape)
     scores = {}
@@ -59,22 +64,36 @@ def evaluate(
     return scores
 
 
-def yardsticks(tokens: dict[str, np.ndarray], codebook: Array) -> dict[str, float]:
+def yardsticks(tokens: dict[str, np.ndarray], quantizer: Quantizer) -> dict[str, float]:
     """What simpler models reach on the held-out tokens, in nats per token, and the codes in use.
 
     Args:
-      tokens: "train" and "eval", integers [crops, h, w].
-      codebook: codes of +-1 [K, bits].
+      tokens: "train" and "eval", integers [crops, h, w], or [crops, h, w, n].
+      quantizer: their codebook; only LFQ's bits are predicted from those of neighbours.
     """
-    num_codes = codebook.shape[0]
-    counts = np.bincount(tokens["train"].ravel(), minlength=num_codes)
-    log_probs = np.log((counts + 0.5) / (counts + 0.5).sum())
-    return {
+    num_codes = quantizer.num_codes
+    scores = {
         "uniform_ce": float(np.log(num_codes)),
-        "unigram_ce": float(-log_probs[tokens["eval"]].mean()),
-        "neighbour_ce": neighbour_cross_entropy(tokens["train"], tokens["eval"], codebook),
-        "codes_used": int((counts > 0).sum()),
+        "unigram_ce": unigram_cross_entropy(tokens["train"], tokens["eval"], num_codes),
+        "codes_used": codes_used(tokens["train"]),
     }
+    if isinstance(quantizer, LFQ):
+        codebook = lfq.codebook(quantizer.num_bits)
+        neighbour = neighbour_cross_entropy(tokens["train"], tokens["eval"], codebook)
+        scores["neighbour_ce"] = neighbour
+    return scores
+
+
+def unigram_cross_entropy(train: np.ndarray, held_out: np.ndarray, num_codes: int) -> float:
+    """Cross-entropy in nats of a token by how often it occurs, in its group if there are groups."""
+    losses = []
+    groups = train.shape[3] if train.ndim == 4 else 1
+    for seen, asked in zip(
+        train.reshape(-1, groups).T, held_out.reshape(-1, groups).T, strict=True
+    ):
+        counts = np.bincount(seen, minlength=num_codes) + 0.5
+        losses.append(-np.log(counts / counts.sum())[asked].mean())
+    return float(np.mean(losses))
 
 
 def neighbour_cross_entropy(
