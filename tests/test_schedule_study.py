@@ -26,7 +26,7 @@ def test_counts_and_thresholds_are_those_of_the_sampler(step):
         SCORES, IS_MASKED, int(schedules.masked_counts("cosine", 4, 5)[step])
     )
     assert chosen(Rule(kind="count"), step) == np.flatnonzero(count[0]).tolist()
-    limit = 0.65 * schedules.cosine_thresholds(4)[step]
+    limit = 0.65 * float(schedules.cosine_thresholds(4)[step])
     above = remasking.select_by_threshold(SCORES, IS_MASKED, limit)
     assert chosen(Rule(kind="threshold", threshold=0.65), step) == np.flatnonzero(above[0]).tolist()
 
