@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from aps_jax import schedules
+from aps_jax.io import rows
 from aps_jax.sampling import remasking
 from experiments.studies import schedule_report, schedule_rules
 from experiments.studies import schedules as study
@@ -61,17 +62,25 @@ def test_changes_count_tokens_whose_last_proposal_differs():
 
 def test_tables_choose_a_rule_by_task():
     plan = study.load(study.CONFIG)
-    rows = [
+    made = [
         {"split": split, "task": task, "rule": rule, "image": str(image),
          "psnr": 20.0 + image + 0.1 * (rule == "linear counts"), "lpips": 0.2}
         for split in ("test", "tuning") for task in plan.tasks for rule in plan.rules
         for image in range(3)
     ]  # fmt: skip
-    rows += [
+    made += [
         {"split": "shadow", "task": "box 32x32", "rule": "anchors", "image": str(image),
          "anchors": [0.1, 0.0], "standard": [0.2, 0.0], "all open": [0.3, float("nan")]}
         for image in range(3)
     ]  # fmt: skip
-    text = schedule_report.tables(plan, rows)
+    text = schedule_report.tables(plan, made)
     assert "| linear counts | +0.10 | +0.10 ± 0.00; +0.000 ± 0.000 |" in text
     assert "10 ± 0" in text and "30 ± 0" in text
+
+
+def test_the_committed_table_is_that_of_the_committed_rows():
+    folder = study.CONFIG.parents[1] / "results" / "schedules"
+    found = rows.read(folder / "rows.jsonl", study.NEEDED)
+    assert (
+        schedule_report.tables(study.load(study.CONFIG), found) == (folder / "table.md").read_text()
+    )

@@ -14,6 +14,7 @@ from aps_jax.codec.lfq import LFQ, codebook
 from aps_jax.codec.magvit2 import decode_tokens, encode_tokens, init_codec_params
 from aps_jax.codec.residual import Residual
 from aps_jax.codec.vq import VQ
+from aps_jax.io import rows
 from aps_jax.io.checkpoint import save_params, update_card
 from aps_jax.pretrained import load_codec
 from aps_jax.prior.bundle import make_prior
@@ -172,14 +173,14 @@ def test_tables_show_what_there_is():
     plan = tokenizer_models.load(tokenizers.CONFIG)
     cells = [("training", "card"), ("reconstruction", "codec"), ("bits", "prior")]
     cells += [("super-resolution x4", method) for method in ("aps", "no prior")]
-    rows = [
+    made = [
         {"tokenizer": "VQ", "task": task, "method": method, "image": str(image),
          "psnr": 20.0 + image + (method == "aps"), "lpips": 0.1, "residual": 0.1,
          "bits_per_pixel": 0.4, "codes_used": 900, "unigram_ce": 5.0, "uniform_ce": 6.931,
          "codec_seconds": 9, "prior_seconds": 9}
         for task, method in cells for image in range(2)
     ]  # fmt: skip
-    text = tokenizer_report.tables(plan, rows)
+    text = tokenizer_report.tables(plan, made)
     assert "+1.00 ± 0.00" in text and "VQ" in text and "FSQ" not in text
 
 
@@ -191,3 +192,10 @@ def test_every_codebook_of_the_study_has_one_rate():
     }
     assert {config.codec.num_bits for config in configs.values()} == {10}
     assert configs["FSQ"].codec.levels == (8, 8, 4, 4)
+
+
+def test_the_committed_table_is_that_of_the_committed_rows():
+    folder = tokenizers.CONFIG.parents[1] / "results" / "tokenizers"
+    found = rows.read(folder / "rows.jsonl", tokenizers.NEEDED)
+    plan = tokenizer_models.load(tokenizers.CONFIG)
+    assert tokenizer_report.tables(plan, found) == (folder / "table.md").read_text()
