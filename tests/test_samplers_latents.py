@@ -29,7 +29,7 @@ from aps_jax.codec import latents
 from aps_jax.codec.lfq import LFQ
 from aps_jax.samplers import DAPSConfig, DPSConfig, LatentDAPSConfig, PSLDConfig, ReSampleConfig
 from aps_jax.samplers.psld import towards
-from aps_jax.samplers.resample import descend
+from aps_jax.samplers.resample import descend_and_rest
 from aps_jax.sampling.pixels import make_pixel_target
 from aps_jax.types import Codec, Energy
 
@@ -185,10 +185,12 @@ def test_descent_solves_the_least_squares_and_rests():
     def energy(x):
         return jnp.sum((x @ f32(matrix).T - f32(y)) ** 2, axis=1)
 
-    found = descend(energy, jnp.zeros((2, 3)), 0.02, 600, jnp.zeros(2))
+    found = descend_and_rest(energy, jnp.zeros((2, 3)), 0.02, 600, jnp.zeros(2))
     np.testing.assert_allclose(found, np.linalg.lstsq(matrix, y.T)[0].T, atol=1e-3)
     least = energy(found)
-    some = descend(energy, jnp.zeros((2, 3)), 0.02, 600, f32([float(least[0]) + 0.1, np.inf]))
+    some = descend_and_rest(
+        energy, jnp.zeros((2, 3)), 0.02, 600, f32([float(least[0]) + 0.1, np.inf])
+    )
     assert least[0] + 0.05 < energy(some)[0] <= least[0] + 0.1
     np.testing.assert_array_equal(some[1], 0)
 

@@ -23,6 +23,7 @@ from aps_jax.config import Evaluations, Knob, check_options
 from aps_jax.operators.residuals import residuals
 from aps_jax.samplers.continuous import DenoiserConfig, Pixels, ddpm_levels, guide, levels_at
 from aps_jax.sampling.leaves import as_pytree, is_absent
+from aps_jax.sampling.optimizers import lenient
 from aps_jax.sampling.pixels import PixelTarget, pixel_info
 from aps_jax.sampling.run import StepInfo
 from aps_jax.sampling.target import fold
@@ -108,14 +109,14 @@ class ReSampleConfig(DenoiserConfig):
         is_solving = (left % self.interval == 0) & (left <= self.num_steps - part)
         is_last_part = (left < part) | (left == 0)
         found = jax.lax.switch(
-            jnp.where(is_solving, 1 + is_last_part, 0),
+            jnp.where(is_solving, jnp.where(is_last_part, 2, 1), 0).astype(jnp.int32),
             (lambda z: z, lambda z: self.solve_pixels(target, z), lambda z: self.solve(target, z)),
             clean,
         )
         fresh = target.noise(fold(keys, state.step))
         again = self.resample(found, x, kept, kept_next, fresh)
         num_gradients = jnp.where(is_solving & is_last_part, self.num_inner_steps, 0)
-        num_gradients = num_gradients + (losses is not None)
+        num_gradients = num_gradients + (0 if losses is None else 1)
         info = pixel_info(
             self, target, found,
             losses=None if losses is None else losses[None], num_inner_steps=num_gradients,
@@ -139,7 +140,7 @@ class ReSampleConfig(DenoiserConfig):
     def solve(self, target: PixelTarget, z: Array) -> Array:
         """Latents near `z` whose images fit the measurement."""
         rate, steps = self.learning_rate, self.num_inner_steps
-        return descend(target.energy_of, z, rate, steps, self._enough(target))
+        return descend_and_rest(target.energy_of, z, rate, steps, self._enough(target))
 
     def solve_pixels(self, target: PixelTarget, z: Array) -> Array:
         """The latents of images near those of `z` that fit the measurement."""
@@ -148,12 +149,12 @@ class ReSampleConfig(DenoiserConfig):
             return target.by_sample(target.energy, x)
 
         x, rate, steps = target.decode(z), self.pixel_learning_rate, self.num_pixel_steps
-        return target.encode(descend(energy, x, rate, steps, self._enough(target)))
+        return target.encode(descend_and_rest(energy, x, rate, steps, self._enough(target)))
 
     def _enough(self, target: PixelTarget) -> Array:
         """The energy per row [R] at which solving ends."""
         if target.measurement is None:
-            return jnp.full(target.num_rows, -jnp.inf)
+            return jnp.full(target.num_rows, -jnp.inf, jnp.float32)
         y = target.measurement.y
         pairs = residuals(target.measurement.operator, y, y)
         count = sum(jnp.sum(weight, axis=1) for _, weight in pairs)
@@ -193,10 +194,12 @@ class ReSampleConfig(DenoiserConfig):
         )
 
 
-def descend(
+def descend_and_rest(
     energy: Callable[[Array], Array], x: Array, rate: float, num_steps: int, enough: Array
 ) -> Array:
     """Rows after steps of Adam on their energies; a row rests once its energy is small enough.
+
+    The inner loop of the methods on logits (`sampling.inner_loop`) knows no rest.
 
     Args:
       energy: rows [R, ...] -> [R].
@@ -205,7 +208,7 @@ def descend(
       num_steps: steps.
       enough: energies [R] at which rows rest.
     """
-    optimizer = optax.adam(rate)
+    optimizer = lenient(optax.adam(rate))
 
     def move(
         carry: tuple[Array, optax.OptState], _: None
