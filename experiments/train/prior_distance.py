@@ -14,6 +14,7 @@ tokens. Writes `distance.json`, `distance.md` and `distance.png`, a row of sampl
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -139,12 +140,14 @@ def _drawn(arguments: Arguments, folder: Path, kind: str, keys: Array) -> np.nda
 def main(arguments: Arguments) -> None:
     """Writes distances and pictures."""
     model = aps_jax.load_pretrained(arguments.model)
-    features = jax.jit(vgg_features(aps_jax.load_lpips()))
+    features = vgg_features(aps_jax.load_lpips())
+    # The features are an argument: their weights would be constants of the program otherwise.
+    mean_of_last = jax.jit(lambda features, x: features(x)[-1].mean(axis=(1, 2)))
     size, count = arguments.size, arguments.count
 
     def described(pictures: np.ndarray) -> np.ndarray:
         batches = np.split(np.clip(pictures, -1, 1), count // _BATCH)
-        return np.concatenate([np.asarray(features(x)[-1].mean(axis=(1, 2))) for x in batches])
+        return np.concatenate([np.asarray(mean_of_last(features, x)) for x in batches])
 
     def pictures_of(folders: tuple[Path, ...]) -> np.ndarray:
         # Blocks are to be alike, whatever the order of the files.
@@ -162,7 +165,7 @@ def main(arguments: Arguments) -> None:
     kept = np.concatenate([np.asarray(restored(model.codec, x)) for x in others])
     rows, grid = [], []
     pictures = {"training pictures": pictures_of(arguments.train), "held out, coded": kept}
-    for name, found in [*pictures.items(), *samples_of(arguments, model)]:
+    for name, found in itertools.chain(pictures.items(), samples_of(arguments, model)):
         distance, interval = kernel_distance(described(found), wanted)
         rows.append({"pictures": name, "distance": distance, "interval": interval})
         print(rows[-1], flush=True)
