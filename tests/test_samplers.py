@@ -168,7 +168,11 @@ BAD_OPTIONS = [
     ("redge", {"num_diffusion_steps": 2}, "num_diffusion_steps must be an integer of at least 3"),
     ("g2d2", {"top_p": 0.0}, "top_p must be positive"),
     ("dps", {"measurement_term": "l1"}, "measurement_term is 'l1'; choose from"),
-    ("dps", {"decode_scale": 2}, "decode_scale is an option of samplers over tokens, and 'dps' is none"),
+    (
+        "dps",
+        {"decode_scale": 2},
+        "decode_scale is an option of samplers over tokens, and 'dps' is none",
+    ),
     ("daps", {"learning_rate": 0.0}, "learning_rate must be positive"),
     ("daps", {"num_ode_steps": 0}, "num_ode_steps must be an integer of at least 1"),
     ("ddrm", {"eta_b": 1.5}, r"eta_b must be in \[0, 1\]"),
