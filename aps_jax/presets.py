@@ -51,11 +51,11 @@ def preset_of(model: str | os.PathLike[str]) -> str:
     return recommended(_card(model))
 
 
-#: What samplers need (`SharedConfig.NEEDS`), by the sections of cards that tell of it.
-_SECTIONS = {
-    "prior": ("prior", "codec"),
+#: Parts of a model folder, sections of its card, by what a sampler needs (`SharedConfig.NEEDS`).
+PARTS = {
+    "prior": ("codec", "prior"),
     "denoiser": ("denoiser",),
-    "latent denoiser": ("latent_denoiser", "codec"),
+    "latent denoiser": ("codec", "latent_denoiser"),
 }
 
 
@@ -63,7 +63,7 @@ def kinds_of(model: str | os.PathLike[str]) -> list[str]:
     """What samplers may need that a model folder's card tells of; nothing if it cannot be read."""
     card = _card(model)
     known = card if isinstance(card, dict) else {}
-    return [kind for kind, sections in _SECTIONS.items() if all(name in known for name in sections)]
+    return [kind for kind, parts in PARTS.items() if all(name in known for name in parts)]
 
 
 def _card(model: str | os.PathLike[str]) -> Any:

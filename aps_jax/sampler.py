@@ -129,6 +129,7 @@ class APS:
       propose: `(target, phi, keys) -> x_0`, clean tokens.
       confidence: `(log x_phi, log x_theta, x_0, keys) -> [R, L]`, highest where surest.
       select: `(confidence, is masked [R, L], step) -> anchors`, bool, never a clean one.
+      loss: what the inner loop makes small, as `objective.loss`.
     """
 
     config: APSConfig
@@ -138,6 +139,7 @@ class APS:
     propose: Callable[[Target, Array, Key], Array]
     confidence: Callable[[Array, Array, Array, Key], Array]
     select: Callable[[Array, Array, Array], Array]
+    loss: Callable[..., Array] = objective.loss
 
     def step(self, target: Target, state: APSState, keys: Key) -> tuple[APSState, StepInfo]:
         """One timestep."""
@@ -158,16 +160,13 @@ class APS:
         return state._replace(tokens=next_z, step=state.step + 1, phi=warm_phi), info
 
     def refine(
-        self,
-        target: Target,
-        state: APSState,
-        phi: Float[Array, "R L K"],
+        self, target: Target, state: APSState, phi: Float[Array, "R L K"],
         log_x_theta: Float[Array, "R L K"],
-    ) -> Refined:
+    ) -> Refined:  # fmt: skip
         """M steps of Adam on phi; gradients reach it through decoder, operator and prior term."""
         weight = self.prior_weight(state.step)
         return descend(
-            lambda phi, _: objective.loss(target, phi, log_x_theta, state.tokens, weight),
+            lambda phi, _: self.loss(target, phi, log_x_theta, state.tokens, weight),
             phi,
             optax.adam(self.config.learning_rate),
             self.config.num_inner_steps,

@@ -20,15 +20,9 @@ from aps_jax.cli.inputs import Problem, given_options
 from aps_jax.cli.options import Restore
 from aps_jax.config import SharedConfig
 from aps_jax.io.checkpoint import CARD_NAME, fingerprint, weights_path
+from aps_jax.presets import PARTS
 from aps_jax.restore import Restored
 from aps_jax.text.tokenizer import TOKENIZER_NAME
-
-#: Parts of a model that are read, by what a sampler needs.
-PARTS = {
-    "prior": ("codec", "prior"),
-    "denoiser": ("denoiser",),
-    "latent denoiser": ("codec", "latent_denoiser"),
-}
 
 
 def run_facts(options: Restore, config: SharedConfig) -> dict[str, Any]:

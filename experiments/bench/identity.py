@@ -8,11 +8,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aps_jax.cli.facts import PARTS
 from aps_jax.config import VARIANTS, APSConfig, Knob
 from aps_jax.io import checkpoint
 from aps_jax.io.names import choose
-from aps_jax.presets import PRESETS, config_class
+from aps_jax.presets import PARTS, PRESETS, config_class
 from aps_jax.samplers.budget import sized, with_budget
 from aps_jax.scores.lpips import MIN_SIDE as LPIPS_SIDE
 from aps_jax.types import Operator

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Float
 
 import aps_jax
@@ -22,14 +21,13 @@ from aps_jax.io.rows import Row
 from aps_jax.operators import make_operator
 from aps_jax.presets import make_config
 from aps_jax.pretrained import Model
-from aps_jax.sampler import APS, APSState, make_aps
+from aps_jax.sampler import APS, make_aps
 from aps_jax.sampling import objective
-from aps_jax.sampling.inner_loop import Refined, descend
 from aps_jax.sampling.run import run
 from aps_jax.sampling.starts import smooth_estimate
 from aps_jax.sampling.target import Target, measurement_target, most_likely
 from aps_jax.scores.lpips import PerceptualUnavailable
-from aps_jax.types import Array, Codec, Key, Params, Perceptual, Prior, Quantizer
+from aps_jax.types import Array, Codec, Key, Params, Perceptual, Prior, Quantizer, bind
 from experiments.bench import restoring
 from experiments.photos import Crops
 from experiments.studies.tokenizer_models import Plan, folder_of
@@ -58,40 +56,22 @@ ESTIMATORS: dict[str, Callable[[Target, Array], Array]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class OtherAPS(APS):
-    """APS whose inner loop decodes something else than the quantized expectation.
+def loss(
+    target: Target,
+    phi: Float[Array, "R L K"],
+    log_x_theta: Float[Array, "R L K"],
+    tokens: Array,
+    weight: Any,
+    *,
+    estimate: Callable[[Target, Array], Array],
+) -> Float[Array, " R"]:
+    """`objective.loss` of something else than the quantized expectation.
 
-    Attributes:
-      estimate: `(target, phi [R, L, K]) -> codes [R, L, d]`.
+    `estimate` gives the codes [R, L, d] that are decoded, of target and phi.
     """
-
-    estimate: Callable[[Target, Array], Array]
-
-    def refine(
-        self,
-        target: Target,
-        state: APSState,
-        phi: Float[Array, "R L K"],
-        log_x_theta: Float[Array, "R L K"],
-    ) -> Refined:
-        """M steps of Adam on phi."""
-        weight = self.prior_weight(state.step)
-
-        def loss(phi: Array, _: Array) -> Array:
-            codes = target.known_codes(self.estimate(target, phi), state.tokens)
-            is_masked = state.tokens == target.mask
-            term = objective.prior_term(phi, log_x_theta, is_masked)
-            return target.objective_of(codes) + (0.0 if weight is None else weight) * term
-
-        return descend(
-            loss,
-            phi,
-            optax.adam(self.config.learning_rate),
-            self.config.num_inner_steps,
-            move=lambda phi, updates, j: self.move(phi, updates, state, j),
-            keep_best=self.config.keep_best,
-        )
+    codes = target.known_codes(estimate(target, phi), tokens)
+    term = objective.prior_term(phi, log_x_theta, tokens == target.mask)
+    return target.objective_of(codes) + (0.0 if weight is None else weight) * term
 
 
 def code_variance(quantizer: Quantizer) -> float:
@@ -113,8 +93,10 @@ def samplers(plan: Plan, quantizer: Quantizer) -> dict[str, APS]:
     spread = code_variance(quantizer) / plan.sizes["num_bits"]
     config = dataclasses.replace(config, encoder_start=config.encoder_start / spread)
     aps = make_aps(config)
-    parts = {field.name: getattr(aps, field.name) for field in dataclasses.fields(APS)}
-    others = {name: OtherAPS(**parts, estimate=code) for name, code in ESTIMATORS.items()}
+    others = {
+        name: dataclasses.replace(aps, loss=bind(loss, estimate=code))
+        for name, code in ESTIMATORS.items()
+    }
     alone = make_aps(dataclasses.replace(config, prior_weight=0.0))
     return {WITH_PRIOR: aps, NO_PRIOR: alone} | others
 

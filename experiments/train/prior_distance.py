@@ -1,7 +1,7 @@
 """How far samples of priors are from held-out pictures, in the features of a network.
 
     python -m experiments.prior_distance --model face64 --train FACES --data HELD_OUT \
-        --denoisers experiments/models/faces64_pixels --out experiments/results/face64
+        --denoisers experiments/models/face64_continuous --out experiments/results/face64
 
 The distance is the kernel distance of Bińkowski et al. (arXiv:1801.01401): the unbiased estimate
 of the squared maximum mean discrepancy under their cubic kernel. The features are those of VGG16
