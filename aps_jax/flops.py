@@ -27,26 +27,27 @@ def count_flops(function: Callable[..., Any], *args: Any) -> float:
     return flops_of(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def flops_of(jaxpr: core.Jaxpr) -> float:
+def flops_of(jaxpr: core.Jaxpr, *, of_branches: Callable[[list[float]], float] = max) -> float:
     """As `count_flops`, of what has been traced already.
 
     Args:
       jaxpr: such as `jax.jit(function).trace(*args).jaxpr.jaxpr` is.
+      of_branches: what counts of branches of which one runs: `max` or `min` of their FLOPs.
     """
     # A custom gradient computes all cotangents; XLA drops those that nothing reads, and so do we.
     jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    return _count(jaxpr)
+    return _count(jaxpr, of_branches)
 
 
-def _count(jaxpr: core.Jaxpr) -> float:
-    return sum(_count_equation(equation) for equation in jaxpr.eqns)
+def _count(jaxpr: core.Jaxpr, of_branches: Callable[[list[float]], float]) -> float:
+    return sum(_count_equation(equation, of_branches) for equation in jaxpr.eqns)
 
 
 def _shape(atom: Any) -> tuple[int, ...]:
     return atom.aval.shape
 
 
-def _count_equation(equation: core.JaxprEqn) -> float:
+def _count_equation(equation: core.JaxprEqn, of_branches: Callable[[list[float]], float]) -> float:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
@@ -58,13 +59,13 @@ def _count_equation(equation: core.JaxprEqn) -> float:
         out_features = params["dimension_numbers"].rhs_spec[0]
         depth = math.prod(kernel) / kernel[out_features]
         return 2.0 * depth * math.prod(_shape(equation.outvars[0]))
-    bodies = [_count(body) for body in _bodies(params)]
+    bodies = [_count(body, of_branches) for body in _bodies(params)]
     if name == "scan":
         return params["length"] * sum(bodies)
     if name == "while" and sum(bodies):
         raise ValueError("the function has a loop of an unknown number of rounds")
     if name == "cond":
-        return max(bodies)
+        return of_branches(bodies)
     return sum(bodies)
 
 

@@ -24,7 +24,7 @@ from aps_jax.samplers.budget import decoder_evaluations
 from aps_jax.sampling.starts import smooth_estimate
 from aps_jax.scores import report
 from aps_jax.types import Array, Key, Operator, Params, Perceptual, Prior, PyTree, bind
-from experiments.bench.budgets import Work
+from experiments.bench.budgets import TOLERANCE, Work
 from experiments.bench.study import Method
 
 #: Measures a batch: `(operator, keys, x) -> y`.
@@ -114,16 +114,18 @@ def compile_method(
 def _flops_per_photo(
     traced: Any, method: Method, config: Any, batch: int, limit: int | Work | None
 ) -> float | None:
-    """Of what is going to run, or of its networks alone where loops depend on values.
+    """Of what is going to run, or of its networks alone where loops or branches depend on values.
 
     Raises:
       ValueError: beyond the limit.
     """
+    calls = 1e9 * config.num_samples * limit.cost(config) if isinstance(limit, Work) else None
     try:
-        flops = flops_of(traced.jaxpr.jaxpr) / batch
+        least, flops = (flops_of(traced.jaxpr.jaxpr, of_branches=of) / batch for of in (min, max))
+        if calls is not None and least < (1 - TOLERANCE) * flops:
+            flops = calls
     except ValueError:
-        is_known = isinstance(limit, Work)
-        flops = 1e9 * config.num_samples * limit.cost(config) if is_known else None
+        flops = calls
     if flops is not None and isinstance(limit, Work) and method.budgeted:
         limit.require(method.label, flops / config.num_samples)
     return flops

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from aps_jax import Denoiser
@@ -107,3 +108,19 @@ def test_what_is_counted_is_held_to_the_budget():
     with pytest.raises(ValueError, match="'dps' makes 137 GFLOPs per photo, beyond the budget"):
         count(1, work)
     assert count(1, None) == 2 * 4096**3
+
+
+def test_the_calls_are_what_counts_where_branches_differ():
+    def step(x, i):
+        return jax.lax.cond(i == 0, lambda: x @ x @ x, lambda: x), None
+
+    matrix = jax.ShapeDtypeStruct((2048, 2048), "float32")
+    traced = jax.jit(lambda x: jax.lax.scan(step, x, jnp.arange(8))[0]).trace(matrix)
+    found = parsed({"dps": {"sampler": "dps", "denoiser": "faces"}})
+    (method,) = found.methods.values()
+    work = found.budgets[0].limit(method)
+    config = DPSConfig(num_steps=3)
+    found = restoring._flops_per_photo(traced, method, config, 1, work)
+    assert found == 1e9 * work.cost(config) < 1e11
+    # Without known calls it is the most that the branches may make.
+    assert restoring._flops_per_photo(traced, method, config, 1, None) == 8 * 4 * 2048**3
