@@ -165,3 +165,21 @@ def test_a_training_on_latents_likewise(tmp_path):
         features = np.clip(denoiser.codec.encode(denoiser.codec.params, x), -1, 1)[0]
         assert min(np.abs(rows[0, side] - features).max() for side in (0, 1)) < 5e-3
     assert card["latent_denoiser"]["sigma_data"] == pytest.approx(rows.std(dtype=float), abs=1e-4)
+
+
+def test_crops_are_parts_of_photos_and_whole_pictures_are_not(tmp_path):
+    ramp = np.broadcast_to(np.linspace(-1, 1, 64)[None, :, None], (64, 64, 3))
+    save_image(tmp_path / "pictures/ramp.png", ramp)
+    config = diffusion.Config(
+        data=(tmp_path / "pictures",), eval_data=tmp_path / "pictures", out=tmp_path / "out",
+        denoiser=TINY, batch_size=16, num_eval=1,
+    )  # fmt: skip
+
+    def ranges(config):
+        _, batch = next(diffusion.pixels_of(config).batches(range(1)))
+        assert batch.shape == (16, TINY.side, TINY.side, 3)
+        return batch.max((1, 2, 3)) - batch.min((1, 2, 3))
+
+    assert (ranges(config) > 1.6).all()
+    parts = ranges(dataclasses.replace(config, crops=True))
+    assert parts.min() < 1.2 and len(np.unique(parts.round(3))) > 8

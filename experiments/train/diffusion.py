@@ -1,6 +1,8 @@
-"""Trains a denoiser of pixels, the continuous rival of the masked prior, on whole pictures.
+r"""Trains a denoiser of pixels, the continuous rival of the masked prior.
 
     python -m experiments.train_diffusion --data FACES --eval-data HELD_OUT --out runs/diffusion
+    python -m experiments.train_diffusion --crops --eval-shrink 2 --data PHOTOS \
+        --eval-data HELD_OUT --out runs/diffusion_photos
 
 The transformer has the sizes of `experiments.train_prior`, and a patch of 4x4 pixels is a position,
 as a token is there, so that as many steps of as many pictures cost the same arithmetic. The loss
@@ -40,12 +42,11 @@ LEVELS = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(training.RunConfig):
-    """Settings of one training run.
+class DenoiserRun(training.RunConfig):
+    """Settings of the training of any denoiser.
 
     Attributes:
-      denoiser: sizes; with `init` those of its denoiser. Pictures are read whole, as their centre
-        squares, resized to its side.
+      denoiser: sizes; with `init` those of its denoiser.
     """
 
     SECTION: ClassVar = "denoiser"
@@ -73,6 +74,20 @@ class Config(training.RunConfig):
             config, denoiser=config.denoiser if self.init else tiny, steps=6, batch_size=4,
             warmup=2, eval_every=3, save_every=3, num_eval=4,
         )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(DenoiserRun):
+    """Settings of one training run.
+
+    Attributes:
+      crops: learn random squares of several scales, for photos; without it pictures are read whole,
+        as their centre squares, for aligned ones. All are resized to the denoiser's side.
+      max_flat: as for `train_codec`, with `crops`.
+    """
+
+    crops: bool = False
+    max_flat: float = 1.0
 
 
 _decode = jax.jit(latents.decode, static_argnums=2)
@@ -162,7 +177,7 @@ class Data(NamedTuple):
 
 
 def pixels_of(config: Config) -> Data:
-    """Whole pictures themselves."""
+    """Pictures themselves."""
     side = config.denoiser.side
     pictures = photos.load_photos(config.data, min_side=side, max_short_side=256)
     _, held_out = photos.center_crops(
@@ -171,13 +186,14 @@ def pixels_of(config: Config) -> Data:
 
     def batches(steps: range) -> Iterator[tuple[int, np.ndarray]]:
         return photos.prefetched_batches(
-            pictures, config.seed, steps, batch_size=config.batch_size, size=side, is_whole=True
-        )
+            pictures, config.seed, steps, batch_size=config.batch_size, size=side,
+            is_whole=not config.crops, max_flat=config.max_flat,
+        )  # fmt: skip
 
     return Data(len(pictures), batches, held_out, held_out)
 
 
-def export(params: PyTree, config: Config, facts: dict[str, object]) -> None:
+def export(params: PyTree, config: DenoiserRun, facts: dict[str, object]) -> None:
     """Writes the model folder."""
     folder, section = config.out / "model", config.SECTION
     folder.mkdir(parents=True, exist_ok=True)
@@ -186,14 +202,14 @@ def export(params: PyTree, config: Config, facts: dict[str, object]) -> None:
     checkpoint.update_card(folder, **sections)
 
 
-def initial_params(config: Config, *, is_latent: bool) -> PyTree:
+def initial_params(config: DenoiserRun, *, is_latent: bool) -> PyTree:
     """Random weights, or those of the denoiser in `config.init`."""
     if config.init is not None:
         return load_denoiser(config.init, is_latent=is_latent).params
     return init_patch_denoiser_params(jax.random.key(config.seed), config.denoiser)
 
 
-def learn(config: Config, data: Data) -> None:
+def learn(config: DenoiserRun, data: Data) -> None:
     """Runs or resumes a training, exports the model, and draws curves and samples."""
     is_latent, part = data.codec is not None, f"{config.SECTION}_training"
     params = initial_params(config, is_latent=is_latent)

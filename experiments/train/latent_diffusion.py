@@ -34,7 +34,7 @@ from experiments.train import diffusion
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(diffusion.Config):
+class Config(diffusion.DenoiserRun):
     """Settings of one training run.
 
     Attributes:
