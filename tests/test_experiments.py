@@ -181,12 +181,13 @@ def test_smoke_runs_take_the_sizes_of_given_weights(folder, tmp_path):
         train_prior.Config(init="photo65", codec="photo64", **common).resolved()
 
 
-def test_prior_training_reads_captions_and_whole_pictures(folder, prior_run, tmp_path, capsys):
+@pytest.fixture
+def captions_run(folder, prior_run, tmp_path):
     """Absolute positions and words are new; the rest starts from a prior without them."""
     pytest.importorskip("tokenizers")
     lines = ["file,caption", '0.png,"dark, red left"', "1.png,light", '2.png,"light, red left"']
     (tmp_path / "captions.csv").write_text("\n".join(lines))
-    config = dataclasses.replace(
+    return dataclasses.replace(
         prior_run,
         out=tmp_path / "out",
         init=prior_run.out / "model",
@@ -195,19 +196,27 @@ def test_prior_training_reads_captions_and_whole_pictures(folder, prior_run, tmp
         absolute_positions=True,
         eval_shrink=3,
     )
-    train_prior.train(config)
-    card = read_card(tmp_path / "out" / "model")
+
+
+@pytest.mark.slow
+def test_prior_training_reads_captions_and_whole_pictures(captions_run):
+    train_prior.train(captions_run)
+    folder = captions_run.out / "model"
+    card = read_card(folder)
     assert card["prior"]["absolute_side"] == 8 and card["prior_window"] is None
     assert card["prior_training"]["eval_ce_1_prompted"] > 0
-    model = aps_jax.load_pretrained(tmp_path / "out" / "model", prompt="light, Red left")
+    model = aps_jax.load_pretrained(folder, prompt="light, Red left")
     masked = jnp.full((1, 8, 8), model.prior.num_codes)
     logits = jax.jit(lambda prior, tokens: prior.apply(prior.params, tokens))(model.prior, masked)
     assert logits.shape == (1, 8, 8, 64) and np.isfinite(logits).all()
     assert model.prior.params["uncond_prompt"].shape == (0,)
     with pytest.raises(ValueError, match="'green' in a prompt; it knows: dark, left, light, red"):
-        aps_jax.load_pretrained(tmp_path / "out" / "model", prompt="green")
+        aps_jax.load_pretrained(folder, prompt="green")
+
+
+def test_captions_of_other_pictures_are_refused(captions_run, tmp_path):
     (tmp_path / "others.csv").write_text("file,caption\nx.png,dark\n")
-    config = dataclasses.replace(config, captions=tmp_path / "others.csv")
+    config = dataclasses.replace(captions_run, captions=tmp_path / "others.csv")
     with pytest.raises(ValueError, match="no training picture is named in"):
         train_prior.train(config)
     (tmp_path / "wrong.csv").write_text("name,caption\n")
@@ -417,6 +426,7 @@ def test_k_means_finds_separate_clusters(rng):
     )
 
 
+@pytest.mark.slow
 def test_window_placements_are_scored_at_masked_tokens(folder, prior_run, tmp_path):
     model = aps_jax.load_pretrained(str(prior_run.out / "model"))
     out = tmp_path / "windows.json"
