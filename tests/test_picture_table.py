@@ -9,6 +9,7 @@ import itertools
 
 import numpy as np
 import picture_files as raw
+import PIL
 import pytest
 from PIL import Image
 
@@ -197,8 +198,8 @@ READ = {
     *itertools.product((2,), (8, 16), [(), (0,), (1,), (2,)]),
     *itertools.product((5,), (8, 16), [()]),
     (1, 12, ()),
-    (1, 8, (0,)),
-    (1, 8, (1,)),
+    # Older ones, which the demo's libraries may ask for, refuse these two.
+    *(((1, 8, (0,)), (1, 8, (1,))) if int(PIL.__version__.partition(".")[0]) >= 13 else ()),
     (1, 8, (2,)),
     (3, 8, (2,)),
 }
