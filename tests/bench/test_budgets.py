@@ -120,7 +120,7 @@ def test_the_calls_are_what_counts_where_branches_differ():
     (method,) = found.methods.values()
     work = found.budgets[0].limit(method)
     config = DPSConfig(num_steps=3)
-    found = restoring._flops_per_photo(traced, method, config, 1, work)
-    assert found == 1e9 * work.cost(config) < 1e11
+    flops = restoring._flops_per_photo(traced, method, config, 1, work)
+    assert flops == 1e9 * work.cost(config) < 1e11
     # Without known calls it is the most that the branches may make.
     assert restoring._flops_per_photo(traced, method, config, 1, None) == 8 * 4 * 2048**3
