@@ -16,13 +16,17 @@ from safetensors.numpy import load_file
 import aps_jax
 from aps_jax.codec import lfq
 from aps_jax.codec.magvit2 import (
+    CodecConfig,
     PatchPath,
     encode_tokens,
     init_codec_params,
     make_codec,
+    reconstruct,
     space_to_depth,
 )
 from aps_jax.io.checkpoint import load_params, read_card
+from aps_jax.prior.bundle import make_prior
+from aps_jax.prior.windows import prior_logits
 from experiments import photos, training
 from experiments.bench import command as benchmark
 from experiments.train import (
@@ -36,6 +40,7 @@ from experiments.train import (
 )
 from experiments.train import codec as train_codec
 from experiments.train import prior as train_prior
+from experiments.train.masked_loss import code_numbers, merge
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +148,31 @@ def test_training_starts_from_given_weights(codec_run, prior_run, tmp_path):
             np.testing.assert_allclose(after[name], tensor, atol=2e-3, err_msg=name)
         card = read_card(tmp_path / part / "model")
         assert card[f"{part}_training"]["started_from"]["steps"] == run.resolved().steps
+
+
+def test_a_table_starts_as_the_codes_of_signs_it_replaces(codec_run, prior_run, tmp_path):
+    """The codec and the prior of a table are at first those that they go on from."""
+    init = prior_run.out / "model"
+    given = aps_jax.load_pretrained(init)
+    table = dataclasses.replace(CodecConfig(), quantizer="vq")
+    config = dataclasses.replace(codec_run, init=init, codec=table, out=tmp_path).resolved()
+    assert config.codec.quantizer == "vq" and config.codec.code_width == 6
+    codec = make_codec(config.codec, train_codec.initial_params(config, []))
+    tokens = jax.random.randint(jax.random.key(1), (2, 8, 8), 0, codec.num_codes)
+    np.testing.assert_array_equal(
+        codec.quantizer.lookup(tokens), given.codec.quantizer.lookup(tokens)
+    )
+    x = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3), minval=-1)
+    np.testing.assert_allclose(reconstruct(codec, x), reconstruct(given.codec, x), atol=1e-5)
+
+    config = dataclasses.replace(prior_run, init=init).resolved()
+    model = config.transformer(codec.quantizer)
+    assert model.code_bits is None
+    numbers = code_numbers(codec.quantizer)
+    weights = merge(train_prior.initial_params(config, model, numbers), numbers)
+    noisy = jnp.where(tokens % 3 == 0, codec.num_codes, tokens)[:, :4, :4]
+    logits = prior_logits(make_prior(model, weights), noisy)
+    np.testing.assert_allclose(logits, prior_logits(given.prior, noisy), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 import aps_jax
+from aps_jax.codec import lfq
 from aps_jax.codec.magvit2 import CodecConfig, init_codec_params, make_codec, reconstruct
 from aps_jax.io import checkpoint
 from aps_jax.pretrained import model_folder
@@ -33,7 +34,8 @@ class Config(training.RunConfig):
     """Settings of one training run.
 
     Attributes:
-      codec: sizes of the codec; with `init` those of its codec.
+      codec: sizes of the codec; with `init` those of its codec. Asked for "vq", an `init` of signs
+        goes on with a table that starts as its codes, and so as the same codec.
       image_size: side of the training crops.
       max_flat: largest share of a crop that may be plain ground (`photos.flat_share`) if another
         place of its photo has less. Catalogue pictures on white teach a prior to fill holes with
@@ -89,7 +91,10 @@ class Config(training.RunConfig):
         config = self
         if self.init is not None:
             sizes = training.initial_sizes(self, "codec", CodecConfig)
-            config = dataclasses.replace(self, codec=dataclasses.replace(sizes, dtype="float32"))
+            sizes = dataclasses.replace(sizes, dtype="float32")
+            if self.codec.quantizer == "vq" and sizes.quantizer == "lfq":
+                sizes = dataclasses.replace(sizes, quantizer="vq", code_width=sizes.num_bits)
+            config = dataclasses.replace(self, codec=sizes)
         if not self.smoke:
             return config
         tiny = CodecConfig(
@@ -136,7 +141,12 @@ def initial_params(config: Config, pictures: Sequence[Image.Image]) -> PyTree:
         return with_patches(random, pictures, config)
     if config.init is None:
         return random
-    return checkpoint.load_params(model_folder(config.init) / "codec.safetensors", random)
+    path = model_folder(config.init) / "codec.safetensors"
+    if training.initial_sizes(config, "codec", CodecConfig).quantizer == config.codec.quantizer:
+        return checkpoint.load_params(path, random)
+    networks = {name: part for name, part in random.items() if name != "quantizer"}
+    table = lfq.codebook(config.codec.num_bits)
+    return checkpoint.load_params(path, networks) | {"quantizer": {"table": table}}
 
 
 def learn(

@@ -32,7 +32,12 @@ from aps_jax.codec.lfq import LFQ
 from aps_jax.io import checkpoint
 from aps_jax.pretrained import load_codec, load_prior, model_folder
 from aps_jax.prior.bundle import make_prior, make_prompted_prior
-from aps_jax.prior.transformer import TransformerConfig, init_transformer_params, num_params
+from aps_jax.prior.transformer import (
+    CodeEmbedding,
+    TransformerConfig,
+    init_transformer_params,
+    num_params,
+)
 from aps_jax.text.tokenizer import TOKENIZER_NAME
 from aps_jax.types import Array, Prior, PyTree, Quantizer
 from experiments import training
@@ -191,36 +196,55 @@ def export(
 def initial_params(config: Config, model: TransformerConfig, numbers: Array) -> PyTree:
     """Random weights, or those of the prior in `config.init`, which must have the same sizes.
 
-    What that prior lacks, positions or words, starts from random weights.
+    What that prior lacks, positions or words, starts from random weights. For a codec whose table
+    started as codes of signs (`train_codec --codec.quantizer vq`) the prior of those codes will do:
+    its embeddings of them become rows of a table.
 
     Raises:
       ValueError: it is of another codec.
     """
     weights = jax.jit(init_transformer_params, static_argnums=1)(jax.random.key(config.seed), model)
+    scale = 1 / math.sqrt(numbers.shape[1])
     if config.init is not None:
-        source = training.initial_sizes(config, "prior", TransformerConfig)
-        if source.code_bits != model.code_bits:
-            raise ValueError(
-                f"--init {config.init} has a prior of {source.code_bits}-bit codes; this codec has "
-                f"{model.code_bits}: leave it out, or start the codec from the same model"
-            )
-        given = checkpoint.load_params(
-            model_folder(config.init) / "prior.safetensors",
-            jax.eval_shape(lambda key: init_transformer_params(key, source), jax.random.key(0)),
-        )
-        own, given = (traverse_util.flatten_dict(tree, sep="/") for tree in (weights, given))
+        scale = 0.0  # The rows that are given have what the numbers of a code say.
+        given = _given(config, model)
+        own = traverse_util.flatten_dict(weights, sep="/")
         for name, leaf in given.items():
             if name in own and own[name].shape == leaf.shape:
                 own[name] = leaf
-            elif name in own:  # Other words: they have only the mask in common, the first row.
+            elif name == "embed/embedding":  # Other words: they share the codes and the mask.
+                shared = model.output_size + 1
+                own[name] = own[name].at[:shared].set(leaf[:shared])
+            elif name in own:  # Rows without those of codes: the mask is the first.
                 own[name] = own[name].at[0].set(leaf[0])
         weights = traverse_util.unflatten_dict(own, sep="/")
     params = {"model": weights, "head_bits": jnp.zeros((model.width, numbers.shape[1]))}
     if model.code_bits is None:  # As large as the projection of bits by `CodeEmbedding`.
         shape = (numbers.shape[1], model.width)
-        scale = 1 / math.sqrt(shape[0])
-        params["embed_numbers"] = scale * jax.random.normal(jax.random.key(config.seed), shape)
+        drawn = jax.random.normal(jax.random.key(config.seed), shape)
+        params["embed_numbers"] = scale * drawn
     return params
+
+
+def _given(config: Config, model: TransformerConfig) -> dict[str, Array]:
+    """Weights by path of the prior in `config.init`, in the form that `model` has."""
+    source = training.initial_sizes(config, "prior", TransformerConfig)
+    is_widened = source.code_bits is not None and model.code_bits is None
+    is_widened = is_widened and source.output_size == model.output_size and model.token_groups == 1
+    if source.code_bits != model.code_bits and not is_widened:
+        raise ValueError(
+            f"--init {config.init} has a prior of {source.code_bits}-bit codes; this codec has "
+            f"{model.code_bits}: leave it out, or start the codec from the same model"
+        )
+    given = checkpoint.load_params(
+        model_folder(config.init) / "prior.safetensors",
+        jax.eval_shape(lambda key: init_transformer_params(key, source), jax.random.key(0)),
+    )
+    if is_widened:
+        ids = jnp.arange(source.vocab_size, dtype=jnp.int32)[None]
+        rows = CodeEmbedding(source).apply({"params": given["embed"]}, ids)[0]
+        given = given | {"embed": {"embedding": rows}}
+    return traverse_util.flatten_dict(given, sep="/")
 
 
 def learn(
