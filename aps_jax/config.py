@@ -189,10 +189,10 @@ class APSConfig(SharedConfig):
         carry over only as much of phi; the rest starts at the current prior's logits, raised by
         `encoder_start`. 0 is off (ours).
       encoder_start: raise the logits that phi starts from near the codes that the encoder has for a
-        smooth estimate of the image, by 2 nats times this per bit of LFQ
-        (`aps_jax.sampling.starts`): at every timestep of a cold start, at the first of a warm
-        start (and, with `sensitivity_floor`, at the others for what the measurement does not say).
-        0 is off (ours).
+        smooth estimate of the image, by 2 nats times this per bit of LFQ (with other codebooks,
+        per such a part of their spread; `aps_jax.sampling.starts`): at every timestep of a cold
+        start, at the first of a warm start (and, with `sensitivity_floor`, at the others for what
+        the measurement does not say). 0 is off (ours).
       start_where_measured: raise those logits only as far as the measurement says something about a
         token, by the same factor as `sensitivity_floor`, without which it changes nothing. What is
         not measured then starts at the prior: a hole is filled by it and not by the smooth image

@@ -7,7 +7,11 @@ import pytest
 from conftest import NUM_CODES, channel_matrix, mixing_prior, patch_codec
 
 from aps_jax import APSConfig, Params, operators
+from aps_jax.codec.expectation import spread
+from aps_jax.codec.fsq import FSQ
+from aps_jax.codec.lfq import LFQ, codebook
 from aps_jax.codec.magvit2 import encode_tokens
+from aps_jax.codec.residual import Residual
 from aps_jax.codec.vq import VQ
 from aps_jax.samplers import sampler_of
 from aps_jax.sampling.starts import (
@@ -139,7 +143,31 @@ def test_logits_are_squared_distances_of_codes():
     book = np.random.default_rng(0).normal(size=(NUM_CODES, 4))
     other = patch_codec().replace(quantizer=VQ(jnp.asarray(book, jnp.float32)))
     distance = np.sum((book[:, None] - book[None]) ** 2, axis=-1)
-    np.testing.assert_allclose(logits_of(other), -0.35 * distance, atol=1e-4)
+    unit = np.var(book, axis=0).sum() / np.log2(NUM_CODES)
+    np.testing.assert_allclose(logits_of(other), -0.35 * distance / unit, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [0.2, 5.0])
+def test_logits_do_not_depend_on_the_scale_of_a_codebook(scale):
+    """The signs themselves, as a table, in two groups or as levels: a differing bit is a bit."""
+    table = VQ(scale * codebook(4))
+    ones = LFQ(4), Residual(jnp.stack([codebook(2)] * 2)), FSQ((2, 2, 2, 2))
+    for quantizer, expected in ((table, scale**2), *((one, 1) for one in ones)):
+        found = spread(patch_codec().replace(quantizer=quantizer))
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    tokens = jnp.arange(NUM_CODES)[None]
+    found = [
+        encoder_logits(
+            make_target(
+                mixing_prior(), patch_codec().replace(quantizer=quantizer),
+                Energy(apply=no_energy), grid=(4, 4),
+            ),
+            tokens,
+            0.7,
+        )
+        for quantizer in (table, patch_codec().quantizer)
+    ]  # fmt: skip
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-4)
 
 
 def no_energy(params, data, x):

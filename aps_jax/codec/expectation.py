@@ -6,7 +6,10 @@ grid.
 
 from __future__ import annotations
 
+import math
+
 import jax
+import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from aps_jax.types import Array, Codec, ImageShape
@@ -43,6 +46,19 @@ def similarity(codec: Codec, tokens: Int[Array, "R L"], grid: Grid) -> Float[Arr
     """Minus half the squared distance of all codes to those of tokens [R, L], [R, L, K]."""
     values = codec.quantizer.similarity(tokens.reshape(-1, *grid))
     return values.reshape(*tokens.shape, -1)
+
+
+def spread(codec: Codec) -> Float[Array, ""]:
+    """Summed variance of the numbers of a code per bit of it, over all codes alike.
+
+    That of LFQ is 1; n tokens of a place count together.
+    """
+    quantizer = codec.quantizer
+    groups = math.prod(quantizer.axes)
+    ids = jnp.arange(quantizer.num_codes, dtype=jnp.int32)
+    codes = quantizer.lookup(jnp.tile(ids[:, None], (1, groups)) if groups > 1 else ids)
+    bits = groups * math.log2(quantizer.num_codes)
+    return jnp.sum(jnp.var(codes, axis=0)) / bits
 
 
 def quantized_expectation(

@@ -115,9 +115,11 @@ def encoder_logits(
 ) -> Float[Array, "R L K"]:
     """Logits [R, L, K] that fall with the squared distance to the codes of tokens [R, L].
 
-    `-weight / 2 * ||C_k - C_token||^2`: with the codes of LFQ, `-2 * weight` per differing bit.
+    `-weight / 2 * ||C_k - C_token||^2 / spread`: with the codes of LFQ, `-2 * weight` per differing
+    bit. The spread (`expectation.spread`) lets a weight mean the same with any codebook.
     """
-    return weight * expectation.similarity(target.codec, tokens, target.grid)
+    distances = expectation.similarity(target.codec, tokens, target.grid)
+    return weight / expectation.spread(target.codec) * distances
 
 
 def token_sensitivity(target: Target, floor: Scalar) -> Float[Array, "R L"]:

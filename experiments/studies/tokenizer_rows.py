@@ -27,7 +27,7 @@ from aps_jax.sampling.run import run
 from aps_jax.sampling.starts import smooth_estimate
 from aps_jax.sampling.target import Target, measurement_target, most_likely
 from aps_jax.scores.lpips import PerceptualUnavailable
-from aps_jax.types import Array, Codec, Key, Params, Perceptual, Prior, Quantizer, bind
+from aps_jax.types import Array, Codec, Key, Params, Perceptual, Prior, bind
 from experiments.bench import restoring
 from experiments.photos import Crops
 from experiments.studies.tokenizer_models import Plan, folder_of
@@ -74,24 +74,9 @@ def loss(
     return target.objective_of(codes) + (0.0 if weight is None else weight) * term
 
 
-def code_variance(quantizer: Quantizer) -> float:
-    """Summed variance of the numbers of a place, over all codes alike: half their mean distance."""
-    groups = math.prod(quantizer.axes)
-    ids = jnp.arange(quantizer.num_codes, dtype=jnp.int32)
-    codes = quantizer.lookup(jnp.tile(ids[:, None], (1, groups)) if groups > 1 else ids)
-    return float(jnp.sum(jnp.var(codes, axis=0)))
-
-
-def samplers(plan: Plan, quantizer: Quantizer) -> dict[str, APS]:
-    """The samplers by method.
-
-    The preset's pull towards the codes of a first guess is per unit of squared distance between
-    codes; here it is in units of their mean distance, so that it is the same for all codebooks.
-    """
-    options = {"sigma": plan.sigma} | plan.options
-    config = make_config(**options)
-    spread = code_variance(quantizer) / plan.sizes["num_bits"]
-    config = dataclasses.replace(config, encoder_start=config.encoder_start / spread)
+def samplers(plan: Plan) -> dict[str, APS]:
+    """The samplers by method."""
+    config = make_config(**{"sigma": plan.sigma} | plan.options)
     aps = make_aps(config)
     others = {
         name: dataclasses.replace(aps, loss=bind(loss, estimate=code))
@@ -231,7 +216,7 @@ def restored(
 ) -> tuple[list[Row], Array]:
     """Rows and images of a method on a task."""
     operator, x, y, keys = measurement(plan, task, crops)
-    sampler = samplers(plan, model.codec.quantizer)[method]
+    sampler = samplers(plan)[method]
     prior = restoring.uniform_prior(model.prior) if method == NO_PRIOR else model.prior
     images = _sample(Params(prior, model.codec, operator), y, keys, sampler=sampler)
     return _rows(task, method, crops, restoring.scored(operator, perceptual, images, x, y)), images
