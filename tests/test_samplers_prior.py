@@ -171,10 +171,12 @@ def test_gradients_of_the_bits(estimator):
     np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
 
-def test_bits_need_a_codebook_of_bits():
+@pytest.mark.parametrize("width", [2, 3])
+def test_bits_need_a_codebook_of_bits(width):
+    """Also where a table has as many rows as there would be signs of its numbers."""
     params = toy.make_params(JOINT)
-    wide = params.codec.replace(quantizer=VQ(jnp.zeros((CODES, 3))))
-    with pytest.raises(ValueError, match="4 codes of 3 numbers; use variables='tokens'"):
+    wide = params.codec.replace(quantizer=VQ(jnp.zeros((CODES, width))))
+    with pytest.raises(ValueError, match=f"4 codes of {width} numbers; use variables='tokens'"):
         samplers.sample(
             params.replace(codec=wide), toy.batch_of(1), jax.random.key(0),
             config=StraightThroughConfig(),

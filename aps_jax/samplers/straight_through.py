@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from aps_jax.codec.expectation import nearest, straight_through
+from aps_jax.codec.lfq import LFQ
 from aps_jax.config import Evaluations, Knob, check_options
 from aps_jax.samplers.config import GradientConfig
 from aps_jax.sampling import starts
@@ -97,13 +98,13 @@ class StraightThroughConfig(GradientConfig):
           ValueError: `variables="bits"` without a codebook of 2**d codes of d signs.
         """
         quantizer = target.codec.quantizer
-        num_codes, num_bits = quantizer.num_codes, quantizer.num_features
-        if self.variables == "bits" and num_codes != 2**num_bits:
+        if self.variables == "bits" and not isinstance(quantizer, LFQ):
             raise ValueError(
-                f"variables='bits' needs a codebook of 2**d codes of d bits, got {num_codes} codes "
-                f"of {num_bits} numbers; use variables='tokens'"
+                "variables='bits' needs a codebook of signs (LFQ), got a table of "
+                f"{quantizer.num_codes} codes of {quantizer.num_features} numbers; use "
+                "variables='tokens'"
             )
-        size = num_bits if self.variables == "bits" else num_codes
+        size = quantizer.num_features if self.variables == "bits" else quantizer.num_codes
         shape = (target.tokens.shape[1], size)
         noise = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
         variables = self.init_noise * noise + self._start(target)
