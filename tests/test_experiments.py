@@ -176,11 +176,18 @@ def test_a_table_starts_as_the_codes_of_signs_it_replaces(codec_run, prior_run, 
 
 
 @pytest.mark.slow
-def test_a_frozen_encoder_stays_and_the_decoder_learns(codec_run, tmp_path):
+@pytest.mark.parametrize("quantizer", ["lfq", "vq"])
+def test_a_frozen_encoder_stays_and_the_decoder_learns(codec_run, tmp_path, quantizer):
+    """So does a table, in which rows that no token uses would be restarted otherwise."""
     init = codec_run.out / "model"
-    config = dataclasses.replace(codec_run, out=tmp_path, init=init, freeze_encoder=True)
+    codec = dataclasses.replace(codec_run.codec, quantizer=quantizer)
+    config = dataclasses.replace(
+        codec_run, out=tmp_path, init=init, codec=codec, freeze_encoder=True, restart_every=1
+    )
     train_codec.train(config)
     before, after = (load_file(f / "codec.safetensors") for f in (init, tmp_path / "model"))
+    if quantizer == "vq":
+        np.testing.assert_array_equal(after.pop("quantizer/table"), lfq.codebook(6))
     assert before.keys() == after.keys()
     for name in before:
         changed = not np.array_equal(before[name], after[name])

@@ -106,7 +106,11 @@ def test_dead_rows_restart_at_features():
     params = {"quantizer": {"table": table}, "encoder": jnp.ones(())}
     state = TrainState(jnp.asarray(1), params, None, params)
     config = SimpleNamespace(
-        codec=SimpleNamespace(quantizer="vq"), restart_every=2, steps=8, seed=0
+        codec=SimpleNamespace(quantizer="vq"),
+        restart_every=2,
+        steps=8,
+        seed=0,
+        freeze_encoder=False,
     )
     restarts = Restarts(config, lambda params, x: x)
     batch = jnp.asarray([[0.1, 0.0], [1.1, 1.0]])

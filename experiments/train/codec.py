@@ -52,8 +52,8 @@ class Config(training.RunConfig):
       perceptual: weight of LPIPS, which needs the `lpips` extra; 0 for none.
       perceptual_images: images of a step that LPIPS is taken of, 0 for all. On a CPU it costs as
         much per image as the codec does.
-      freeze_encoder: train the decoder alone (with `init`). Tokens stay what they are, so priors
-        that were trained on them stay valid.
+      freeze_encoder: train the decoder alone (with `init`), not the table of "vq" either. Tokens
+        stay what they are, so priors that were trained on them stay valid.
       patch_steps: steps that the patch path is trained alone before, from random weights, with the
         same loss; the convolutions then start from a contribution of zero.
       patch_batch: patches per step of that.
@@ -159,7 +159,8 @@ def learn(
     sizes = dataclasses.replace(config.codec, dtype=config.dtype)
     optimizer = training.make_optimizer(config)
     trained = initial_params(config, pictures)
-    frozen = {"encoder": trained.pop("encoder")} if config.freeze_encoder else {}
+    parts = [name for name in trained if config.freeze_encoder and name != "decoder"]
+    frozen = {name: trained.pop(name) for name in parts}
 
     def loss(params, frozen, x, key):
         params = frozen | params

@@ -30,7 +30,8 @@ class Restarts:
     """
 
     def __init__(self, config: Any, encode: Callable[[PyTree, Array], Array]) -> None:
-        self.every = config.restart_every if config.codec.quantizer == "vq" else 0
+        is_learned = config.codec.quantizer == "vq" and not config.freeze_encoder
+        self.every = config.restart_every if is_learned else 0
         self.until, self.seed = 3 * config.steps // 4, config.seed
         self.batches: deque[Array] = deque(maxlen=_NUM_BATCHES)
         self._encode = jax.jit(encode)
