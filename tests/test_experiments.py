@@ -25,6 +25,7 @@ from aps_jax.codec.magvit2 import (
     space_to_depth,
 )
 from aps_jax.io.checkpoint import load_params, read_card
+from aps_jax.pretrained import load_codec
 from aps_jax.prior.bundle import make_prior
 from aps_jax.prior.windows import prior_logits
 from experiments import photos, training
@@ -36,6 +37,7 @@ from experiments.train import (
     codec_yardsticks,
     patches,
     prior_scores,
+    widening,
     window_placement,
 )
 from experiments.train import codec as train_codec
@@ -169,10 +171,33 @@ def test_a_table_starts_as_the_codes_of_signs_it_replaces(codec_run, prior_run, 
     model = config.transformer(codec.quantizer)
     assert model.code_bits is None
     numbers = code_numbers(codec.quantizer)
-    weights = merge(train_prior.initial_params(config, model, numbers), numbers)
+    weights = merge(train_prior.initial_params(config, model, codec.quantizer), numbers)
     noisy = jnp.where(tokens % 3 == 0, codec.num_codes, tokens)[:, :4, :4]
     logits = prior_logits(make_prior(model, weights), noisy)
     np.testing.assert_allclose(logits, prior_logits(given.prior, noisy), rtol=1e-3, atol=1e-3)
+
+
+def test_more_bits_in_groups_change_no_picture_at_the_start(codec_run, tmp_path):
+    init = codec_run.out / "model"
+    given = load_codec(init)
+    groups = CodecConfig(quantizer="grouped", num_bits=10, code_groups=2)
+    config = dataclasses.replace(codec_run, init=init, codec=groups, out=tmp_path).resolved()
+    codec = make_codec(config.codec, train_codec.initial_params(config, []))
+    x = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3), minval=-1)
+    tokens = encode_tokens(codec, x)
+    assert tokens.shape == (2, 8, 8, 2) and codec.num_codes == 32
+    np.testing.assert_allclose(reconstruct(codec, x), reconstruct(given, x), atol=1e-5)
+    # Its own bits say something, which nobody listens to yet.
+    features = codec.encode(codec.params, x).reshape(-1, 10)
+    places = widening.places(6, config.codec)
+    np.testing.assert_array_equal(places, [0, 5, 1, 6, 2, 7])
+    new = np.setdiff1d(np.arange(10), places)
+    assert np.std(features[:, new], axis=0).min() > 0
+    before = given.encode(given.params, x).reshape(-1, 6)
+    np.testing.assert_allclose(features[:, places], before, atol=1e-5)
+    few = dataclasses.replace(groups, num_bits=4)
+    with pytest.raises(ValueError, match="num-bits 4 is less than the 6 bits of --init"):
+        dataclasses.replace(codec_run, init=init, codec=few, out=tmp_path).resolved()
 
 
 @pytest.mark.slow

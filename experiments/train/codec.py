@@ -18,12 +18,12 @@ import numpy as np
 from PIL import Image
 
 import aps_jax
-from aps_jax.codec import lfq
 from aps_jax.codec.magvit2 import CodecConfig, init_codec_params, make_codec, reconstruct
 from aps_jax.io import checkpoint
 from aps_jax.pretrained import model_folder
 from aps_jax.types import Perceptual, PyTree
 from experiments import photos, training
+from experiments.train import widening
 from experiments.train.codec_loss import codec_loss, evaluate
 from experiments.train.patches import with_patches
 from experiments.train.restarts import Restarts
@@ -34,8 +34,9 @@ class Config(training.RunConfig):
     """Settings of one training run.
 
     Attributes:
-      codec: sizes of the codec; with `init` those of its codec. Asked for "vq", an `init` of signs
-        goes on with a table that starts as its codes, and so as the same codec.
+      codec: sizes of the codec; with `init` those of its codec. An `init` of signs goes on as the
+        same codec with a table of them where "vq" is asked for, and where "grouped" is, with
+        `num_bits` bits, which may be more, dealt out to `code_groups` tokens.
       image_size: side of the training crops.
       max_flat: largest share of a crop that may be plain ground (`photos.flat_share`) if another
         place of its photo has less. Catalogue pictures on white teach a prior to fill holes with
@@ -49,6 +50,8 @@ class Config(training.RunConfig):
       bit_flips: probability that the decoder sees a bit of a code flipped while training. Codes
         that differ in few bits then decode alike, which is what gradients through codes need to
         find their way: samplers gain far more than the codec loses.
+      code_noise: the same for other codebooks: Gaussian noise on what the decoder sees, in units of
+        the standard deviation of each number of the codes.
       perceptual: weight of LPIPS, which needs the `lpips` extra; 0 for none.
       perceptual_images: images of a step that LPIPS is taken of, 0 for all. On a CPU it costs as
         much per image as the codec does.
@@ -78,6 +81,7 @@ class Config(training.RunConfig):
     entropy_tokens: int = 2048
     restart_every: int = 50
     bit_flips: float = 0.03
+    code_noise: float = 0.0
     perceptual: float = 0.0
     perceptual_images: int = 0
     freeze_encoder: bool = False
@@ -91,10 +95,7 @@ class Config(training.RunConfig):
         config = self
         if self.init is not None:
             sizes = training.initial_sizes(self, "codec", CodecConfig)
-            sizes = dataclasses.replace(sizes, dtype="float32")
-            if self.codec.quantizer == "vq" and sizes.quantizer == "lfq":
-                sizes = dataclasses.replace(sizes, quantizer="vq", code_width=sizes.num_bits)
-            config = dataclasses.replace(self, codec=sizes)
+            config = dataclasses.replace(self, codec=widening.sizes_of(sizes, self.codec))
         if not self.smoke:
             return config
         tiny = CodecConfig(
@@ -123,6 +124,7 @@ def export(params: PyTree, config: Config, row: dict, num_photos: int) -> None:
         "photos": num_photos,
         "image_size": config.image_size,
         "bit_flips": config.bit_flips,
+        "code_noise": config.code_noise,
         "perceptual": config.perceptual,
         "freeze_encoder": config.freeze_encoder,
         "eval_photos": row["eval_photos"],
@@ -141,12 +143,10 @@ def initial_params(config: Config, pictures: Sequence[Image.Image]) -> PyTree:
         return with_patches(random, pictures, config)
     if config.init is None:
         return random
-    path = model_folder(config.init) / "codec.safetensors"
-    if training.initial_sizes(config, "codec", CodecConfig).quantizer == config.codec.quantizer:
-        return checkpoint.load_params(path, random)
-    networks = {name: part for name, part in random.items() if name != "quantizer"}
-    table = lfq.codebook(config.codec.num_bits)
-    return checkpoint.load_params(path, networks) | {"quantizer": {"table": table}}
+    source = training.initial_sizes(config, "codec", CodecConfig)
+    shapes = jax.eval_shape(lambda key: init_codec_params(key, source), jax.random.key(0))
+    given = checkpoint.load_params(model_folder(config.init) / "codec.safetensors", shapes)
+    return widening.params_of(given, source, random, config.codec)
 
 
 def learn(

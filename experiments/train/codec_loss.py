@@ -37,13 +37,16 @@ def codec_loss(
     """Squared error of the reconstruction plus the quantiser's terms, and LPIPS if given.
 
     With a codebook of signs the reconstruction is that of codes with some bits flipped, by
-    `config.bit_flips`.
+    `config.bit_flips`, with others that of codes with noise, by `config.code_noise`.
     """
     features = encode(x)
     codes = quantizer.lookup(quantizer.nearest(jax.lax.stop_gradient(features)))
     shown = codes
     if config.codec.quantizer in SIGNS:
         shown = flip_bits(key, codes, config.bit_flips)
+    elif config.code_noise:
+        width = jnp.std(codes, axis=tuple(range(codes.ndim - 1)))
+        shown = codes + config.code_noise * width * jax.random.normal(key, codes.shape)
     restored = decode(straight_through(features, shown))
     mse = jnp.mean((restored - x) ** 2)
     own, terms = quantizer_terms(features, codes, config)

@@ -193,21 +193,22 @@ def export(
     )
 
 
-def initial_params(config: Config, model: TransformerConfig, numbers: Array) -> PyTree:
+def initial_params(config: Config, model: TransformerConfig, quantizer: Quantizer) -> PyTree:
     """Random weights, or those of the prior in `config.init`, which must have the same sizes.
 
     What that prior lacks, positions or words, starts from random weights. For a codec whose table
     started as codes of signs (`train_codec --codec.quantizer vq`) the prior of those codes will do:
-    its embeddings of them become rows of a table.
+    every row of the table starts with what that prior knows of the row's signs.
 
     Raises:
       ValueError: it is of another codec.
     """
     weights = jax.jit(init_transformer_params, static_argnums=1)(jax.random.key(config.seed), model)
+    numbers = code_numbers(quantizer)
     scale = 1 / math.sqrt(numbers.shape[1])
     if config.init is not None:
         scale = 0.0  # The rows that are given have what the numbers of a code say.
-        given = _given(config, model)
+        given = _given(config, model, quantizer)
         own = traverse_util.flatten_dict(weights, sep="/")
         for name, leaf in given.items():
             if name in own and own[name].shape == leaf.shape:
@@ -226,7 +227,7 @@ def initial_params(config: Config, model: TransformerConfig, numbers: Array) -> 
     return params
 
 
-def _given(config: Config, model: TransformerConfig) -> dict[str, Array]:
+def _given(config: Config, model: TransformerConfig, quantizer: Quantizer) -> dict[str, Array]:
     """Weights by path of the prior in `config.init`, in the form that `model` has."""
     source = training.initial_sizes(config, "prior", TransformerConfig)
     is_widened = source.code_bits is not None and model.code_bits is None
@@ -241,22 +242,26 @@ def _given(config: Config, model: TransformerConfig) -> dict[str, Array]:
         jax.eval_shape(lambda key: init_transformer_params(key, source), jax.random.key(0)),
     )
     if is_widened:
-        ids = jnp.arange(source.vocab_size, dtype=jnp.int32)[None]
-        rows = CodeEmbedding(source).apply({"params": given["embed"]}, ids)[0]
-        given = given | {"embed": {"embedding": rows}}
+        ids = jnp.arange(source.vocab_size, dtype=jnp.int32)
+        table = quantizer.lookup(ids[: quantizer.num_codes])
+        signs = LFQ(source.code_bits).nearest(table)
+        ids = ids.at[: len(signs)].set(signs)
+        rows = CodeEmbedding(source).apply({"params": given["embed"]}, ids[None])[0]
+        kernel = given["head"]["kernel"][:, signs]
+        given = given | {"embed": {"embedding": rows}, "head": {"kernel": kernel}}
     return traverse_util.flatten_dict(given, sep="/")
 
 
 def learn(
     config: Config,
     model: TransformerConfig,
-    numbers: Array,
+    quantizer: Quantizer,
     tokens: dict[str, np.ndarray],
     prompts: Prompts | None,
     score: Callable[[training.TrainState, dict[str, float]], dict[str, float]],
 ) -> None:
     """Trains until the end or the minutes are over; writes the log."""
-    params = initial_params(config, model, numbers)
+    params, numbers = initial_params(config, model, quantizer), code_numbers(quantizer)
     compute = dataclasses.replace(model, dtype=config.dtype)
     optimizer = training.make_optimizer(config)
     loss = functools.partial(
@@ -316,7 +321,7 @@ def train(config: Config) -> None:
         export(state.ema, config, model, numbers, prompts, facts(row, yardsticks | scores))
         return scores
 
-    learn(config, model, numbers, tokens, prompts, score)
+    learn(config, model, codec.quantizer, tokens, prompts, score)
 
     rows = training.read_rows(config.out / "prior.jsonl")
     # The rounded weights, as they are used.
