@@ -17,8 +17,10 @@ from aps_jax.codec.vq import VQ
 from aps_jax.io import rows
 from aps_jax.io.checkpoint import save_params, update_card
 from aps_jax.pretrained import load_codec
-from aps_jax.prior.bundle import make_prior
-from aps_jax.prior.transformer import TransformerConfig, init_transformer_params
+from aps_jax.prior.attention import sequence_positions
+from aps_jax.prior.bundle import make_prior, make_prompted_prior
+from aps_jax.prior.prompts import PromptConfig, attention_mask, sequence_ids
+from aps_jax.prior.transformer import Transformer, TransformerConfig, init_transformer_params
 from experiments.studies import tokenizer_models, tokenizer_report, tokenizers
 from experiments.train import codec_loss
 from experiments.train.masked_loss import code_numbers, draw_masks, masked_loss, merge
@@ -158,6 +160,43 @@ def test_grouped_priors_see_every_token(grouped):
     empty, first, second = logits
     assert jnp.all(jnp.any(first != empty, axis=-1))
     assert jnp.all(jnp.any(first != second, axis=-1))
+
+
+PROMPT = PromptConfig(num_codes=4, mask_token_id=8, pad_token_id=9, begin_id=10, length=3)
+
+
+def test_a_grouped_prior_reads_prompts():
+    """Its logits against those of the sequence that it should read, place by place."""
+    config = TransformerConfig(
+        vocab_size=13, num_outputs=8, width=8, num_layers=2, num_heads=1, mlp_width=8,
+        rope_axes=2, absolute_side=2, token_groups=2,
+    )  # fmt: skip
+    params = jax.jit(lambda key: init_transformer_params(key, config))(jax.random.key(0))
+    tokens = jnp.asarray([[[[0, 3], [4, 1]], [[2, 4], [4, 4]]]], jnp.int32)
+    ids, first = sequence_ids(PROMPT, jnp.asarray([9, 11, 12]), tokens)
+    expected = [[9, 9], [11, 11], [12, 12], [10, 10], [0, 7], [8, 5], [2, 8], [8, 8]]
+    np.testing.assert_array_equal(ids[0], expected)
+    assert first == 4 and ids.dtype == tokens.dtype
+    mask = np.asarray(attention_mask(PROMPT, ids, 3))
+    np.testing.assert_array_equal(mask, attention_mask(PROMPT, ids[..., 0], 3))
+
+    table = params["embed"]["embedding"]
+    summed = jnp.stack([table[np.asarray(place)].sum(axis=0) for place in expected])[None]
+    positions = sequence_positions(4, 2, 2, 0)
+    model = Transformer(config)
+    hidden = model.apply({"params": params}, summed, positions, mask, method="hidden_of")
+    plain = model.apply({"params": params}, hidden[:, 4:], method="logits")
+    prompted = make_prompted_prior(
+        config, params, prompt=PROMPT, prompt_ids=[9, 11, 12], uncond_prompt_ids=[]
+    )
+    logits = jax.jit(prompted.apply)(prompted.params, tokens)
+    assert logits.shape == (1, 2, 2, 2, 4) and prompted.num_codes == 4
+    np.testing.assert_allclose(logits.reshape(1, 4, 8), plain, rtol=1e-5, atol=1e-5)
+    alone = jax.jit(prompted.apply_unconditional)(prompted.params, tokens)
+    assert np.abs(alone - logits).max() > 1e-3
+    with pytest.raises(ValueError, match="image ids end at 10; head has 8 columns"):
+        wide = dataclasses.replace(PROMPT, num_codes=5)
+        make_prompted_prior(config, params, prompt=wide, prompt_ids=[9])
 
 
 def test_loss_of_a_grouped_prior_is_its_cross_entropy(grouped):

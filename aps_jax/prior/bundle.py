@@ -43,11 +43,11 @@ def prompted_hidden(
     prompt: PromptConfig,
     mask_padding: bool = True,
 ) -> Array:
-    """Final states [B, h * w, width] of a grid of tokens [B, h, w] behind framed prompts.
+    """Final states [B, h * w, width] of a grid of tokens [B, h, w(, n)] behind framed prompts.
 
     Arguments as for `make_prompted_prior`; also for training.
     """
-    height, width = tokens.shape[1:]
+    height, width = tokens.shape[1:3]
     _check_grid(config, height, width)
     ids, first = sequence_ids(prompt, prompt_ids, tokens)
     mask = attention_mask(prompt, ids, jnp.shape(prompt_ids)[-1], mask_padding=mask_padding)
@@ -121,7 +121,8 @@ def _prompted_logits(
         prompt=prompt,
         mask_padding=mask_padding,
     )
-    columns, weights = (offset, offset + num_codes), {"params": params["model"]}
+    columns = (offset, offset + num_codes * config.token_groups)
+    weights = {"params": params["model"]}
     logits = cast(Array, Transformer(config).apply(weights, hidden, columns, method="logits"))
     if 0 <= prompt.mask_token_id - offset < num_codes:  # A text model: the mask is no text.
         logits = logits.at[:, :, prompt.mask_token_id - offset].set(-jnp.inf)
@@ -147,7 +148,8 @@ def make_prompted_prior(
 
     Args:
       config: sizes; with `rope_axes` 2 the image's tokens have rows and columns, and what is
-        around them lies above and below.
+        around them lies above and below. With `token_groups` n a grid is [B, h, w, n], and what is
+        around it counts n times, as the mask of a whole place does.
       params: weights as from `init_transformer_params`.
       prompt: special ids, and what sees what.
       prompt_ids: int [P], or [B, P] for one prompt per image, framed as by
@@ -162,7 +164,7 @@ def make_prompted_prior(
     Raises:
       ValueError: ids that the model does not have.
     """
-    last = prompt.image_offset + prompt.num_codes
+    last = prompt.image_offset + prompt.num_codes * config.token_groups
     if last > config.output_size:
         raise ValueError(f"image ids end at {last}; head has {config.output_size} columns")
     bundled = {"model": params, "prompt": jnp.asarray(prompt_ids, jnp.int32)}

@@ -24,7 +24,8 @@ class PromptConfig:
 
     Attributes:
       num_codes: number K of image codes, or of text ids in a text model.
-      image_offset: id of code 0.
+      image_offset: id of code 0. With several tokens per place, code k of token g has the id
+        image_offset + g K + k.
       mask_token_id: id of the mask.
       begin_id: id that opens the image; None for none.
       end_id: id that closes the image; None for none.
@@ -144,10 +145,12 @@ def sequence_ids(prompt: PromptConfig, prompt_ids: Array, tokens: Array) -> tupl
       prompt: the model's frame.
       prompt_ids: framed prompt int [P], or [B, P]; B prompts serve a multiple of B images, the
         samples of one image being B rows apart.
-      tokens: int [R, h, w] in [0, K], K for the mask; in row-major order.
+      tokens: int [R, h, w], or [R, h, w, n] for n tokens per place, in [0, K], K for the mask; in
+        row-major order.
 
     Returns:
-      Ids [R, T], and the position of the first image token.
+      Ids [R, T], or [R, T, n] with what is no image repeated n times, and the position of the first
+      image token.
 
     Raises:
       ValueError: prompts for another number of images.
@@ -159,16 +162,20 @@ def sequence_ids(prompt: PromptConfig, prompt_ids: Array, tokens: Array) -> tupl
             f"the prior has {prompt_ids.shape[0]} prompts, which do not fit {rows} images"
         )
     prompt_ids = jnp.tile(prompt_ids, (rows // prompt_ids.shape[0], 1))
-    flat = tokens.reshape(rows, -1)
-    image_ids = jnp.where(
-        flat == prompt.num_codes, prompt.mask_token_id, flat + prompt.image_offset
-    )
+    axes = tokens.shape[3:]
+    flat = tokens.reshape(rows, -1, *axes)
+    own = flat + prompt.image_offset + prompt.num_codes * jnp.arange(*(axes or (1,)))
+    image_ids = jnp.where(flat == prompt.num_codes, prompt.mask_token_id, own)
     begin, end = (
         jnp.full((rows, 0 if index is None else 1), index or 0, tokens.dtype)
         for index in (prompt.begin_id, prompt.end_id)
     )
-    ids = jnp.concatenate([prompt_ids, begin, image_ids, end], axis=1)
-    return ids, prompt_ids.shape[1] + begin.shape[1]
+    around = [jnp.concatenate([prompt_ids, begin], axis=1), end]
+    if axes:
+        around = [jnp.repeat(ids[:, :, None], axes[0], axis=2) for ids in around]
+    before, after = around
+    ids = jnp.concatenate([before, image_ids.astype(tokens.dtype), after], axis=1)
+    return ids, before.shape[1]
 
 
 def attention_mask(
@@ -178,7 +185,7 @@ def attention_mask(
 
     Args:
       prompt: the model's frame.
-      ids: whole sequences int [B, T].
+      ids: whole sequences int [B, T], or [B, T, n] for n tokens per place.
       num_prompt: number of ids before `begin`.
       mask_padding: pads are hidden from everything else.
 
@@ -188,6 +195,7 @@ def attention_mask(
     is_masked = mask_padding and prompt.pad_token_id is not None
     if not is_masked and not prompt.is_causal:
         return None
+    ids = ids.reshape(*ids.shape[:2], -1)[:, :, 0]
     is_pad = (ids == prompt.pad_token_id) if is_masked else jnp.zeros(ids.shape, bool)
     if not prompt.is_causal:
         return ~is_pad[:, :, None] & ~is_pad[:, None, :]

@@ -7,6 +7,7 @@ subset of them in random order, so that the model takes any prompt made of such 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from aps_jax.prior.prompts import PromptConfig, frame_prompt
+from aps_jax.types import Quantizer
 
 #: What a tokenizer gives for words that it does not have.
 UNKNOWN = "<unknown>"
@@ -22,45 +24,53 @@ UNKNOWN = "<unknown>"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """Words of all captions, as ids behind the K image codes.
+    """Words of all captions, as ids behind the image codes.
 
     Attributes:
-      num_codes: K; id K is the mask, then come pad, begin of the image, unknown words and words.
+      num_codes: K, of each token of a place; behind all of them come mask, pad, begin of the image,
+        unknown words and words.
       words: in the order of their ids.
       max_words: words that a prompt may have.
+      groups: tokens of a place.
     """
 
     num_codes: int
     words: tuple[str, ...]
     max_words: int
+    groups: int = 1
+
+    @property
+    def first(self) -> int:
+        """Id of the mask, behind all image codes."""
+        return self.groups * self.num_codes
 
     @property
     def size(self) -> int:
         """Number of ids, image codes included."""
-        return self.num_codes + 4 + len(self.words)
+        return self.first + 4 + len(self.words)
 
     @property
     def prompt(self) -> PromptConfig:
         """What frames a prompt of these words."""
         return PromptConfig(
             num_codes=self.num_codes,
-            mask_token_id=self.num_codes,
-            pad_token_id=self.num_codes + 1,
-            begin_id=self.num_codes + 2,
+            mask_token_id=self.first,
+            pad_token_id=self.first + 1,
+            begin_id=self.first + 2,
             length=self.max_words,
         )
 
     def ids(self, phrases: Sequence[str]) -> list[int]:
         """Ids of the words of phrases."""
-        first = self.num_codes + 4
+        first = self.first + 4
         return [first + self.words.index(word) for phrase in phrases for word in phrase.split()]
 
     def save_tokenizer(self, path: Path) -> None:
         """Writes the `tokenizer.json` of a model folder: lower case, split at spaces and commas."""
         from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-        ids = {word: self.num_codes + 4 + index for index, word in enumerate(self.words)}
-        model = models.WordLevel({UNKNOWN: self.num_codes + 3} | ids, unk_token=UNKNOWN)
+        ids = {word: self.first + 4 + index for index, word in enumerate(self.words)}
+        model = models.WordLevel({UNKNOWN: self.first + 3} | ids, unk_token=UNKNOWN)
         tokenizer = Tokenizer(model)
         tokenizer.normalizer = normalizers.Lowercase()
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s,;.]+"), behavior="removed")
@@ -91,12 +101,10 @@ def phrases_of(captions: Mapping[str, tuple[str, ...]], path: Path) -> tuple[str
     return next((captions[name] for name in names if name in captions), ())
 
 
-def vocabulary(
-    captions: Mapping[str, tuple[str, ...]], *, num_codes: int, max_words: int
-) -> Vocabulary:
-    """All words of captions, sorted."""
+def vocabulary(captions: Mapping[str, tuple[str, ...]], **sizes: int) -> Vocabulary:
+    """All words of captions, sorted; `sizes` are the numbers of a `Vocabulary`."""
     words = {word for phrases in captions.values() for phrase in phrases for word in phrase.split()}
-    return Vocabulary(num_codes=num_codes, words=tuple(sorted(words)), max_words=max_words)
+    return Vocabulary(words=tuple(sorted(words)), **sizes)
 
 
 def framed(vocabulary: Vocabulary, captions: Sequence[Sequence[str]]) -> np.ndarray:
@@ -144,8 +152,10 @@ class Prompts:
         return framed(self.vocabulary, drawn)
 
 
-def read_prompts(config: Any, tokens: dict[str, np.ndarray], num_codes: int) -> Prompts | None:
-    """Captions of all crops, None without `config.captions`.
+def read_prompts(
+    config: Any, tokens: dict[str, np.ndarray], quantizer: Quantizer
+) -> Prompts | None:
+    """Captions of all crops, None without `config.captions`; words come behind the codes.
 
     Raises:
       ValueError: no picture has a caption.
@@ -163,5 +173,10 @@ def read_prompts(config: Any, tokens: dict[str, np.ndarray], num_codes: int) -> 
             f"names such as {Path(tokens['train_files'][0]).name}"
         )
     print(f"{sum(map(bool, train))} of {len(train)} crops have captions", flush=True)
-    words = vocabulary(found, num_codes=num_codes, max_words=config.max_words)
+    words = vocabulary(
+        found,
+        num_codes=quantizer.num_codes,
+        max_words=config.max_words,
+        groups=math.prod(quantizer.axes),
+    )
     return Prompts(vocabulary=words, train=train, held_out=held_out)

@@ -298,8 +298,9 @@ def train(config: Config) -> None:
             f"--absolute-positions reads whole pictures, so --window must be "
             f"{tokens['train'].shape[1]}, the side of their token grid; got {config.window}"
         )
-    prompts = read_prompts(config, tokens, codec.num_codes)
-    num_words = 0 if prompts is None else prompts.vocabulary.size - codec.num_codes - 1
+    prompts = read_prompts(config, tokens, codec.quantizer)
+    words = None if prompts is None else prompts.vocabulary
+    num_words = 0 if words is None else words.size - words.first - 1
     model = config.transformer(codec.quantizer, num_words)
     numbers = code_numbers(codec.quantizer)
     yardsticks = prior_scores.yardsticks(tokens, codec.quantizer)
