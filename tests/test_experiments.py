@@ -27,6 +27,11 @@ from aps_jax.codec.magvit2 import (
 from aps_jax.io.checkpoint import load_params, read_card
 from aps_jax.pretrained import load_codec
 from aps_jax.prior.bundle import make_prior
+from aps_jax.prior.transformer import (
+    CodeEmbedding,
+    TransformerConfig,
+    init_transformer_params,
+)
 from aps_jax.prior.windows import prior_logits
 from experiments import photos, training
 from experiments.bench import command as benchmark
@@ -189,12 +194,29 @@ def test_more_bits_in_groups_change_no_picture_at_the_start(codec_run, tmp_path)
     np.testing.assert_allclose(reconstruct(codec, x), reconstruct(given, x), atol=1e-5)
     # Its own bits say something, which nobody listens to yet.
     features = codec.encode(codec.params, x).reshape(-1, 10)
-    places = widening.places(6, config.codec)
+    places = widening.places(6, 5, 2)
     np.testing.assert_array_equal(places, [0, 5, 1, 6, 2, 7])
     new = np.setdiff1d(np.arange(10), places)
     assert np.std(features[:, new], axis=0).min() > 0
     before = given.encode(given.params, x).reshape(-1, 6)
     np.testing.assert_allclose(features[:, places], before, atol=1e-5)
+    # A prior whose logits and embeddings are sums over bits is the same prior of groups.
+    sizes = TransformerConfig(
+        vocab_size=66, num_outputs=64, width=8, num_layers=1, num_heads=1, mlp_width=8, code_bits=6
+    )
+    weights = init_transformer_params(jax.random.key(3), sizes)
+    per_bit = jax.random.normal(jax.random.key(4), (8, 6))
+    weights["head"]["kernel"] = per_bit @ lfq.codebook(6).T
+    wide = widening.prior_of(weights, sizes, codec.quantizer)
+    rows, kernel = wide["embed"]["embedding"], wide["head"]["kernel"]
+    assert rows.shape == (66, 8) and kernel.shape == (8, 64)
+    old, mask = encode_tokens(given, x), jnp.full((2, 8, 8), 64)
+    for own, ids in ((old, tokens + 32 * jnp.arange(2)), (mask, jnp.full((2, 8, 8, 2), 64))):
+        expected = CodeEmbedding(sizes).apply({"params": weights["embed"]}, own.reshape(2, -1))
+        found = rows[ids].sum(axis=3).reshape(2, 64, 8)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    together = kernel[:, tokens[..., 0]] + kernel[:, 32 + tokens[..., 1]]
+    np.testing.assert_allclose(together, weights["head"]["kernel"][:, old], atol=1e-5)
     few = dataclasses.replace(groups, num_bits=4)
     with pytest.raises(ValueError, match="num-bits 4 is less than the 6 bits of --init"):
         dataclasses.replace(codec_run, init=init, codec=few, out=tmp_path).resolved()

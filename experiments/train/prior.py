@@ -33,7 +33,6 @@ from aps_jax.io import checkpoint
 from aps_jax.pretrained import load_codec, load_prior, model_folder
 from aps_jax.prior.bundle import make_prior, make_prompted_prior
 from aps_jax.prior.transformer import (
-    CodeEmbedding,
     TransformerConfig,
     init_transformer_params,
     num_params,
@@ -41,7 +40,7 @@ from aps_jax.prior.transformer import (
 from aps_jax.text.tokenizer import TOKENIZER_NAME
 from aps_jax.types import Array, Prior, PyTree, Quantizer
 from experiments import training
-from experiments.train import captions, prior_scores
+from experiments.train import captions, prior_scores, widening
 from experiments.train.captions import Prompts, read_prompts
 from experiments.train.completion import save_samples
 from experiments.train.masked_loss import code_numbers, masked_loss, merge
@@ -196,9 +195,8 @@ def export(
 def initial_params(config: Config, model: TransformerConfig, quantizer: Quantizer) -> PyTree:
     """Random weights, or those of the prior in `config.init`, which must have the same sizes.
 
-    What that prior lacks, positions or words, starts from random weights. For a codec whose table
-    started as codes of signs (`train_codec --codec.quantizer vq`) the prior of those codes will do:
-    every row of the table starts with what that prior knows of the row's signs.
+    What that prior lacks, positions or words, starts from random weights. For a codec that went
+    on from one of signs (`train_codec --codec.quantizer`) the prior of those will do.
 
     Raises:
       ValueError: it is of another codec.
@@ -230,8 +228,7 @@ def initial_params(config: Config, model: TransformerConfig, quantizer: Quantize
 def _given(config: Config, model: TransformerConfig, quantizer: Quantizer) -> dict[str, Array]:
     """Weights by path of the prior in `config.init`, in the form that `model` has."""
     source = training.initial_sizes(config, "prior", TransformerConfig)
-    is_widened = source.code_bits is not None and model.code_bits is None
-    is_widened = is_widened and source.output_size == model.output_size and model.token_groups == 1
+    is_widened = source.code_bits is not None and widening.is_wider(source.code_bits, quantizer)
     if source.code_bits != model.code_bits and not is_widened:
         raise ValueError(
             f"--init {config.init} has a prior of {source.code_bits}-bit codes; this codec has "
@@ -242,13 +239,7 @@ def _given(config: Config, model: TransformerConfig, quantizer: Quantizer) -> di
         jax.eval_shape(lambda key: init_transformer_params(key, source), jax.random.key(0)),
     )
     if is_widened:
-        ids = jnp.arange(source.vocab_size, dtype=jnp.int32)
-        table = quantizer.lookup(ids[: quantizer.num_codes])
-        signs = LFQ(source.code_bits).nearest(table)
-        ids = ids.at[: len(signs)].set(signs)
-        rows = CodeEmbedding(source).apply({"params": given["embed"]}, ids[None])[0]
-        kernel = given["head"]["kernel"][:, signs]
-        given = given | {"embed": {"embedding": rows}, "head": {"kernel": kernel}}
+        given = widening.prior_of(given, source, quantizer)
     return traverse_util.flatten_dict(given, sep="/")
 
 

@@ -1,12 +1,13 @@
 """A codec of signs as the start of one with another codebook: the same pictures at first.
 
 "vq" gets a table of the signs. "grouped" gets more bits, dealt out to tokens in turn, which say
-something from the start and are not listened to yet.
+something from the start and are not listened to yet. The prior of the signs is a start, too.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ import numpy as np
 
 from aps_jax.codec import lfq
 from aps_jax.codec.magvit2 import CodecConfig
-from aps_jax.types import Array, PyTree
+from aps_jax.prior.transformer import CodeEmbedding, TransformerConfig
+from aps_jax.types import Array, PyTree, Quantizer
 
 
 def sizes_of(given: CodecConfig, wanted: CodecConfig) -> CodecConfig:
@@ -37,17 +39,16 @@ def sizes_of(given: CodecConfig, wanted: CodecConfig) -> CodecConfig:
     )
 
 
-def places(num_given: int, config: CodecConfig) -> np.ndarray:
+def places(num_given: int, size: int, groups: int) -> np.ndarray:
     """Where the bits of a codec of signs are among those of groups: dealt out in turn, [num_given].
 
     Raises:
-      ValueError: a group cannot take its share.
+      ValueError: a group of `size` bits cannot take its share.
     """
-    size = config.num_bits // config.code_groups
     bits = np.arange(num_given)
-    if -(-num_given // config.code_groups) > size:
-        raise ValueError(f"{num_given} bits do not fit {config.code_groups} groups of {size}")
-    return bits % config.code_groups * size + bits // config.code_groups
+    if -(-num_given // groups) > size:
+        raise ValueError(f"{num_given} bits do not fit {groups} groups of {size}")
+    return bits % groups * size + bits // groups
 
 
 def params_of(given: PyTree, source: CodecConfig, random: PyTree, config: CodecConfig) -> PyTree:
@@ -63,7 +64,8 @@ def params_of(given: PyTree, source: CodecConfig, random: PyTree, config: CodecC
         return given
     if config.quantizer == "vq":
         return given | {"quantizer": {"table": lfq.codebook(config.num_bits)}}
-    kept = places(source.num_bits, config)
+    groups = config.code_groups
+    kept = places(source.num_bits, config.num_bits // groups, groups)
     return jax.tree.map(lambda old, new: _widened(old, new, kept), given, random)
 
 
@@ -77,3 +79,57 @@ def _widened(old: Array, new: Array, kept: np.ndarray) -> Array:
     if old.shape[-1] == new.shape[-1]:
         return old
     return new.at[..., kept].set(old)
+
+
+def is_wider(num_bits: int, quantizer: Quantizer) -> bool:
+    """Whether a codebook can be one that went on from codes of so many signs."""
+    if isinstance(quantizer, lfq.LFQ):
+        return False
+    if quantizer.axes:
+        return math.prod(quantizer.axes) * quantizer.num_features >= num_bits
+    return quantizer.num_features == num_bits
+
+
+def prior_of(given: PyTree, source: TransformerConfig, quantizer: Quantizer) -> PyTree:
+    """Weights of a prior of signs, in the form for the tokens of a codec that went on from them.
+
+    With a table, every row starts with what the prior knows of the row's signs. With groups, a
+    token starts with the mean over all codes that have its bits, of which the sum over the tokens
+    of a place is right as far as bits add up; what is no code counts once per token.
+
+    Args:
+      given: weights of the prior, of sizes `source` with `code_bits`.
+      source: its sizes.
+      quantizer: the new codebook.
+    """
+    assert source.code_bits is not None
+    ids = jnp.arange(source.vocab_size, dtype=jnp.int32)
+    rows = CodeEmbedding(source).apply({"params": given["embed"]}, ids[None])[0]
+    codes, others = rows[: source.output_size], rows[source.output_size :]
+    kernel = given["head"]["kernel"]
+    if quantizer.axes:
+        groups = quantizer.axes[0]
+        codes = _group_means(codes, source.code_bits, quantizer)
+        codes -= (1 - 1 / groups) * jnp.mean(rows[: source.output_size], axis=0)
+        others = others / groups
+        kernel = _group_means(kernel.T, source.code_bits, quantizer).T
+    else:
+        table = quantizer.lookup(ids[: quantizer.num_codes])
+        signs = lfq.LFQ(source.code_bits).nearest(table)
+        codes, kernel = codes[signs], kernel[:, signs]
+    embedding = jnp.concatenate([codes, others])
+    return given | {"embed": {"embedding": embedding}, "head": {"kernel": kernel}}
+
+
+def _group_means(rows: Array, num_bits: int, quantizer: Quantizer) -> Array:
+    """Means of rows [2**num_bits, W] over the codes that have the bits of a token, [n K, W]."""
+    (groups,), size = quantizer.axes, quantizer.num_features
+    kept = places(num_bits, size, groups)
+    parts = []
+    for group in range(groups):
+        own = np.flatnonzero(kept // size == group)
+        pattern = lfq.LFQ(len(own))
+        at = pattern.nearest(lfq.codebook(num_bits)[:, own])
+        means = jax.ops.segment_sum(rows, at, pattern.num_codes) * pattern.num_codes / len(rows)
+        parts.append(means[pattern.nearest(lfq.codebook(size)[:, kept[own] % size])])
+    return jnp.concatenate(parts)
