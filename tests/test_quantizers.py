@@ -12,7 +12,7 @@ from aps_jax.codec import expectation
 from aps_jax.codec.fsq import FSQ
 from aps_jax.codec.lfq import LFQ
 from aps_jax.codec.residual import Residual
-from aps_jax.codec.vq import VQ
+from aps_jax.codec.vq import VQ, nearest_row
 from aps_jax.types import Codec
 
 _RNG = np.random.default_rng(3)
@@ -194,3 +194,12 @@ def test_shapes_in_signatures_are_enforced():
     for tokens in (jnp.zeros(3, jnp.int32), jnp.zeros((1, 3))):
         with pytest.raises(TypeCheckError, match="lookup"):
             expectation.lookup(codec, tokens, (3,))
+
+
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 200])
+def test_rows_of_any_number_are_found_and_ties_go_to_the_first(size, rng):
+    table = rng.normal(size=(size, 3)).astype(np.float32)
+    table[size // 2 :] = table[: size - size // 2]  # every row twice, and the last once more
+    features = np.concatenate([table, rng.normal(size=(50, 3)).astype(np.float32)])
+    distances = np.sum((features[:, None].astype(np.float64) - table) ** 2, axis=-1)
+    np.testing.assert_array_equal(nearest_row(table, features), distances.argmin(axis=-1))
