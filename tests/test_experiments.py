@@ -283,6 +283,29 @@ def captions_run(folder, prior_run, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("quantizer", ["vq", "grouped"])
+def test_trainings_go_on_from_signs(codec_run, captions_run, tmp_path, quantizer):
+    """Codec, then prior with words; the folder is a model that restores with a prompt."""
+    wanted = CodecConfig(quantizer=quantizer, num_bits=8, code_groups=2)
+    init = codec_run.out / "model"
+    codec = dataclasses.replace(
+        codec_run, out=tmp_path / "codec", init=init, codec=wanted, code_noise=0.3
+    )
+    train_codec.train(codec)
+    prior = dataclasses.replace(captions_run, codec=codec.out / "model")
+    train_prior.train(prior)
+    assert training.read_rows(prior.out / "prior.jsonl")[-1]["eval_ce_prompted"] > 0
+    model = aps_jax.load_pretrained(prior.out / "model", prompt="dark, red left")
+    operator = aps_jax.operators.inpainting_random(fraction=0.5)
+    x = jnp.zeros((1, 32, 32, 3))
+    operator = operator.init(jax.random.key(0), x)
+    y = aps_jax.measure(jax.random.key(1), x, operator=operator, sigma=0.05)
+    result = aps_jax.posterior(model, operator, y, jax.random.key(2), sigma=0.05, preset="draft")
+    assert result.tokens.shape == (1, 128 if quantizer == "grouped" else 64)
+    assert bool(jnp.all(jnp.isfinite(result.images)))
+
+
+@pytest.mark.slow
 def test_prior_training_reads_captions_and_whole_pictures(captions_run):
     train_prior.train(captions_run)
     folder = captions_run.out / "model"

@@ -71,11 +71,9 @@ def params_of(given: PyTree, source: CodecConfig, random: PyTree, config: CodecC
 
 def _widened(old: Array, new: Array, kept: np.ndarray) -> Array:
     """New outputs have random weights; new inputs, to what was there, have none."""
-    into = old.ndim > 1 and old.shape[-2] != new.shape[-2]
-    if into:
-        old = (
-            jnp.zeros((*old.shape[:-2], *new.shape[-2:-1], old.shape[-1])).at[..., kept, :].set(old)
-        )
+    if old.ndim > 1 and old.shape[-2] != new.shape[-2]:
+        silent = jnp.zeros((*new.shape[:-1], old.shape[-1]))
+        old = silent.at[..., kept, :].set(old)
     if old.shape[-1] == new.shape[-1]:
         return old
     return new.at[..., kept].set(old)
