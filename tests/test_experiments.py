@@ -182,6 +182,7 @@ def test_a_table_starts_as_the_codes_of_signs_it_replaces(codec_run, prior_run, 
     np.testing.assert_allclose(logits, prior_logits(given.prior, noisy), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_more_bits_in_groups_change_no_picture_at_the_start(codec_run, tmp_path):
     init = codec_run.out / "model"
     given = load_codec(init)
