@@ -164,7 +164,8 @@ def sequence_ids(prompt: PromptConfig, prompt_ids: Array, tokens: Array) -> tupl
     prompt_ids = jnp.tile(prompt_ids, (rows // prompt_ids.shape[0], 1))
     axes = tokens.shape[3:]
     flat = tokens.reshape(rows, -1, *axes)
-    own = flat + prompt.image_offset + prompt.num_codes * jnp.arange(*(axes or (1,)))
+    group = jnp.arange(axes[0] if axes else 1, dtype=jnp.int32)
+    own = flat + prompt.image_offset + prompt.num_codes * group
     image_ids = jnp.where(flat == prompt.num_codes, prompt.mask_token_id, own)
     begin, end = (
         jnp.full((rows, 0 if index is None else 1), index or 0, tokens.dtype)
