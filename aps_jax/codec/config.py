@@ -113,6 +113,14 @@ class CodecConfig:
         return codes.reshape(*codes.shape[:-2], -1)
 
 
+def every_code(quantizer: Quantizer) -> Array:
+    """All codes [K, d], or [K, n, d] with n tokens per place, of each of them."""
+    ids = jnp.arange(quantizer.num_codes, dtype=jnp.int32)
+    for size in quantizer.axes:
+        ids = jnp.repeat(ids[..., None], size, axis=-1)
+    return quantizer.lookup(ids)
+
+
 def make_quantizer(config: CodecConfig, params: PyTree) -> Quantizer:
     """The codebook of a codec, whose weights may hold its table (`{"quantizer": {"table"}}`)."""
     if config.quantizer == "vq":

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
+from aps_jax.codec.config import every_code
 from aps_jax.types import Array, Codec, ImageShape
 
 Grid = tuple[int, ...]
@@ -54,11 +55,8 @@ def spread(codec: Codec) -> Float[Array, ""]:
     That of LFQ is 1; n tokens of a place count together.
     """
     quantizer = codec.quantizer
-    groups = math.prod(quantizer.axes)
-    ids = jnp.arange(quantizer.num_codes, dtype=jnp.int32)
-    codes = quantizer.lookup(jnp.tile(ids[:, None], (1, groups)) if groups > 1 else ids)
-    bits = groups * math.log2(quantizer.num_codes)
-    return jnp.sum(jnp.var(codes, axis=0)) / bits
+    bits = math.prod(quantizer.axes) * math.log2(quantizer.num_codes)
+    return jnp.sum(jnp.var(every_code(quantizer), axis=0)) / bits
 
 
 def quantized_expectation(

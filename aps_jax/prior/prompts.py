@@ -164,7 +164,7 @@ def sequence_ids(prompt: PromptConfig, prompt_ids: Array, tokens: Array) -> tupl
     prompt_ids = jnp.tile(prompt_ids, (rows // prompt_ids.shape[0], 1))
     axes = tokens.shape[3:]
     flat = tokens.reshape(rows, -1, *axes)
-    group = jnp.arange(axes[0] if axes else 1, dtype=jnp.int32)
+    group = jnp.arange(axes[0] if axes else 1, dtype=tokens.dtype)
     own = flat + prompt.image_offset + prompt.num_codes * group
     image_ids = jnp.where(flat == prompt.num_codes, prompt.mask_token_id, own)
     begin, end = (
@@ -175,7 +175,7 @@ def sequence_ids(prompt: PromptConfig, prompt_ids: Array, tokens: Array) -> tupl
     if axes:
         around = [jnp.repeat(ids[:, :, None], axes[0], axis=2) for ids in around]
     before, after = around
-    ids = jnp.concatenate([before, image_ids.astype(tokens.dtype), after], axis=1)
+    ids = jnp.concatenate([before, image_ids, after], axis=1)
     return ids, before.shape[1]
 
 

@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from aps_jax.codec.config import every_code
 from aps_jax.prior.bundle import grid_hidden, prompted_hidden
 from aps_jax.prior.prompts import PromptConfig
 from aps_jax.prior.transformer import Transformer, TransformerConfig
@@ -33,12 +34,9 @@ def code_numbers(quantizer: Quantizer) -> Array:
 
     Codes of n tokens per place have numbers of their own each.
     """
-    groups = math.prod(quantizer.axes)
-    ids = jnp.arange(quantizer.num_codes, dtype=jnp.int32)
-    codes = quantizer.lookup(jnp.tile(ids[:, None], (1, groups)) if groups > 1 else ids)
-    codes = codes.reshape(len(ids), -1)
+    codes = every_code(quantizer).reshape(quantizer.num_codes, -1)
     codes = (codes - jnp.mean(codes, axis=0)) / jnp.std(codes, axis=0)
-    parts = jnp.split(codes, groups, axis=1)
+    parts = jnp.split(codes, math.prod(quantizer.axes), axis=1)
     return jax.scipy.linalg.block_diag(*parts)
 
 

@@ -32,11 +32,7 @@ from aps_jax.codec.lfq import LFQ
 from aps_jax.io import checkpoint
 from aps_jax.pretrained import load_codec, load_prior, model_folder
 from aps_jax.prior.bundle import make_prior, make_prompted_prior
-from aps_jax.prior.transformer import (
-    TransformerConfig,
-    init_transformer_params,
-    num_params,
-)
+from aps_jax.prior.transformer import TransformerConfig, init_transformer_params, num_params
 from aps_jax.text.tokenizer import TOKENIZER_NAME
 from aps_jax.types import Array, Prior, PyTree, Quantizer
 from experiments import training
@@ -202,8 +198,8 @@ def initial_params(config: Config, model: TransformerConfig, quantizer: Quantize
       ValueError: it is of another codec.
     """
     weights = jax.jit(init_transformer_params, static_argnums=1)(jax.random.key(config.seed), model)
-    numbers = code_numbers(quantizer)
-    scale = 1 / math.sqrt(numbers.shape[1])
+    num_numbers = math.prod(quantizer.axes) * quantizer.num_features
+    scale = 1 / math.sqrt(num_numbers)
     if config.init is not None:
         scale = 0.0  # The rows that are given have what the numbers of a code say.
         given = _given(config, model, quantizer)
@@ -217,11 +213,10 @@ def initial_params(config: Config, model: TransformerConfig, quantizer: Quantize
             elif name in own:  # Rows without those of codes: the mask is the first.
                 own[name] = own[name].at[0].set(leaf[0])
         weights = traverse_util.unflatten_dict(own, sep="/")
-    params = {"model": weights, "head_bits": jnp.zeros((model.width, numbers.shape[1]))}
+    params = {"model": weights, "head_bits": jnp.zeros((model.width, num_numbers))}
     if model.code_bits is None:  # As large as the projection of bits by `CodeEmbedding`.
-        shape = (numbers.shape[1], model.width)
-        drawn = jax.random.normal(jax.random.key(config.seed), shape)
-        params["embed_numbers"] = scale * drawn
+        shape = (num_numbers, model.width)
+        params["embed_numbers"] = scale * jax.random.normal(jax.random.key(config.seed), shape)
     return params
 
 
@@ -246,13 +241,13 @@ def _given(config: Config, model: TransformerConfig, quantizer: Quantizer) -> di
 def learn(
     config: Config,
     model: TransformerConfig,
-    quantizer: Quantizer,
+    params: PyTree,
+    numbers: Array,
     tokens: dict[str, np.ndarray],
     prompts: Prompts | None,
     score: Callable[[training.TrainState, dict[str, float]], dict[str, float]],
 ) -> None:
-    """Trains until the end or the minutes are over; writes the log."""
-    params, numbers = initial_params(config, model, quantizer), code_numbers(quantizer)
+    """Trains `initial_params` until the end or the minutes are over; writes the log."""
     compute = dataclasses.replace(model, dtype=config.dtype)
     optimizer = training.make_optimizer(config)
     loss = functools.partial(
@@ -313,7 +308,8 @@ def train(config: Config) -> None:
         export(state.ema, config, model, numbers, prompts, facts(row, yardsticks | scores))
         return scores
 
-    learn(config, model, codec.quantizer, tokens, prompts, score)
+    params = initial_params(config, model, codec.quantizer)
+    learn(config, model, params, numbers, tokens, prompts, score)
 
     rows = training.read_rows(config.out / "prior.jsonl")
     # The rounded weights, as they are used.

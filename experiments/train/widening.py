@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aps_jax.codec import lfq
-from aps_jax.codec.magvit2 import CodecConfig
+from aps_jax.codec.config import CodecConfig, every_code
 from aps_jax.prior.transformer import CodeEmbedding, TransformerConfig
 from aps_jax.types import Array, PyTree, Quantizer
 
@@ -112,8 +112,7 @@ def prior_of(given: PyTree, source: TransformerConfig, quantizer: Quantizer) -> 
         others = others / groups
         kernel = _group_means(kernel.T, source.code_bits, quantizer).T
     else:
-        table = quantizer.lookup(ids[: quantizer.num_codes])
-        signs = lfq.LFQ(source.code_bits).nearest(table)
+        signs = lfq.LFQ(source.code_bits).nearest(every_code(quantizer))
         codes, kernel = codes[signs], kernel[:, signs]
     embedding = jnp.concatenate([codes, others])
     return given | {"embed": {"embedding": embedding}, "head": {"kernel": kernel}}
