@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aps_jax.prior.attention import grid_positions, sequence_positions
-from aps_jax.prior.prompts import PromptConfig, attention_mask, sequence_ids
+from aps_jax.prior.prompts import PromptConfig, attention_mask, image_ids, sequence_ids
 from aps_jax.prior.transformer import Transformer, TransformerConfig
 from aps_jax.types import Array, Prior, PyTree, bind
 
@@ -20,16 +20,13 @@ from aps_jax.types import Array, Prior, PyTree, bind
 def grid_hidden(params: PyTree, tokens: Array, *, config: TransformerConfig) -> Array:
     """Final states [B, h * w, width] of a grid of tokens [B, h, w], for training and probing.
 
-    With `config.token_groups` n above 1 the tokens are [B, h, w, n].
+    With `config.token_groups` n above 1 the tokens are [B, h, w, n]. The mask is the last id.
     """
-    batch, height, width = tokens.shape[:3]
+    height, width = tokens.shape[1:3]
     _check_grid(config, height, width)
     positions = grid_positions(height, width) if config.rope_axes == 2 else None
-    ids = tokens.reshape(batch, height * width, *tokens.shape[3:])
-    if config.token_groups > 1:
-        num_codes = config.output_size // config.token_groups
-        first = jnp.arange(0, config.output_size, num_codes, dtype=jnp.int32)
-        ids = jnp.where(ids == num_codes, config.output_size, ids + first)
+    mask_token_id = config.vocab_size - 1
+    ids = image_ids(tokens, mask_token_id // config.token_groups, mask_token_id)
     hidden = Transformer(config).apply({"params": params}, ids, positions, method="hidden")
     return cast(Array, hidden)
 

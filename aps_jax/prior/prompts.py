@@ -138,6 +138,21 @@ def frame_understanding(prompt: PromptConfig, tokens: Array, text_ids: TextIds) 
     return np.concatenate([np.broadcast_to(p, (*batch, p.shape[-1])) for p in parts], axis=-1)
 
 
+def image_ids(tokens: Array, num_codes: int, mask_token_id: int, offset: int = 0) -> Array:
+    """Ids [R, h w], or [R, h w, n], of grids of tokens.
+
+    Args:
+      tokens: int [R, h, w], or [R, h, w, n] for n tokens per place, in [0, K], K for the mask.
+      num_codes: number K of codes of one token.
+      mask_token_id: id of the mask.
+      offset: id of code 0; code k of token g has the id `offset` + g K + k.
+    """
+    axes = tokens.shape[3:]
+    flat = tokens.reshape(tokens.shape[0], -1, *axes)
+    group = jnp.arange(axes[0] if axes else 1, dtype=tokens.dtype)
+    return jnp.where(flat == num_codes, mask_token_id, flat + offset + num_codes * group)
+
+
 def sequence_ids(prompt: PromptConfig, prompt_ids: Array, tokens: Array) -> tuple[Array, int]:
     """What the model reads: `prompt | begin, image, end`.
 
@@ -162,20 +177,16 @@ def sequence_ids(prompt: PromptConfig, prompt_ids: Array, tokens: Array) -> tupl
             f"the prior has {prompt_ids.shape[0]} prompts, which do not fit {rows} images"
         )
     prompt_ids = jnp.tile(prompt_ids, (rows // prompt_ids.shape[0], 1))
-    axes = tokens.shape[3:]
-    flat = tokens.reshape(rows, -1, *axes)
-    group = jnp.arange(axes[0] if axes else 1, dtype=tokens.dtype)
-    own = flat + prompt.image_offset + prompt.num_codes * group
-    image_ids = jnp.where(flat == prompt.num_codes, prompt.mask_token_id, own)
+    image = image_ids(tokens, prompt.num_codes, prompt.mask_token_id, prompt.image_offset)
     begin, end = (
         jnp.full((rows, 0 if index is None else 1), index or 0, tokens.dtype)
         for index in (prompt.begin_id, prompt.end_id)
     )
     around = [jnp.concatenate([prompt_ids, begin], axis=1), end]
-    if axes:
-        around = [jnp.repeat(ids[:, :, None], axes[0], axis=2) for ids in around]
+    if image.ndim == 3:
+        around = [jnp.repeat(ids[:, :, None], image.shape[2], axis=2) for ids in around]
     before, after = around
-    ids = jnp.concatenate([before, image_ids, after], axis=1)
+    ids = jnp.concatenate([before, image, after], axis=1)
     return ids, before.shape[1]
 
 
