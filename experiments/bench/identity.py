@@ -31,7 +31,7 @@ def config_of(
     known, the perceptual weight falls to 0 where the measurement is no image or below 16 pixels.
 
     Raises:
-      ValueError: an option is out of range, or the budget too small.
+      ValueError: an option is out of range, the budget too small, or a mean of one sample.
     """
     kind = config_class(method.sampler)
     options: dict[str, Any] = {}
@@ -41,6 +41,8 @@ def config_of(
         options |= {"draw": "categorical"} if task.best_of > 1 else {}
     options |= {"sigma": float(task.sigma)} if task.sigma else {}
     options |= {"num_samples": task.best_of} | method.config
+    if method.estimate == "mean" and options["num_samples"] == 1:
+        raise ValueError(f"method {method.label!r}: a mean needs num_samples above 1 in its config")
     if operator is not None:
         y_shape = operator.output_shape((1, *image_shape, 3))
         is_small = not operator.is_image or min(y_shape[1:3]) < LPIPS_SIDE
@@ -92,7 +94,9 @@ def fingerprint(
     return digest([*facts, method.kind if config is None else config])
 
 
-def described(sampler: str, config: Any, prior: str = "model") -> dict[str, Any]:
+def described(
+    sampler: str, config: Any, *, prior: str = "model", estimate: str = "best"
+) -> dict[str, Any]:
     """What a row says of its sampler: its name, and all options that are not its defaults."""
     defaults = type(config)()
     names = [field.name for field in dataclasses.fields(config)]
@@ -100,5 +104,6 @@ def described(sampler: str, config: Any, prior: str = "model") -> dict[str, Any]
     return (
         {"sampler": sampler}
         | ({"prior": prior} if prior != "model" else {})
+        | ({"estimate": estimate} if estimate != "best" else {})
         | {name: value for name, value in options.items() if value != getattr(defaults, name)}
     )

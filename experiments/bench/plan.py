@@ -89,7 +89,7 @@ class Plan:
             config = self.config(task, method, budget)
             if config is None:
                 return {"fingerprint": None}
-            said = described(method.sampler, config, method.prior)
+            said = described(method.sampler, config, prior=method.prior, estimate=method.estimate)
             found = fingerprint(self.study, self.model_of(method), task, method, said)
             return {"fingerprint": found, "config": said}
         return {"fingerprint": fingerprint(self.study, self.model, task, method, None)}

@@ -106,7 +106,9 @@ def compile_method(
         jax.block_until_ready(run(params, x, y, keys))
         return run
     needed = _needed(params, method, config)
-    traced = _run.trace(needed, y, keys, draw=sample, config=config)
+    traced = _run.trace(
+        needed, y, keys, draw=sample, config=config, is_mean=method.estimate == "mean"
+    )
     flops = _flops_per_photo(traced, method, config, len(x), limit)
     return functools.partial(_sampled, traced.lower().compile(), method, config, flops)
 
@@ -142,15 +144,16 @@ def _yardstick(method: Method, sigma: float, image_shape: tuple[int, int]) -> Re
     )
 
 
-@functools.partial(jax.jit, static_argnames=("draw", "config"))
+@functools.partial(jax.jit, static_argnames=("draw", "config", "is_mean"))
 def _run(
-    params: Params | PixelParams, y: PyTree, keys: Key, *, draw: Callable[..., Any], config: Any
-) -> tuple[Array, Array]:
+    params: Params | PixelParams, y: PyTree, keys: Key, *, draw: Callable[..., Any], config: Any,
+    is_mean: bool = False,
+) -> tuple[Array, Array]:  # fmt: skip
     result = draw(params, y, keys, config=config)
-    images, is_finite = _best(
-        params.operator, result.samples, y, jnp.all(result.info.is_finite, axis=0)
-    )
-    return images, is_finite
+    is_finite = jnp.all(result.info.is_finite, axis=0)
+    if is_mean:
+        return jnp.mean(result.samples, axis=1), jnp.all(is_finite, axis=1)
+    return _best(params.operator, result.samples, y, is_finite)
 
 
 def _needed(params: Params | PixelParams, method: Method, config: Any) -> Params | PixelParams:

@@ -116,6 +116,8 @@ class Method(Placed):
       sampler: key of `aps_jax.samplers.SAMPLERS` or of `VARIANTS`.
       preset: preset that `config` changes, of aps and its variants.
       prior: "model", or "none" for a uniform prior.
+      estimate: of several samples (`best_of` of the task, or `num_samples` in `config`) the "best",
+        which fits the measurement best, or their "mean".
       config: options of the sampler's configuration.
       tasks: labels of the tasks that it is for; None for all.
       denoiser: folder of the denoiser that samplers without tokens need, seen from the repository.
@@ -128,6 +130,7 @@ class Method(Placed):
     sampler: str = "aps"
     preset: str | None = None
     prior: Literal["model", "none"] = "model"
+    estimate: Literal["best", "mean"] = "best"
     config: dict[str, Any] = {}
     tasks: tuple[str, ...] | None = None
     denoiser: str | None = None

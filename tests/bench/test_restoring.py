@@ -83,6 +83,39 @@ def test_the_best_sample_is_that_of_least_residual(rng):
     assert not one[1].any() and (one[0] == samples[:, 0]).all()
 
 
+def test_a_mean_is_that_of_all_samples_and_another_computation(bench, tmp_path, monkeypatch):
+    seen = []
+
+    def sample(params, y, keys, *, config):
+        """Samples of one brightness each: 0, 1/4, 1/2 ..."""
+        result = fake_sample(params, y, keys, config=config)
+        level = jax.numpy.arange(config.num_samples)[:, None, None, None] / 4
+        return result._replace(samples=jax.numpy.broadcast_to(level, result.samples.shape))
+
+    real = session.restoring.scored
+    monkeypatch.setattr(session.restoring, "sample", sample)
+    monkeypatch.setattr(
+        session.restoring, "scored",
+        lambda operator, perceptual, images, x, y: (
+            seen.append(float(images.mean())) or real(operator, perceptual, images, x, y)
+        ),
+    )  # fmt: skip
+    best = STUDY["methods"]["no prior"]
+    several = {"num_samples": 4, "draw": "categorical"}
+    mean = best | {"estimate": "mean", "config": best["config"] | several}
+    raw = STUDY | {"seeds": [0], "tasks": {"super_resolution": {"scale": 2}}}
+    raw |= {"methods": {"no prior": best, "mean": mean}}
+    assert bench(raw)[0] == 0
+    assert {round(level, 4) for level in seen} == {0.0, 0.375}
+    by_method = {row["method"]: row for row in read(tmp_path)}
+    assert by_method["mean"]["config"]["estimate"] == "mean"
+    assert by_method["mean"]["decoder_evaluations"] == 16
+    changed = raw | {"methods": raw["methods"] | {"mean": mean | {"estimate": "best"}}}
+    assert "rows of another configuration" in bench(changed)[1]
+    code, err = bench(raw | {"methods": {"no prior": best | {"estimate": "mean"}}}, out="none")
+    assert code == 2 and "'no prior': a mean needs num_samples above 1" in err
+
+
 def test_one_broken_sample_of_several_does_not_fail_the_photo(bench, tmp_path, monkeypatch):
     """Sample 1 of the first photo breaks in its first step; both of the second photo do."""
 

@@ -94,7 +94,9 @@ def test_rows_carry_what_a_budget_and_the_defaults_made_of_a_configuration(bench
             kind = identity.config_class(row["config"]["sampler"])
             config = kind(**{name: row["config"][name] for name in names})
             prior = row["config"].get("prior", "model")
-            assert identity.described(row["config"]["sampler"], config, prior) == row["config"]
+            assert (
+                identity.described(row["config"]["sampler"], config, prior=prior) == row["config"]
+            )
 
 
 def identity_of(config, **others):
