@@ -63,7 +63,7 @@ def run(config: Config) -> None:
     """Scores both networks and writes what they are worth."""
     names, faces = photos.center_crops(config.eval_data, size=64, shrink=1, count=config.count)
     labels = read_labels(config.attributes, names)
-    shown = from_uint8(decoded(to_uint8(faces), seed=0, share=0.0))
+    shown = from_uint8(decoded(to_uint8(faces), seed=0, noise=0.0))
     scores, signs = {}, []
     reward = aps_jax.load_attributes()
     askable = {"reward": lambda x: np.asarray(_logits(reward, x)), "judge": judge.load_judge()}

@@ -3,10 +3,11 @@
     python -m experiments.train_attributes --data CELEBA --attributes celeba_attributes.csv \
         --eval-data HELD_OUT --out runs/attributes
 
-Half of the faces it sees were encoded and decoded by `face64`, with some bits flipped, and some are
-blurred, noisy, moved or of other contrast: a reward is asked about such pictures, and its gradient
-must mean something there. A run that is interrupted goes on where it stopped when started again
-with the same `--out`; the averaged weights are exported to `OUT/model` at every held-out score.
+Half of the faces it sees were encoded and decoded by `face64`, with noise on their codes, and some
+are blurred, noisy, moved or of other contrast: a reward is asked about such pictures, and its
+gradient must mean something there. A run that is interrupted goes on where it stopped when started
+again with the same `--out`; the averaged weights are exported to `OUT/model` at every held-out
+score.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from aps_jax.images import from_uint8, to_uint8
 from aps_jax.io import checkpoint
 from aps_jax.types import Array, Key
 from experiments import photos, training
-from experiments.train.codec_loss import flip_bits
+from experiments.train.codec_loss import noisy_codes
 
 #: Our names, which are those of the prompts, and CelebA's; "-" where CelebA says the opposite.
 ATTRIBUTES = {
@@ -66,14 +67,14 @@ class Config(training.RunConfig):
       first: number of the first file to train on, counted from 1.
       last: number of the last one.
       num_decoded: faces that are also seen as the codec of `face64` shows them, half of the time.
-      flipped_bits: share of the bits that are flipped in the faces that were decoded.
+      code_noise: noise on the codes of the faces that were decoded, as for `train_codec`.
     """
 
     attributes: Path
     first: int = 1
     last: int = 4750
     num_decoded: int = 1600
-    flipped_bits: float = 0.03
+    code_noise: float = 0.35
     steps: int = 800
     batch_size: int = 48
 
@@ -125,14 +126,14 @@ def load_faces(
     return faces, read_labels(attributes, [path.name for path, _ in named])
 
 
-def decoded(faces: np.ndarray, seed: int, share: float) -> np.ndarray:
-    """Faces uint8 [N, 64, 64, 3] as the codec of `face64` shows them, some bits flipped."""
+def decoded(faces: np.ndarray, seed: int, noise: float) -> np.ndarray:
+    """Faces uint8 [N, 64, 64, 3] as the codec of `face64` shows them, with noise on their codes."""
     codec = aps_jax.load_pretrained("face64").codec
 
     @jax.jit
     def show(codec, key, x):
         codes = codec.quantizer.lookup(codec.quantizer.nearest(codec.encode(codec.params, x)))
-        return codec.decode(codec.params, flip_bits(key, codes, share))
+        return codec.decode(codec.params, noisy_codes(key, codes, noise))
 
     shown, size = [], 32
     for start in range(0, len(faces), size):
@@ -147,7 +148,7 @@ def cached_decoded(faces: np.ndarray, config: Config) -> np.ndarray:
     """`decoded` of the first `config.num_decoded` faces, made once per run."""
     path = config.out / "decoded.npy"
     if not path.exists():
-        shown = decoded(faces[: config.num_decoded], config.seed, config.flipped_bits)
+        shown = decoded(faces[: config.num_decoded], config.seed, config.code_noise)
         part = path.with_suffix(".part.npy")
         np.save(part, shown)
         part.replace(path)
@@ -237,7 +238,7 @@ def export(net: Attributes, sizes: AttributesConfig, config: Config, row: dict, 
         "files": f"{config.first} to {config.last}",
         "faces": count,
         "num_decoded": config.num_decoded,
-        "flipped_bits": config.flipped_bits,
+        "code_noise": config.code_noise,
     }
     facts |= {name: round(value, 4) for name, value in row.items() if name.startswith("eval_")}
     checkpoint.update_card(

@@ -25,6 +25,12 @@ def flip_bits(key: Key, codes: Array, share: float) -> Array:
     return jnp.where(jax.random.bernoulli(key, share, codes.shape), -codes, codes)
 
 
+def noisy_codes(key: Key, codes: Array, amount: float) -> Array:
+    """Codes [..., d] with Gaussian noise, in units of the standard deviation of each number."""
+    width = jnp.std(codes, axis=tuple(range(codes.ndim - 1)))
+    return codes + amount * width * jax.random.normal(key, codes.shape)
+
+
 def codec_loss(
     encode: Callable[[Array], Array],
     decode: Callable[[Array], Array],
@@ -45,8 +51,7 @@ def codec_loss(
     if config.codec.quantizer in SIGNS:
         shown = flip_bits(key, codes, config.bit_flips)
     elif config.code_noise:
-        width = jnp.std(codes, axis=tuple(range(codes.ndim - 1)))
-        shown = codes + config.code_noise * width * jax.random.normal(key, codes.shape)
+        shown = noisy_codes(key, codes, config.code_noise)
     restored = decode(straight_through(features, shown))
     mse = jnp.mean((restored - x) ** 2)
     own, terms = quantizer_terms(features, codes, config)

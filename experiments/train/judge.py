@@ -4,8 +4,8 @@
         --out experiments/results/judges/attributes64
 
 It sees files 4,751 to 9,500, each mirrored too, and the first of them also as the codec of `face64`
-shows them, some bits flipped. The ridge is chosen on the last sixth of the files, then all are
-used. The bias of an attribute puts 0 midway between the means of faces with it and without.
+shows them, with noise on their codes. The ridge is chosen on the last sixth of the files, then all
+are used. The bias of an attribute puts 0 midway between the means of faces with it and without.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Config:
       first: number of the first file, counted from 1.
       last: number of the last one.
       num_decoded: faces that are also seen as the codec shows them.
-      flipped_bits: share of their bits that are flipped.
+      code_noise: noise on their codes, as for `train_codec`.
       cache: file that keeps the decoded faces, which take longest.
       seed: of the flips.
     """
@@ -51,7 +51,7 @@ class Config:
     first: int = 4751
     last: int = 9500
     num_decoded: int = 1600
-    flipped_bits: float = 0.03
+    code_noise: float = 0.35
     cache: Path | None = None
     seed: int = 1
 
@@ -85,7 +85,7 @@ def run(config: Config) -> None:
     if config.cache is not None and config.cache.exists():
         shown = np.load(config.cache)
     else:
-        shown = decoded(faces[: config.num_decoded], config.seed, config.flipped_bits)
+        shown = decoded(faces[: config.num_decoded], config.seed, config.code_noise)
         if config.cache is not None:
             np.save(config.cache, shown)
     own, of_shown = seen(faces), seen(shown)
@@ -110,7 +110,7 @@ def run(config: Config) -> None:
         config.out,
         judge={
             "names": list(ATTRIBUTES), "files": f"{config.first} to {config.last}",
-            "faces": len(faces), "decoded": len(shown), "flipped_bits": config.flipped_bits,
+            "faces": len(faces), "decoded": len(shown), "code_noise": config.code_noise,
             "ridge": best, "auc_by_ridge": {f"{key:g}": value for key, value in quality.items()},
         },
         licence="non-commercial research only, as CelebA, to which the weights were fitted",
