@@ -21,9 +21,9 @@ from experiments.command import command
 #: Options of `restore` that all restorations share.
 _FACE = ("restore", "--model", "face64")
 _PHOTO = ("restore", "--model", "photo64")
-_EDIT = ("edit", "face.png", "--guidance-scale", "2", "--num-samples", "6")
+_EDIT = ("edit", "face.png", "--num-samples", "6")
 #: Rectangles of the aligned face: rows and columns.
-_EYES = (slice(20, 36), slice(8, 56))
+_EYES = (slice(24, 36), slice(12, 52))
 _MOUTH = (slice(40, 56), slice(16, 48))
 #: Runs by name: words of the command line, with the file names that `_inputs` writes.
 RUNS: dict[str, tuple[str, ...]] = {
@@ -31,9 +31,11 @@ RUNS: dict[str, tuple[str, ...]] = {
         *_FACE, "--task", "inpainting_box", "--box-size", "32", "--margin", "16",
         "--num-samples", "4",
     ),
-    "from 8x8": (*_FACE, "--task", "super_resolution", "--scale", "8"),
-    "from 16x16": (*_FACE, "--task", "super_resolution", "--scale", "4"),
-    "eyeglasses": (*_EDIT, "--mask", "eyes.png", "--prompt", "eyeglasses"),
+    "from 8x8": (*_FACE, "--task", "super_resolution", "--scale", "8", "--num-samples", "4"),
+    "from 16x16": (*_FACE, "--task", "super_resolution", "--scale", "4", "--num-samples", "4"),
+    "eyeglasses": (
+        *_EDIT, "--mask", "eyes.png", "--prompt", "eyeglasses", "--guidance-scale", "1",
+    ),
     "unsmiling": (*_EDIT, "--mask", "mouth.png", "--prompt", "unsmiling, closed mouth"),
     "x4": (*_PHOTO, "--task", "super_resolution"),
     "blur": (*_PHOTO, "--task", "gaussian_blur"),
@@ -52,16 +54,16 @@ ROWS: tuple[tuple[tuple[str, str], ...], ...] = (
     (
         ("face", "face.png"),
         ("8x8 pixels", "from 8x8/measurement.png"),
-        ("restored", "from 8x8/restored.png"),
+        ("mean of four", "from 8x8/mean.png"),
         ("16x16 pixels", "from 16x16/measurement.png"),
-        ("restored", "from 16x16/restored.png"),
+        ("mean of four", "from 16x16/mean.png"),
     ),
     (
         ("face", "face.png"),
         ("eyes drawn again", "eyes_view.png"),
-        ('"eyeglasses"', "eyeglasses/samples/sample_03.png"),
+        ('"eyeglasses"', "eyeglasses/samples/sample_05.png"),
         ("mouth drawn again", "mouth_view.png"),
-        ('"unsmiling"', "unsmiling/samples/sample_02.png"),
+        ('"unsmiling"', "unsmiling/samples/sample_06.png"),
     ),
     (
         ("photo", "photo.png"),
