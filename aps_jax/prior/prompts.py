@@ -149,8 +149,10 @@ def image_ids(tokens: Array, num_codes: int, mask_token_id: int, offset: int = 0
     """
     axes = tokens.shape[3:]
     flat = tokens.reshape(tokens.shape[0], -1, *axes)
-    group = jnp.arange(axes[0] if axes else 1, dtype=tokens.dtype)
-    return jnp.where(flat == num_codes, mask_token_id, flat + offset + num_codes * group)
+    own = flat + offset
+    if axes:
+        own += num_codes * jnp.arange(axes[0], dtype=tokens.dtype)[None, None]
+    return jnp.where(flat == num_codes, mask_token_id, own)
 
 
 def sequence_ids(prompt: PromptConfig, prompt_ids: Array, tokens: Array) -> tuple[Array, int]:
