@@ -147,7 +147,7 @@ def _yardstick(method: Method, sigma: float, image_shape: tuple[int, int]) -> Re
 @functools.partial(jax.jit, static_argnames=("draw", "config", "is_mean"))
 def _run(
     params: Params | PixelParams, y: PyTree, keys: Key, *, draw: Callable[..., Any], config: Any,
-    is_mean: bool = False,
+    is_mean: bool,
 ) -> tuple[Array, Array]:  # fmt: skip
     result = draw(params, y, keys, config=config)
     is_finite = jnp.all(result.info.is_finite, axis=0)

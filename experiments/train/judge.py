@@ -42,7 +42,7 @@ class Config:
       num_decoded: faces that are also seen as the codec shows them.
       code_noise: noise on their codes, as for `train_codec`.
       cache: file that keeps the decoded faces, which take longest.
-      seed: of the flips.
+      seed: of the noise.
     """
 
     data: Path
