@@ -65,8 +65,17 @@ def config_of(
 
 
 def model_facts(folder: Path, needed: str = "prior") -> dict[str, str]:
-    """Hashes of a model's weights, as far as a sampler reads them (`SharedConfig.NEEDS`)."""
+    """Hashes of a model's weights, as far as a sampler reads them (`SharedConfig.NEEDS`).
+
+    Raises:
+      ValueError: the folder lacks some of them.
+    """
     paths = [checkpoint.weights_path(folder, section) for section in PARTS[needed]]
+    missing = [path.name for path in paths if not path.exists()]
+    if missing:
+        raise ValueError(
+            f"model {folder} has no {' and no '.join(missing)}; train or convert that part first"
+        )
     return {path.name: checkpoint.fingerprint(path) for path in paths}
 
 

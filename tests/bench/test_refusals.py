@@ -55,6 +55,12 @@ def test_rows_of_something_else_are_refused(bench, tmp_path, model):
     refused(small, "line 1 is not a row")
 
 
+def test_a_model_without_a_prior_is_refused(bench, model):
+    (model / "prior.safetensors").unlink()
+    code, err = bench(STUDY)
+    assert code == 2 and "has no prior.safetensors; train or convert" in err, err
+
+
 def test_yardsticks_of_another_noise_are_refused(bench):
     small = STUDY | {"methods": {"bicubic": {"kind": "measurement"}}, "compare_to": "bicubic"}
     small = small | {"tasks": {"super_resolution": {"scale": 2}}, "budgets": {}}
