@@ -31,7 +31,14 @@ class Settings(BaseModel):
     model_config = FORBID
 
     def changed(self, **values: Any) -> Self:
-        """The same with some values replaced."""
+        """The same with some values replaced.
+
+        Raises:
+          TypeError: for a name that it has not.
+        """
+        unknown = values.keys() - type(self).model_fields.keys()
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no {sorted(unknown)}")
         return self.model_copy(update=values)
 
 
