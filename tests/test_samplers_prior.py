@@ -179,5 +179,23 @@ def test_bits_need_a_codebook_of_bits(width):
     with pytest.raises(ValueError, match=f"4 codes of {width} numbers; use variables='tokens'"):
         samplers.sample(
             params.replace(codec=wide), toy.batch_of(1), jax.random.key(0),
-            config=StraightThroughConfig(),
+            config=StraightThroughConfig(variables="bits"),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(("has_signs", "variables"), [(True, "bits"), (False, "tokens")])
+def test_variables_follow_the_codebook(has_signs, variables):
+    """`auto` is bits where the codes are signs, and logits of tokens elsewhere."""
+    params = toy.make_params(JOINT)
+    if not has_signs:
+        table = jax.random.normal(jax.random.key(1), (CODES, 2))
+        params = params.replace(codec=params.codec.replace(quantizer=VQ(table)))
+
+    def losses(chosen):
+        config = StraightThroughConfig(num_inner_steps=5, variables=chosen)
+        found = samplers.sample(params, toy.batch_of(1), jax.random.key(0), config=config)
+        return np.asarray(found.info.loss)
+
+    np.testing.assert_array_equal(losses("auto"), losses(variables))
+    if has_signs:  # A table has no bits to compare with.
+        assert not np.array_equal(losses("auto"), losses("tokens"))

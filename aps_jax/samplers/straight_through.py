@@ -43,7 +43,8 @@ class StraightThroughConfig(GradientConfig):
     Attributes:
       num_inner_steps: Adam steps; the learning rate falls to 0 along a cosine.
       learning_rate: 0.05 suits bits, 0.1 suits tokens.
-      variables: "bits" optimises d numbers per token (codes of signs only), "tokens" K logits.
+      variables: "bits" optimises d numbers per token (codes of signs only), "tokens" K logits,
+        "auto" bits where the codes are signs and else tokens.
       estimator: "straight_through" decodes the hard code, "relaxed" the soft one (the result is
         quantised all the same; the loss in `info` is then that of the soft code).
       temperature: tau of tanh(s / tau), or of softmax(phi / tau).
@@ -62,7 +63,7 @@ class StraightThroughConfig(GradientConfig):
 
     num_inner_steps: int = 1000
     learning_rate: float = 0.05
-    variables: str = "bits"
+    variables: str = "auto"
     estimator: str = "straight_through"
     temperature: float = 1.0
     init_noise: float = 0.1
@@ -73,7 +74,7 @@ class StraightThroughConfig(GradientConfig):
             self,
             integers={"num_inner_steps": 1},
             choices={
-                "variables": ("bits", "tokens"),
+                "variables": ("auto", "bits", "tokens"),
                 "estimator": ("straight_through", "relaxed"),
             },
             positive=("temperature",),
@@ -104,7 +105,7 @@ class StraightThroughConfig(GradientConfig):
                 f"{quantizer.num_codes} codes of {quantizer.num_features} numbers; use "
                 "variables='tokens'"
             )
-        size = quantizer.num_features if self.variables == "bits" else quantizer.num_codes
+        size = quantizer.num_features if self._are_bits(target) else quantizer.num_codes
         shape = (target.tokens.shape[1], size)
         noise = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
         variables = self.init_noise * noise + self._start(target)
@@ -141,6 +142,12 @@ class StraightThroughConfig(GradientConfig):
         )  # fmt: skip
         return state, info
 
+    def _are_bits(self, target: Target) -> bool:
+        """Whether the variables are numbers behind signs, not logits of tokens."""
+        if self.variables == "auto":
+            return isinstance(target.codec.quantizer, LFQ)
+        return self.variables == "bits"
+
     @property
     def _optimizer(self) -> optax.GradientTransformation:
         rates: Any = optax.cosine_decay_schedule(self.learning_rate, self.num_inner_steps)
@@ -151,13 +158,13 @@ class StraightThroughConfig(GradientConfig):
         if is_absent(self.encoder_start):
             return 0.0
         tokens = starts.smooth_tokens(target)
-        if self.variables == "tokens":
-            return starts.encoder_logits(target, tokens, self.encoder_start)
-        return self.encoder_start * target.codes(tokens)
+        if self._are_bits(target):
+            return self.encoder_start * target.codes(tokens)
+        return starts.encoder_logits(target, tokens, self.encoder_start)
 
     def _codes(self, target: Target, variables: Array) -> tuple[Array, Array]:
         """Codes to decode [R, L, d] and the tokens that they stand for; known tokens stay."""
-        if self.variables == "bits":
+        if self._are_bits(target):
             soft = jnp.tanh(variables / self.temperature)
             tokens = nearest(target.codec, jax.lax.stop_gradient(variables), target.grid)
         else:
