@@ -11,6 +11,7 @@ from PIL import Image
 import aps_jax
 from bench.conftest import STUDY, read, timeless
 from experiments import photos
+from experiments.bench import study
 
 
 def test_rows_of_something_else_are_refused(bench, tmp_path, model):
@@ -59,6 +60,11 @@ def test_a_model_without_a_prior_is_refused(bench, model):
     (model / "prior.safetensors").unlink()
     code, err = bench(STUDY)
     assert code == 2 and "has no prior.safetensors; train or convert" in err, err
+
+
+def test_a_setting_changes_only_what_it_has():
+    with pytest.raises(TypeError, match=r"Method has no \['space'\]"):
+        study.Method(label="m").changed(space={})
 
 
 def test_yardsticks_of_another_noise_are_refused(bench):
