@@ -243,7 +243,7 @@ OTHER_SAMPLERS = {
     "maskgit": "--num-steps 2",
     "mmada": "--num-steps 2",
     "best_of_n": "--num-steps 2 --budget 3",
-    "straight_through": "--budget 3",
+    "straight_through": "--budget 3 --option variables=tokens",
     "svdd_pm": "--num-steps 2 --budget 4",
     "g2d2": "--budget 4 --option transition=markov",
     "sgdd": "--num-steps 2 --budget 6 --option num_denoise_steps=2",

@@ -44,7 +44,7 @@ class StraightThroughConfig(GradientConfig):
       num_inner_steps: Adam steps; the learning rate falls to 0 along a cosine.
       learning_rate: 0.05 suits bits, 0.1 suits tokens.
       variables: "bits" optimises d numbers per token (codes of signs only), "tokens" K logits,
-        "auto" bits where the codes are signs and else tokens.
+        "auto" bits with one such code per token (LFQ) and else tokens.
       estimator: "straight_through" decodes the hard code, "relaxed" the soft one (the result is
         quantised all the same; the loss in `info` is then that of the soft code).
       temperature: tau of tanh(s / tau), or of softmax(phi / tau).
