@@ -155,7 +155,7 @@ def overview(study: Study, rows: Sequence[Row]) -> str:
             if any(map(len, found.values())):
                 references = (scores.of(task, study.compare_to, label) for task in found)
                 cells = map(_short, found.values(), references)
-                head = {"PSNR, dB; LPIPS (photos)": method}
+                head = {"PSNR, dB; LPIPS (pictures)": method}
                 lines.append(head | dict(zip(found, cells, strict=True)))
         title = [f"### {label}\n"] if len(scores.budgets) > 1 else []
         parts.append("\n".join([*title, markdown(pd.DataFrame(lines)), ""]))
