@@ -32,7 +32,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "draft": _OURS | {"num_inner_steps": 5},
     "balanced": _OURS | {"num_inner_steps": 15},
     "fine": _OURS | {"num_inner_steps": 5, "decode_scale": 2},
-    "faces": _OURS | {"num_inner_steps": 15, "start_where_measured": True},
+    "faces": _OURS
+    | {
+        "num_inner_steps": 15,
+        "start_where_measured": True,
+        "prior_weight": 1.0,
+        "prior_weighting": "elbo",
+        "sensitivity_floor": 1.0,
+    },
     "paper": {"num_steps": 15, "num_inner_steps": 100, "perceptual_weight": 1e-3},
 }
 
