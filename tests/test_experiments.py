@@ -92,6 +92,9 @@ def test_codec_training_leaves_model_log_and_pictures(codec_run):
     for name in ("codec_curves.png", "codec_reconstructions.png", "model/codec.safetensors"):
         assert (codec_run.out / name).stat().st_size > 100
     assert read_card(codec_run.out / "model")["codec_training"]["steps"] == rows[-1]["step"]
+    assert read_card(codec_run.out / "model")["codec_training"]["data"] == [
+        path.name for path in codec_run.data
+    ]  # no paths of this machine
 
 
 @pytest.mark.slow

@@ -139,7 +139,7 @@ def origin(config: RunConfig, part: str) -> dict[str, Any]:
 def facts(config: RunConfig, row: Mapping[str, float], part: str) -> dict[str, Any]:
     """What the card says of any training, at a row of its log; `part` names its entry there."""
     return {
-        "data": config.description or [str(path) for path in config.data],
+        "data": config.description or [path.resolve().name for path in config.data],
         "steps": row["step"],
         "batch_size": config.batch_size,
         "optimizer": config.optimizer,
