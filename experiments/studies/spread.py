@@ -98,12 +98,7 @@ STUDIES = {
     "faces": Study(
         model="face64",
         methods={
-            "aps": {
-                "preset": "faces",
-                "prior_weight": 0.3,
-                "prior_weighting": "uniform",
-                "sensitivity_floor": 0.3,
-            },
+            "aps": {"preset": "balanced", "start_where_measured": True, "remasking": "random"},
             "aps-smc": _SMC,
             "aps-smc, APS's draws alone": _SMC | {"prior_share": 0.0},
         },
