@@ -131,6 +131,9 @@ class SharedConfig:
 
     Attributes:
       sigma: noise std of the measurement energy ||A(x) - y||^2 / (2 sigma^2), one for all samplers.
+      data_consistency: what is sampled comes to explain the measurement at the end, also where the
+        codec cannot show it, by the change of least energy whose neighbouring pixels differ by this
+        std (`aps_jax.sampling.smooth`). The tokens stay. 0 is off (ours).
       decode_scale: decode this many times larger and average down ("aps-l" has 2).
       num_samples: samples per measurement.
       trace: also return losses of inner steps and the tokens and image of every step.
@@ -142,19 +145,25 @@ class SharedConfig:
     PAPER: ClassVar[str]
     SOURCES: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "paper of APS": ("sigma",),
-        "neutral": ("decode_scale", "num_samples", "trace", "image_shape"),
+        "neutral": ("data_consistency", "decode_scale", "num_samples", "trace", "image_shape"),
     }
     KNOB: ClassVar[Knob | None] = None
     NEEDS: ClassVar[str] = "prior"
 
     sigma: float = 0.05
+    data_consistency: float = 0.0
     decode_scale: int = 1
     num_samples: int = 1
     trace: bool = False
     image_shape: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        check_options(self, positive=("sigma",), integers={"decode_scale": 1, "num_samples": 1})
+        check_options(
+            self,
+            positive=("sigma",),
+            not_negative=("data_consistency",),
+            integers={"decode_scale": 1, "num_samples": 1},
+        )
         if self.image_shape is not None:
             object.__setattr__(self, "image_shape", tuple(self.image_shape))
 

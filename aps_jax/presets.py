@@ -22,6 +22,7 @@ _OURS: dict[str, Any] = {
     "prior_weight": 0.3,
     "sensitivity_floor": 0.3,
     "encoder_start": 0.5,
+    "data_consistency": 0.1,
 }
 
 #: Options of `APSConfig` by preset. "paper" is the published setting; the others are ours. "fine"

@@ -172,13 +172,20 @@ def test_edit_in_a_mask(aps_jax, photo, mask):
     assert found["sampler"] == "maskgit" and found["config"]["guidance_scale"] > 0
     assert found["figures"]["edited"]["psnr_outside"] is None  # Equal: no decibels.
     assert "--paste-known" in found["command"] and "None" not in found["command"]
-    code, out, _ = aps_jax(f"{words} --num-samples 2", "plain")  # Compiled already.
+    plain = f"{words} --num-samples 2 --option data_consistency=0"
+    code, out, _ = aps_jax(plain, "plain")
     drawn = images.load_image(out / "edited.png")
     again = patch_codec()
     tokens = encode_tokens(again, jnp.asarray(photo)[None])
     own = np.asarray(again.decode(again.params, again.quantizer.lookup(tokens)))[0]
     kept = ~is_free().reshape(4, 4).repeat(4, 0).repeat(4, 1)
     np.testing.assert_allclose(drawn[kept], own[kept], atol=1 / 127)
+    # What the codec has lost comes back, and what is drawn is another picture than without.
+    code, out, _ = aps_jax(f"{words} --num-samples 2", "consistent")
+    found, outside = images.load_image(out / "edited.png"), mask > 0
+    lost, still = (np.abs(x[outside] - photo[outside]).mean() for x in (drawn, found))
+    assert lost > 0.1 and still < 0.5 * lost
+    assert np.abs(found - drawn)[mask == 0].max() > 0.02
 
 
 def test_a_reward_is_followed_and_a_likeness_holds(aps_jax):
@@ -238,6 +245,11 @@ def test_an_interrupted_edit_goes_on(aps_jax, monkeypatch):
         ("edit {photo} --mask {small} --prompt hat", "12x12 pixels, the picture 16x16"),
         ("edit {large} --prompt hat", "add --size 16"),
         ("edit {photo} --prompt hat --paste-known", "--paste-known needs a --mask"),
+        ("edit {photo} --prompt hat --option data_consistency=0.1", "is for edits with a --mask"),
+        (
+            "stylize {photo} --style swirls --option data_consistency=1",
+            "is for edits with a --mask",
+        ),
         ("edit {photo} --prompt hat --mask {mask} --likeness 1", "--likeness is for edits without"),
         ("edit {photo} --reward dim=1", "unknown attribute 'dim'; choose from bright, red"),
         ("edit {photo} --reward bright", "must be NAME=1"),

@@ -53,7 +53,11 @@ def test_posterior_is_aps_sample_with_the_sigma_and_the_options_given(model, pho
     config = aps_jax.make_config(preset="draft", sigma=0.1, **QUICK)
     params = aps_jax.Params(prior=model.prior, codec=model.codec, operator=operator)
     expected = jax.jit(aps_jax.aps_sample, static_argnames="config")(params, y, key, config=config)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    # Options are numbers in one program and constants in the other, which rounds otherwise.
+    close = functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-5)
+    jax.tree.map(close, found._replace(info=None), expected._replace(info=None))
+    jax.tree.map(np.testing.assert_array_equal, found.info, expected.info)
     other = aps_jax.posterior(model, operator, y, key, "draft", sigma=0.5, **QUICK)
     assert (other.info.loss != found.info.loss).all()
 

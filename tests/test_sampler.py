@@ -14,7 +14,8 @@ from aps_jax import APSConfig, Params, operators, schedules
 from aps_jax.codec.magvit2 import encode_tokens
 from aps_jax.sampler import make_aps
 from aps_jax.samplers import MaskGITConfig
-from aps_jax.sampling.starts import encoder_logits, smooth_estimate
+from aps_jax.sampling.smooth import smooth_estimate
+from aps_jax.sampling.starts import encoder_logits
 from aps_jax.sampling.target import measurement_target
 from aps_jax.types import Perceptual, image_keys
 

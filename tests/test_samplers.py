@@ -14,7 +14,7 @@ from aps_jax import samplers
 from aps_jax.codec.magvit2 import encode_tokens
 from aps_jax.samplers import SAMPLERS, budget
 from aps_jax.samplers.config import DecodingConfig
-from aps_jax.sampling.starts import smooth_estimate
+from aps_jax.sampling.smooth import smooth_estimate
 
 #: Options that change the course of a sampler's loop; `test_contract` has its least ones.
 CASES = {

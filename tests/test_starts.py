@@ -14,11 +14,10 @@ from aps_jax.codec.magvit2 import encode_tokens
 from aps_jax.codec.residual import Residual
 from aps_jax.codec.vq import VQ
 from aps_jax.samplers import sampler_of
+from aps_jax.sampling.smooth import SMOOTHNESS, smooth_estimate
 from aps_jax.sampling.starts import (
-    SMOOTHNESS,
     encoder_logits,
     encoder_tokens,
-    smooth_estimate,
     smooth_tokens,
     token_sensitivity,
 )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aps_jax import energies, images, metrics
-from aps_jax.cli import wished
+from aps_jax.cli import wished, wishes
 from aps_jax.cli.inputs import framing_notes
 from aps_jax.cli.wished import Figures, Job
 from aps_jax.cli.wishes import REWARD_WEIGHT, Edit, guidance_of, rewards_of
@@ -21,6 +21,7 @@ from aps_jax.io.masks import SIDES, load_mask
 from aps_jax.operators import denoising, inpainting_mask
 from aps_jax.pretrained import Model
 from aps_jax.sampling.edits import part_target, whole_target
+from aps_jax.sampling.leaves import or_none
 from aps_jax.scores import report
 from aps_jax.types import Array
 
@@ -58,7 +59,10 @@ def _job(options: Edit, model: Model) -> Job:
             energy = energies.total(energy, energies.scaled(reward, 1 / np.prod(count)))
         target = whole_target(model.prior, model.codec, x, energy, **fields)
     else:
-        target = part_target(model.prior, model.codec, x, mask, reward=reward, **fields)
+        target = part_target(
+            model.prior, model.codec, x, mask, reward=reward,
+            consistency=or_none(wishes.config_of(options).data_consistency), **fields,
+        )  # fmt: skip
     again = report.codec_reconstruction(model.codec, x[0], 1)
     return Job(
         target=target,

@@ -17,7 +17,7 @@ from aps_jax.cli.inputs import Problem
 from aps_jax.cli.options import Restore, command_of, preset_of
 from aps_jax.config import APSConfig, SharedConfig
 from aps_jax.restore import Restored
-from aps_jax.sampling.starts import smooth_estimate
+from aps_jax.sampling.smooth import smooth_estimate
 from aps_jax.scores import report
 from aps_jax.types import Array, Codec, ImageShape, Operator, Perceptual, PyTree
 

@@ -14,8 +14,14 @@ from aps_jax.config import VARIANTS
 
 #: Options of APS for wishes instead of measurements. Nothing measured says where to start inside a
 #: mask; a picture that is only to be changed a little says it everywhere.
-_PART = {"encoder_start": 0.0, "sensitivity_floor": 0.0, "draw": "categorical"}
-_WHOLE = {"encoder_start": 0.5, "sensitivity_floor": 0.0}
+_PART = {
+    "encoder_start": 0.0,
+    "sensitivity_floor": 0.0,
+    "draw": "categorical",
+    # What stays is known without noise, so twice the `KNOWN_SIGMA` that edits have.
+    "data_consistency": 0.2,
+}
+_WHOLE = {"encoder_start": 0.5, "sensitivity_floor": 0.0, "data_consistency": 0.0}
 #: How much words count in an edit, and its rewards, where nothing is said; chosen by eye.
 GUIDANCE, REWARD_WEIGHT = 2.0, 20.0
 #: Half the timesteps of a restoration look as well, and the features of a style take their time.
@@ -204,7 +210,9 @@ def config_of(options: Any) -> Any:
     if isinstance(options, Stylize) and options.preset is None:
         ours = ours | {"num_steps": _STYLE_STEPS}
     if sampler not in VARIANTS:
-        ours = {"encoder_start": 0.0} | _PRIOR_STEPS.get(sampler, {})
+        consistency = ours["data_consistency"]
+        ours = {"encoder_start": 0.0, "data_consistency": consistency}
+        ours |= _PRIOR_STEPS.get(sampler, {})
     given = {name: value for name, value in (flags | chosen).items() if value is not None}
     given = {name: value for name, value in ours.items() if name in known} | given
     config = presets.make_config(preset=options.preset, sampler=sampler, **given)
@@ -212,5 +220,10 @@ def config_of(options: Any) -> Any:
         raise ValueError(
             f"--sampler {sampler} draws from the prior alone and looks at no picture, so no style, "
             "reward or likeness is followed; choose another one"
+        )
+    if is_whole and config.data_consistency:
+        raise ValueError(
+            "--option data_consistency is for edits with a --mask, which says what is known; "
+            "leave it out"
         )
     return config

@@ -6,6 +6,7 @@ once, sample-major: row s * B + b is sample s of measurement b.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
+from aps_jax.config import SharedConfig
+from aps_jax.sampling.leaves import or_none
+from aps_jax.sampling.smooth import smooth_estimate
 from aps_jax.types import Array, Energy, ImageShape, Key, Operator, PyTree, Scalar, image_keys
 
 
@@ -25,11 +29,20 @@ class Measurement:
       operator: A, its random state drawn.
       y: measurement of B images.
       sigma: std of the noise.
+      consistency: how smooth a change must be by which samples come to explain y (see
+        `sampling.smooth`); None leaves them as the models made them.
     """
 
     operator: Operator
     y: PyTree
     sigma: Scalar
+    consistency: Scalar | None = None
+
+
+def measurement_of(operator: Operator, y: PyTree, config: SharedConfig) -> Measurement:
+    """The measurement as the options of a sampler see it (`sigma`, `data_consistency`)."""
+    sigma = jnp.asarray(config.sigma, jnp.float32)
+    return Measurement(operator, y, sigma, or_none(config.data_consistency))
 
 
 @flax.struct.dataclass(kw_only=True)
@@ -58,6 +71,19 @@ class BaseTarget:
     def picture(self, found: Array, /) -> Float[Array, "R ..."]:
         """Images [R, H, W, C] in [-1, 1] of what a sampler's `finish` returns."""
         raise NotImplementedError
+
+    def restored(self, found: Array, /) -> Float[Array, "R ..."]:
+        """`picture`, brought to explain the measurement if that asks for it."""
+        images, measurement = self.picture(found), self.measurement
+        if measurement is None or measurement.consistency is None:
+            return images
+        assert self.image_shape is not None  # Measurements are of images.
+        consistent = functools.partial(
+            smooth_estimate, measurement.operator, measurement.y, image_shape=self.image_shape,
+            sigma=measurement.sigma, smoothness=measurement.consistency,
+        )  # fmt: skip
+        with jax.named_scope("consistency"):
+            return self.by_sample(lambda x: consistent(around=x), images)
 
     def tokens_of(self, found: Array) -> Int[Array, "R L"] | None:
         """The tokens in what a sampler's `finish` returns; None where there are none."""

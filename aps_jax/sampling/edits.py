@@ -33,6 +33,7 @@ def part_target(
     *,
     reward: Energy | None = None,
     sigma: float = KNOWN_SIGMA,
+    consistency: float | None = None,
     **fields: Any,
 ) -> Target:
     """Draws the pixels where the mask is 0; whatever else their tokens cover should stay.
@@ -47,6 +48,9 @@ def part_target(
       mask: [H, W], 1 where a pixel stays and 0 where it may change.
       reward: what the whole picture should fulfil.
       sigma: as above.
+      consistency: how smooth the change must be that brings back at the end what stays and the
+        codec has lost, and continues into what is drawn, so that there is no rim
+        (`sampling.smooth`); None leaves the decoder's picture.
       **fields: others of `make_target`, such as `guidance_scale` and `num_samples`.
 
     Raises:
@@ -62,7 +66,7 @@ def part_target(
     tokens = jnp.where(tokens < 0, prior.num_codes, tokens)
     energy = energies.known(image, mask, sigma)
     operator = inpainting_mask(mask)
-    measurement = Measurement(operator, operator(image), jnp.float32(sigma))
+    measurement = Measurement(operator, operator(image), jnp.float32(sigma), consistency)
     return make_target(
         prior, codec, energy if reward is None else energies.total(energy, reward),
         image_shape=(image.shape[1], image.shape[2]), batch=image.shape[0], known_tokens=tokens,

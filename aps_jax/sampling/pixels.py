@@ -17,7 +17,7 @@ from aps_jax import energies
 from aps_jax.codec import latents
 from aps_jax.config import SharedConfig
 from aps_jax.denoiser import Denoiser, PixelParams
-from aps_jax.sampling.base import BaseTarget, Measurement, check_energy
+from aps_jax.sampling.base import BaseTarget, check_energy, measurement_of
 from aps_jax.sampling.checks import fit_shape
 from aps_jax.sampling.run import Sampler, StepInfo, Trace, losses_by_row, make_info
 from aps_jax.types import Array, Energy, ImageShape, Key, PyTree, Scalar
@@ -157,8 +157,8 @@ def pixel_target(params: PixelParams, y: PyTree, *, config: SharedConfig) -> Pix
         num_samples=config.num_samples,
         objective=energies.norm(params.operator, y) if is_norm else None,
     )
-    sigma = jnp.asarray(config.sigma, jnp.float32)
-    return dataclasses.replace(target, measurement=Measurement(params.operator, y, sigma))
+    measurement = measurement_of(params.operator, y, config)
+    return dataclasses.replace(target, measurement=measurement)
 
 
 def _check(target: PixelTarget) -> None:

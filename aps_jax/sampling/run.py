@@ -196,7 +196,7 @@ def collect(target: BaseTarget, found: Array, info: StepInfo) -> SampleResult:
         batch = leaf.shape[0] // target.num_samples
         return jnp.swapaxes(leaf.reshape(target.num_samples, batch, *leaf.shape[1:]), 0, 1)
 
-    samples = by_sample(target.picture(found))
+    samples = by_sample(target.restored(found))
     tokens = target.tokens_of(found)
     return SampleResult(
         images=samples[:, 0],

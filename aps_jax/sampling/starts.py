@@ -7,64 +7,18 @@ measurement says where to begin, and costs no run of the decoder.
 
 from __future__ import annotations
 
-from typing import cast
-
 import jax
-import jax.numpy as jnp
-import optax
 from jaxtyping import Float, Int
 
 from aps_jax.codec import expectation
 from aps_jax.codec.expectation import Grid
 from aps_jax.codec.magvit2 import encode_tokens
-from aps_jax.operators.residuals import squared_error
 from aps_jax.prior.windows import cover_field
 from aps_jax.sampling import sensitivity
 from aps_jax.sampling.leaves import is_absent
-from aps_jax.sampling.optimizers import lenient
+from aps_jax.sampling.smooth import smooth_estimate
 from aps_jax.sampling.target import Measurement, Target
-from aps_jax.types import Array, Codec, ImageShape, Operator, PyTree, Scalar
-
-#: Standard deviation of the difference of neighbouring pixels, for values in [-1, 1].
-SMOOTHNESS = 0.15
-
-#: Runs of the operator with gradient; `smooth_tokens` adds one run of the encoder.
-NUM_STEPS = 100
-
-
-def smooth_estimate(
-    operator: Operator, y: PyTree, *, image_shape: ImageShape, sigma: Scalar
-) -> Float[Array, "B H W 3"]:
-    """Images [B, H, W, 3] in [-1, 1] that explain y and have small differences between neighbours.
-
-    Minimises ||A(x) - y||^2 / (2 sigma^2) + sum (difference of neighbours)^2 / (2 SMOOTHNESS^2) by
-    `NUM_STEPS` steps of Adam from grey, so the minimum is approximate. Pixels that are not measured
-    are filled in smoothly. Any differentiable operator will do, but one whose gradient vanishes at
-    grey learns nothing.
-
-    Args:
-      operator: random state drawn; per-image state must be that of the B images.
-      y: measurement of B images.
-      image_shape: (H, W).
-      sigma: std of the noise, positive.
-    """
-    batch = jax.tree.leaves(y)[0].shape[0]
-    optimizer = lenient(optax.adam(optax.cosine_decay_schedule(0.1, NUM_STEPS)))
-
-    def energy(x: Array) -> Array:
-        misfit = jnp.sum(squared_error(operator, operator(x), y)) / (2 * sigma**2)
-        rough = [jnp.sum(jnp.square(jnp.diff(x, axis=axis))) for axis in (1, 2)]
-        return misfit + (rough[0] + rough[1]) / (2 * SMOOTHNESS**2)
-
-    def step(_: Array, carry: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
-        x, state = carry
-        updates, state = optimizer.update(jax.grad(energy)(x), state)
-        return x + cast(Array, updates), state
-
-    start = jnp.zeros((batch, *image_shape, 3), jnp.float32)
-    with jax.default_matmul_precision("float32"):
-        x, _ = jax.lax.fori_loop(0, NUM_STEPS, step, (start, optimizer.init(start)))
-    return jnp.clip(x, -1, 1)
+from aps_jax.types import Array, Codec, ImageShape, Scalar
 
 
 def smooth_tokens(target: Target) -> Int[Array, "R L"]:

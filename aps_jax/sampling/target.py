@@ -15,7 +15,13 @@ from aps_jax.codec import expectation
 from aps_jax.codec.expectation import Grid
 from aps_jax.config import SharedConfig
 from aps_jax.prior import guidance
-from aps_jax.sampling.base import BaseTarget, Measurement, check_energy, row_keys
+from aps_jax.sampling.base import (
+    BaseTarget,
+    Measurement,
+    check_energy,
+    measurement_of,
+    row_keys,
+)
 from aps_jax.sampling.checks import fit_shape
 from aps_jax.sampling.leaves import or_none
 from aps_jax.sampling.terms import TERMS
@@ -193,8 +199,8 @@ def make_target(
     """A target of any energy, such as a reward; `aps_jax.samplers.sample_target` draws from it.
 
     Of a sampler's options those that say what is sampled do not apply here (sigma,
-    measurement_term, num_samples, decode_scale, image_shape, guidance_scale, prior_temperature):
-    they are arguments.
+    data_consistency, measurement_term, num_samples, decode_scale, image_shape, guidance_scale,
+    prior_temperature): they are arguments, or have no meaning without a measurement.
 
     Args:
       prior: masked transformer.
@@ -266,8 +272,9 @@ def measurement_target(
     Args:
       params: prior, codec, operator (random state drawn) and, for a perceptual term, LPIPS.
       y: measurement of B images.
-      config: any sampler's options: sigma, decode_scale, num_samples, image_shape, and, where it
-        has them, measurement_term, perceptual_weight, guidance_scale and prior_temperature.
+      config: any sampler's options: sigma, data_consistency, decode_scale, num_samples,
+        image_shape, and, where it has them, measurement_term, perceptual_weight, guidance_scale
+        and prior_temperature.
       known_tokens: int32 [B, L], K where unknown.
 
     Raises:
@@ -286,7 +293,7 @@ def measurement_target(
         batch=jax.tree.leaves(y)[0].shape[0],
         num_samples=config.num_samples,
         known_tokens=known_tokens,
-        measurement=Measurement(params.operator, y, jnp.asarray(config.sigma, jnp.float32)),
+        measurement=measurement_of(params.operator, y, config),
         guidance_scale=or_none(getattr(config, "guidance_scale", 0.0), 0.0),
         prior_temperature=or_none(getattr(config, "prior_temperature", 1.0), 1.0),
         image_shape=image_shape,

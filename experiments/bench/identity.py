@@ -27,7 +27,8 @@ def config_of(
 ) -> Any:  # fmt: skip
     """Configuration of a sampler for a task, sized to a limit of decoder evaluations or FLOPs.
 
-    The task decides sigma (0 leaves the sampler's own) and the number of samples. With the operator
+    The task decides sigma (0 leaves the sampler's own) and the number of samples. Of a preset its
+    data consistency is left out, so that samplers are compared as they are. With the operator
     known, the perceptual weight falls to 0 where the measurement is no image or below 16 pixels.
 
     Raises:
@@ -37,6 +38,8 @@ def config_of(
     options: dict[str, Any] = {}
     if kind is APSConfig:
         options |= choose("preset", method.preset, PRESETS) if method.preset else {}
+        # Any sampler can have it, so only a method that names it does.
+        options.pop("data_consistency", None)
         options |= VARIANTS[method.sampler]
         options |= {"draw": "categorical"} if task.best_of > 1 else {}
     options |= {"sigma": float(task.sigma)} if task.sigma else {}

@@ -21,7 +21,7 @@ from aps_jax.operators import measure
 from aps_jax.operators.residuals import absolute_error
 from aps_jax.samplers import sample
 from aps_jax.samplers.budget import decoder_evaluations
-from aps_jax.sampling.starts import smooth_estimate
+from aps_jax.sampling.smooth import smooth_estimate
 from aps_jax.scores import report
 from aps_jax.types import Array, Key, Operator, Params, Perceptual, Prior, PyTree, bind
 from experiments.bench.budgets import TOLERANCE, Work

@@ -168,7 +168,9 @@ def config_of(method: str, arguments: Arguments) -> SharedConfig:
         options |= {"num_refinements": 3} if "num_refinements" in options else {}
     # 0 leaves the sampler's own.
     options |= {"sigma": arguments.sigma} if arguments.sigma else {}
-    return make_config(trace=True, num_samples=arguments.num_samples, **options)
+    return make_config(
+        trace=True, num_samples=arguments.num_samples, data_consistency=0.0, **options
+    )
 
 
 def _described(method: str, arguments: Arguments) -> dict[str, Any]:

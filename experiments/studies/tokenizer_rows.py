@@ -24,7 +24,7 @@ from aps_jax.pretrained import Model
 from aps_jax.sampler import APS, make_aps
 from aps_jax.sampling import objective
 from aps_jax.sampling.run import run
-from aps_jax.sampling.starts import smooth_estimate
+from aps_jax.sampling.smooth import smooth_estimate
 from aps_jax.sampling.target import Target, measurement_target, most_likely
 from aps_jax.scores.lpips import PerceptualUnavailable
 from aps_jax.types import Array, Codec, Key, Params, Perceptual, Prior, bind
