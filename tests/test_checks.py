@@ -75,6 +75,12 @@ def test_a_residual_that_noise_explains_is_not_far_and_one_of_another_operator_i
     assert not fitting["is_far"] and report.residual_notes(fitting, 0.5) == []
     wrong = report.data_residual(operators.denoising(), x, -x[None] + noise, sigma=0.5)
     assert wrong["is_far"] and "does not explain" in report.residual_notes(wrong, 0.5)[0]
+    # What is explained by data consistency alone is as far as the decoder's picture.
+    mended = report.data_residual(
+        operators.denoising(), x, x[None] + noise, sigma=0.5, decoded=-x
+    )  # fmt: skip
+    assert mended["root_mean_square"] == fitting["root_mean_square"]
+    assert mended["is_far"] and "does not explain" in report.residual_notes(mended, 0.5)[0]
 
 
 def test_old_keys_are_refused_with_the_way_to_make_a_new_one():

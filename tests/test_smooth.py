@@ -65,6 +65,8 @@ def test_samples_of_every_kind_of_sampler_explain_more_and_keep_their_tokens(nam
         )  # fmt: skip
         np.testing.assert_allclose(found.samples[:, s], expected, atol=2e-3)
     np.testing.assert_array_equal(found.images, found.samples[:, 0])
+    np.testing.assert_allclose(found.decoded, without.images, atol=1e-6)
+    np.testing.assert_array_equal(without.decoded, without.images)
     np.testing.assert_allclose(found.mean, found.samples.mean(1), atol=1e-6)
     if without.tokens is not None:
         np.testing.assert_array_equal(found.tokens, without.tokens)

@@ -55,7 +55,7 @@ class Outputs:
         if problem.photo is not None:
             self.scores = self._scores(problem.photo[0], distance)
         self.residual = report.data_residual(
-            problem.operator, self.image, problem.y, sigma=options.sigma
+            problem.operator, self.image, problem.y, sigma=options.sigma, decoded=result.decoded[0]
         )
 
     def residual_notes(self) -> list[str]:

@@ -72,18 +72,18 @@ class BaseTarget:
         """Images [R, H, W, C] in [-1, 1] of what a sampler's `finish` returns."""
         raise NotImplementedError
 
-    def restored(self, found: Array, /) -> Float[Array, "R ..."]:
-        """`picture`, brought to explain the measurement if that asks for it."""
-        images, measurement = self.picture(found), self.measurement
+    def consistent(self, images: Float[Array, "R ..."]) -> Float[Array, "R ..."]:
+        """Images of rows, brought to explain the measurement if that asks for it."""
+        measurement = self.measurement
         if measurement is None or measurement.consistency is None:
             return images
         assert self.image_shape is not None  # Measurements are of images.
-        consistent = functools.partial(
+        change = functools.partial(
             smooth_estimate, measurement.operator, measurement.y, image_shape=self.image_shape,
             sigma=measurement.sigma, smoothness=measurement.consistency,
         )  # fmt: skip
         with jax.named_scope("consistency"):
-            return self.by_sample(lambda x: consistent(around=x), images)
+            return self.by_sample(lambda x: change(around=x), images)
 
     def tokens_of(self, found: Array) -> Int[Array, "R L"] | None:
         """The tokens in what a sampler's `finish` returns; None where there are none."""

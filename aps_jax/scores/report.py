@@ -100,7 +100,7 @@ _RARE = 4.75
 
 
 def data_residual(
-    operator: Operator, image: Array, y: PyTree, *, sigma: float
+    operator: Operator, image: Array, y: PyTree, *, sigma: float, decoded: Array | None = None
 ) -> dict[str, float | bool]:
     """A(image) - y over the measured entries of one image, and whether noise explains it.
 
@@ -109,16 +109,20 @@ def data_residual(
       image: [H, W, 3].
       y: measurement of one image.
       sigma: std of the noise.
+      decoded: `image` before data consistency, which would explain a wrong operator, too; the image
+        itself if left out.
 
     Returns:
-      "mean_absolute", "root_mean_square", "at_most" (`largest_residual`), and "is_far": the root
-      mean square is beyond that.
+      "mean_absolute", "root_mean_square", that of the decoded image "decoded_root_mean_square",
+      "at_most" (`largest_residual`), and "is_far": the decoded image's is beyond that.
     """
     absolute, square, count = jax.device_get(_residual(operator, image, y))
-    size, limit = math.sqrt(square), largest_residual(sigma, float(count))
+    own = square if decoded is None else jax.device_get(_residual(operator, decoded, y))[1]
+    size, limit = math.sqrt(own), largest_residual(sigma, float(count))
     return {
         "mean_absolute": float(absolute),
-        "root_mean_square": size,
+        "root_mean_square": math.sqrt(square),
+        "decoded_root_mean_square": size,
         "at_most": limit,
         "is_far": not size <= limit,
     }
@@ -139,11 +143,11 @@ def residual_notes(residual: Mapping[str, Any], sigma: float) -> list[str]:
     """One line if the residual of `data_residual` is far from the noise, else nothing."""
     if not residual["is_far"]:
         return []
+    size, limit = residual["decoded_root_mean_square"], residual["at_most"]
     return [
-        f"the restored image does not explain the measurement: the residual "
-        f"{residual['root_mean_square']:.3g} is beyond {residual['at_most']:.3g}, which noise of "
-        f"{sigma:g} and the model explain; check the task and its options (kernel, mask, scale), "
-        "or give the sampler more steps (--num-steps)"
+        f"the restored image does not explain the measurement: the residual {size:.3g} is beyond "
+        f"{limit:.3g}, which noise of {sigma:g} and the model explain; check the task and its "
+        "options (kernel, mask, scale), or give the sampler more steps (--num-steps)"
     ]
 
 

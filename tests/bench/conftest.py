@@ -78,7 +78,8 @@ def fake_sample(params, y, keys, *, config):
     rows = (1, len(keys), config.num_samples)
     ones = jax.numpy.ones(rows)
     info = StepInfo(ones, ones > 0, ones, jax.numpy.full(rows, 4), None)
-    return SampleResult(noise[:, 0], keys, info, noise, noise[:, 0], noise[:, 0])
+    first = noise[:, 0]
+    return SampleResult(first, keys, info, noise, first, first, first)
 
 
 @pytest.fixture

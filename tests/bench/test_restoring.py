@@ -21,7 +21,8 @@ def test_methods_get_their_prior_and_say_the_steps_they_made(monkeypatch):
         images = jax.numpy.broadcast_to(opinion, (len(y), 1, 8, 8, 3))
         rows = jax.numpy.ones((1, len(y), 1))
         info = StepInfo(rows, rows > 0, rows, 9 * rows.astype(int), None)
-        return SampleResult(images[:, 0], keys, info, images, images[:, 0], images[:, 0])
+        first = images[:, 0]
+        return SampleResult(first, keys, info, images, first, first, first)
 
     monkeypatch.setattr(session.restoring, "sample", sample)
     operator = aps_jax.operators.denoising()

@@ -150,7 +150,10 @@ class Host:
                 table.append(row | {"status": "unwritable", "reason": str(error)})
                 continue
             sigma = self.options.sigma
-            residual = report.data_residual(job.problem.operator, image, job.problem.y, sigma=sigma)
+            residual = report.data_residual(
+                job.problem.operator, image, job.problem.y, sigma=sigma,
+                decoded=jnp.asarray(result.decoded[index]),
+            )  # fmt: skip
             row |= {
                 "residual": residual["root_mean_square"],
                 "residual_is_far": residual["is_far"],
