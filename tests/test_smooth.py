@@ -52,6 +52,26 @@ def test_what_explains_the_measurement_exactly_stays():
     np.testing.assert_allclose(found, x, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "operator",
+    [
+        operators.quantization(bits=2),
+        operators.compose(operators.jpeg(quality=20), operators.super_resolution(scale=2)),
+        operators.stack([operators.denoising(), operators.quantization(bits=2)]),
+    ],
+    ids=["quantization", "compose", "stack"],
+)
+def test_a_gradient_that_is_a_stand_in_changes_nothing(operator):
+    params, plain = contract.params_of("aps"), contract.smallest("aps")
+    x = contract.random_images()
+    params, y = params.replace(operator=operator), operator(x)
+    config = dataclasses.replace(plain, data_consistency=0.1)
+    if not operator.is_image:
+        config = dataclasses.replace(config, image_shape=x.shape[1:3])
+    found = sample(params, y, jax.random.key(3), config=config)
+    np.testing.assert_array_equal(found.images, found.decoded)
+
+
 @pytest.mark.parametrize("name", ["aps", "g2d2", "best_of_n", "dps", "psld"])
 def test_samples_of_every_kind_of_sampler_explain_more_and_keep_their_tokens(name):
     params, plain = contract.params_of(name), contract.smallest(name)

@@ -45,7 +45,9 @@ def quantization(*, bits: int) -> Operator:
     Returns:
       Operator [B, H, W, C] -> [B, H, W, C].
     """
-    return Operator(apply=bind(_quantize, num_levels=2**bits), name="quantization")
+    return Operator(
+        apply=bind(_quantize, num_levels=2**bits), name="quantization", is_differentiable=False
+    )
 
 
 def _quantize(params: None, x: Array, *, num_levels: int) -> Array:

@@ -73,9 +73,15 @@ class BaseTarget:
         raise NotImplementedError
 
     def consistent(self, images: Float[Array, "R ..."]) -> Float[Array, "R ..."]:
-        """Images of rows, brought to explain the measurement if that asks for it."""
+        """Images of rows, brought to explain the measurement if that asks for it.
+
+        They stay as they are where the operator's gradient is a stand-in, which would never let
+        them rest.
+        """
         measurement = self.measurement
         if measurement is None or measurement.consistency is None:
+            return images
+        if not measurement.operator.is_differentiable:
             return images
         assert self.image_shape is not None  # Measurements are of images.
         change = functools.partial(
