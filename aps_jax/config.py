@@ -134,7 +134,7 @@ class SharedConfig:
       data_consistency: what is sampled comes to explain the measurement at the end, also where the
         codec cannot show it, by the change of least energy whose neighbouring pixels differ by this
         std (`aps_jax.sampling.smooth`). The tokens stay, and so does all where the gradient of the
-        operator is a stand-in (`Operator.is_differentiable`). 0 is off (ours).
+        operator is a stand-in (`Operator.has_true_gradient`). 0 is off (ours).
       decode_scale: decode this many times larger and average down ("aps-l" has 2).
       num_samples: samples per measurement.
       trace: also return losses of inner steps and the tokens and image of every step.

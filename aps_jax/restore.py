@@ -88,7 +88,8 @@ class Restored(NamedTuple):
     Attributes:
       result: as from `aps_sample`.
       seconds: wall-clock time: "compile" of the step, "sample" and "decode" (the last decoding
-        with its own compilation). Time before an interruption is included in "sample".
+        and data consistency, with their own compilation). Time before an interruption is included
+        in "sample".
       calls: evaluations summed over images and samples: "denoiser", "decoder_gradient" (forward and
         backward) and "decoder" (forward only).
     """

@@ -108,12 +108,12 @@ class Operator:
       observed: `(params, y_shape) -> mask` broadcastable to `y`, 1 where `y` was measured and 0
         where it carries nothing (missing pixels), or None if all of `y` was measured.
       is_linear: True if A(ax + bz) = aA(x) + bA(z).
-      is_differentiable: False if the gradient is a stand-in, such as one straight through rounding:
-        it leads to a measurement, but does not vanish where the measurement is met.
       is_image: True if `y` is an image on the [-1, 1] scale of `x` (so LPIPS and display apply).
       draw: `(operator, key, image_shape) -> operator`, used by `init` instead of `sample_params`
         where drawing changes more than `params` (combined operators, stored image sizes).
       svd: `(params, x_shape) -> aps_jax.operators.svd.SVD`, or None if it has no closed form.
+      has_true_gradient: False if the gradient is a stand-in, such as one straight through rounding:
+        it leads to a measurement, but does not vanish where the measurement is met.
     """
 
     apply: Callable[[PyTree, Array], PyTree] = _static()
@@ -123,10 +123,10 @@ class Operator:
     image_shape: Callable[[Any], ImageShape] = _static(same_shape)
     observed: Callable[[PyTree, tuple[int, ...]], Array] | None = _static(None)
     is_linear: bool = _static(False)
-    is_differentiable: bool = _static(True)
     is_image: bool = _static(True)
     draw: Callable[[Operator, Key, ImageShape], Operator] | None = _static(None)
     svd: Callable[[PyTree, tuple[int, ...]], Any] | None = _static(None)
+    has_true_gradient: bool = _static(True)
 
     def __call__(self, x: Array) -> PyTree:
         """Applies A to `x` [B, H, W, C]; raises ValueError if random state was not drawn yet."""

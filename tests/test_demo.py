@@ -74,7 +74,7 @@ def traced_run(tokens, pictures):
     trace = Trace(np.zeros((steps, 1, 1, 0)), tokens[:, None, None], pictures[:, None, None])
     last = pictures[-1][None]
     info = StepInfo(one, one, one, one, trace)
-    return SampleResult(last, tokens[-1][None], info, last[None], last, last, last)
+    return SampleResult(last, tokens[-1][None], info, last[None], last, last, last[None])
 
 
 @pytest.mark.parametrize("suffix", ["webp", "gif"])

@@ -54,8 +54,9 @@ class Outputs:
         self.scores: dict[str, dict[str, float | None]] = {}
         if problem.photo is not None:
             self.scores = self._scores(problem.photo[0], distance)
+        decoded = result.decoded[0].mean(0) if self.is_mean else result.decoded[0, 0]
         self.residual = report.data_residual(
-            problem.operator, self.image, problem.y, sigma=options.sigma, decoded=result.decoded[0]
+            problem.operator, self.image, problem.y, sigma=options.sigma, decoded=decoded
         )
 
     def residual_notes(self) -> list[str]:
@@ -190,7 +191,9 @@ class Outputs:
                 )
                 print(f"{name.replace('_', ' '):22}" + "".join(f"{cell:>8}" for cell in cells))
         rms = self.residual["root_mean_square"]
-        print(f"residual {rms:.4f} (root mean square; the noise has {options.sigma:g})")
+        own = self.residual["decoded_root_mean_square"]
+        before = "" if own == rms else f"; {own:.4f} before data consistency"
+        print(f"residual {rms:.4f} (root mean square; the noise has {options.sigma:g}{before})")
         for note in notes:
             print(f"note: {note}")
         if sentence := verdict.verdict(self.scores):

@@ -34,7 +34,7 @@ def compose(outer: Operator, inner: Operator) -> Operator:
         image_shape=bind(_composed_shape, outer=outer.image_shape, inner=inner.image_shape),
         observed=observed,
         is_linear=outer.is_linear and inner.is_linear,
-        is_differentiable=outer.is_differentiable and inner.is_differentiable,
+        has_true_gradient=outer.has_true_gradient and inner.has_true_gradient,
         is_image=outer.is_image and inner.is_image,
         draw=_draw_with(_draw_composed, (outer, inner)),
     )
@@ -68,7 +68,7 @@ def stack(operators: Sequence[Operator]) -> Operator:
         image_shape=bind(_stacked_shape, members=tuple(m.image_shape for m in members)),
         observed=observed,
         is_linear=all(member.is_linear for member in members),
-        is_differentiable=all(member.is_differentiable for member in members),
+        has_true_gradient=all(member.has_true_gradient for member in members),
         is_image=all(member.is_image for member in members),
         draw=_draw_with(_draw_stack, members),
     )

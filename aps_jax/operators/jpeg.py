@@ -40,7 +40,7 @@ def jpeg(*, quality: int) -> Operator:
     Returns:
       Operator [B, H, W, C] -> [B, H, W, C] for C = 3 (RGB) or C = 1 (grey).
     """
-    return Operator(apply=bind(_jpeg, quality=quality), name="jpeg", is_differentiable=False)
+    return Operator(apply=bind(_jpeg, quality=quality), name="jpeg", has_true_gradient=False)
 
 
 def quantization_tables(quality: int) -> np.ndarray:

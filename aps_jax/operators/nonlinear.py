@@ -46,7 +46,7 @@ def quantization(*, bits: int) -> Operator:
       Operator [B, H, W, C] -> [B, H, W, C].
     """
     return Operator(
-        apply=bind(_quantize, num_levels=2**bits), name="quantization", is_differentiable=False
+        apply=bind(_quantize, num_levels=2**bits), name="quantization", has_true_gradient=False
     )
 
 

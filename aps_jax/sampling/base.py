@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from aps_jax.config import SharedConfig
-from aps_jax.sampling.leaves import or_none
+from aps_jax.sampling.leaves import is_absent, or_none
 from aps_jax.sampling.smooth import smooth_estimate
 from aps_jax.types import Array, Energy, ImageShape, Key, Operator, PyTree, Scalar, image_keys
 
@@ -29,8 +29,9 @@ class Measurement:
       operator: A, its random state drawn.
       y: measurement of B images.
       sigma: std of the noise.
-      consistency: how smooth a change must be by which samples come to explain y (see
-        `sampling.smooth`); None leaves them as the models made them.
+      consistency: std of the differences of neighbouring pixels in the change by which samples
+        come to explain y (`sampling.smooth`); a larger one follows y more. None leaves the samples
+        as the models made them.
     """
 
     operator: Operator
@@ -79,14 +80,15 @@ class BaseTarget:
         them rest.
         """
         measurement = self.measurement
-        if measurement is None or measurement.consistency is None:
+        smoothness = None if measurement is None else measurement.consistency
+        if measurement is None or smoothness is None or is_absent(smoothness):
             return images
-        if not measurement.operator.is_differentiable:
+        if not measurement.operator.has_true_gradient:
             return images
         assert self.image_shape is not None  # Measurements are of images.
         change = functools.partial(
             smooth_estimate, measurement.operator, measurement.y, image_shape=self.image_shape,
-            sigma=measurement.sigma, smoothness=measurement.consistency,
+            sigma=measurement.sigma, smoothness=smoothness,
         )  # fmt: skip
         with jax.named_scope("consistency"):
             return self.by_sample(lambda x: change(around=x), images)

@@ -94,8 +94,8 @@ class SampleResult(NamedTuple):
       mean: pixelwise mean over the samples [B, H, W, 3]: of all images, the one of least expected
         squared error, as far as S samples tell. It is smoother than any sample.
       std: pixelwise standard deviation over the samples; 0 for a single one.
-      decoded: `images` as the model alone has them, before data consistency, which also explains
-        what is wrong with an operator.
+      decoded: `samples` as the models alone have them, before data consistency, which also
+        explains what is wrong with an operator.
     """
 
     images: Float[Array, "B ..."]
@@ -104,7 +104,7 @@ class SampleResult(NamedTuple):
     samples: Float[Array, "B S ..."]
     mean: Float[Array, "B ..."]
     std: Float[Array, "B ..."]
-    decoded: Float[Array, "B ..."]
+    decoded: Float[Array, "B S ..."]
 
 
 def run(sampler: Sampler, target: BaseTarget, key: Key) -> SampleResult:
@@ -209,5 +209,5 @@ def collect(target: BaseTarget, found: Array, info: StepInfo) -> SampleResult:
         samples=samples,
         mean=jnp.mean(samples, axis=1),
         std=jnp.std(samples, axis=1),
-        decoded=by_sample(pictures)[:, 0],
+        decoded=by_sample(pictures),
     )

@@ -145,9 +145,10 @@ def residual_notes(residual: Mapping[str, Any], sigma: float) -> list[str]:
         return []
     size, limit = residual["decoded_root_mean_square"], residual["at_most"]
     return [
-        f"the restored image does not explain the measurement: the residual {size:.3g} is beyond "
-        f"{limit:.3g}, which noise of {sigma:g} and the model explain; check the task and its "
-        "options (kernel, mask, scale), or give the sampler more steps (--num-steps)"
+        "what the model restores does not explain the measurement: its residual "
+        f"{size:.3g} is beyond {limit:.3g}, which noise of {sigma:g} and the model explain; check "
+        "the task and its options (kernel, mask, scale), or give the sampler more steps "
+        "(--num-steps)"
     ]
 
 

@@ -153,7 +153,7 @@ def _run(
     is_finite = jnp.all(result.info.is_finite, axis=0)
     if is_mean:
         return jnp.mean(result.samples, axis=1), jnp.all(is_finite, axis=1)
-    return _best(params.operator, result.samples, y, is_finite)
+    return _best(params.operator, result.samples, result.decoded, y, is_finite)
 
 
 def _needed(params: Params | PixelParams, method: Method, config: Any) -> Params | PixelParams:
@@ -187,15 +187,19 @@ def _sampled(
     return Restored(images, np.asarray(is_finite), cost)
 
 
-def _best(operator: Operator, samples: Array, y: PyTree, is_finite: Array) -> tuple[Array, Array]:
+def _best(
+    operator: Operator, samples: Array, decoded: Array, y: PyTree, is_finite: Array
+) -> tuple[Array, Array]:
     """Of samples [B, S, H, W, 3] those of least residual [B, H, W, 3], and if they are finite.
+
+    The residual is that of the decoded samples, since data consistency leaves all with one alike.
 
     A sample whose objective was not finite (`is_finite` [B, S]) is chosen only if all are so.
     """
     if samples.shape[1] == 1:
         return samples[:, 0], is_finite[:, 0]
     residual = jnp.stack(
-        [absolute_error(operator, operator(samples[:, s]), y) for s in range(samples.shape[1])],
+        [absolute_error(operator, operator(decoded[:, s]), y) for s in range(samples.shape[1])],
         axis=1,
     )
     is_sound = is_finite & ~jnp.isnan(residual)

@@ -79,7 +79,7 @@ def config_of(method: Method, budget: int = BUDGET) -> Any:
     # them there.
     return make_config(
         preset="draft", num_steps=STEPS, num_inner_steps=budget // STEPS, encoder_start=0.0,
-        sensitivity_floor=0.0, draw="categorical",
+        sensitivity_floor=0.0, draw="categorical", data_consistency=0.0,
     )  # fmt: skip
 
 

@@ -79,7 +79,7 @@ def fake_sample(params, y, keys, *, config):
     ones = jax.numpy.ones(rows)
     info = StepInfo(ones, ones > 0, ones, jax.numpy.full(rows, 4), None)
     first = noise[:, 0]
-    return SampleResult(first, keys, info, noise, first, first, first)
+    return SampleResult(first, keys, info, noise, first, first, noise)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ def test_methods_get_their_prior_and_say_the_steps_they_made(monkeypatch):
         rows = jax.numpy.ones((1, len(y), 1))
         info = StepInfo(rows, rows > 0, rows, 9 * rows.astype(int), None)
         first = images[:, 0]
-        return SampleResult(first, keys, info, images, first, first, first)
+        return SampleResult(first, keys, info, images, first, first, images)
 
     monkeypatch.setattr(session.restoring, "sample", sample)
     operator = aps_jax.operators.denoising()
@@ -67,20 +67,20 @@ def test_the_best_sample_is_that_of_least_residual(rng):
     operator = aps_jax.operators.denoising()
     y = samples[jax.numpy.arange(3), jax.numpy.array([2, 0, 3])] + 0.01
     is_finite = jax.numpy.ones((3, 4), bool)
-    chosen, is_sound = session.restoring._best(operator, samples, y, is_finite)
+    chosen, is_sound = session.restoring._best(operator, samples, samples, y, is_finite)
     np.testing.assert_allclose(chosen, y - 0.01, atol=1e-6)
     assert is_sound.all()
     # A sample that is not a number, or whose objective was none, is never the best ...
     broken, is_partly = samples.at[:, 1].set(np.nan), is_finite.at[:, 1].set(False)
     for other, those in ((broken, is_finite), (samples, is_partly), (broken, is_partly)):
-        found, is_sound = session.restoring._best(operator, other, y, those)
+        found, is_sound = session.restoring._best(operator, other, other, y, those)
         np.testing.assert_allclose(found, chosen, atol=1e-6)
         assert is_sound.all()
-    first = session.restoring._best(operator, samples, y, is_finite.at[0, 2].set(False))
+    first = session.restoring._best(operator, samples, samples, y, is_finite.at[0, 2].set(False))
     assert abs(first[0][0] - chosen[0]).max() > 0.1 and first[1].all()
     # ... but where all are so, and then it is said.
-    assert not session.restoring._best(operator, samples, y, ~is_finite)[1].any()
-    one = session.restoring._best(operator, samples[:, :1], y, is_partly[:, 1:2])
+    assert not session.restoring._best(operator, samples, samples, y, ~is_finite)[1].any()
+    one = session.restoring._best(operator, samples[:, :1], samples[:, :1], y, is_partly[:, 1:2])
     assert not one[1].any() and (one[0] == samples[:, 0]).all()
 
 

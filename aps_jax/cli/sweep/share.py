@@ -152,10 +152,11 @@ class Host:
             sigma = self.options.sigma
             residual = report.data_residual(
                 job.problem.operator, image, job.problem.y, sigma=sigma,
-                decoded=jnp.asarray(result.decoded[index]),
+                decoded=jnp.asarray(result.decoded[index, 0]),
             )  # fmt: skip
             row |= {
                 "residual": residual["root_mean_square"],
+                "decoded_residual": residual["decoded_root_mean_square"],
                 "residual_is_far": residual["is_far"],
                 "seconds": round(seconds, 3),
             }
