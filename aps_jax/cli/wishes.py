@@ -18,7 +18,7 @@ _PART = {
     "encoder_start": 0.0,
     "sensitivity_floor": 0.0,
     "draw": "categorical",
-    # What stays is known without noise, so twice the `KNOWN_SIGMA` that edits have.
+    # To `KNOWN_SIGMA` as the presets' 0.1 is to their sigma of 0.05.
     "data_consistency": 0.2,
 }
 _WHOLE = {"encoder_start": 0.5, "sensitivity_floor": 0.0, "data_consistency": 0.0}

@@ -200,7 +200,8 @@ def make_target(
 
     Of a sampler's options those that say what is sampled do not apply here (sigma,
     data_consistency, measurement_term, num_samples, decode_scale, image_shape, guidance_scale,
-    prior_temperature): they are arguments, or have no meaning without a measurement.
+    prior_temperature): they are arguments, or parts of a `measurement` that is given
+    (`Measurement.consistency`).
 
     Args:
       prior: masked transformer.
