@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import channel_matrix
-from test_starts import SIDE, SIGMA, differences, images, random_mask
+from test_starts import SIDE, SIGMA, columns, differences, for_linear_operators, images
 
 from aps_jax import operators, samplers
 from aps_jax.sampling.smooth import SMOOTHNESS, smooth_estimate
@@ -15,20 +15,7 @@ from aps_jax.sampling.smooth import SMOOTHNESS, smooth_estimate
 sample = jax.jit(samplers.sample, static_argnames="config")
 
 
-def columns(x):
-    """[B, H, W, 3] as float64 columns, one per channel of an image."""
-    return np.asarray(x, np.float64).transpose(0, 3, 1, 2).reshape(6, -1).T
-
-
-@pytest.mark.parametrize(
-    "operator",
-    [
-        operators.super_resolution(scale=4),
-        operators.inpainting_mask(random_mask()),
-        operators.gaussian_blur(kernel_size=7, std=1.5),
-    ],
-    ids=lambda operator: operator.name,
-)
+@for_linear_operators
 @pytest.mark.parametrize("smoothness", [0.05, SMOOTHNESS])
 def test_the_change_around_an_image_solves_its_normal_equations(operator, smoothness):
     x = images()

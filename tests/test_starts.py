@@ -45,7 +45,12 @@ def random_mask():
     return np.random.default_rng(0).uniform(size=(SIDE, SIDE)) < 0.4
 
 
-@pytest.mark.parametrize(
+def columns(x):
+    """Images or measurements [B, h, w, 3] as float64 columns, one per channel of an image."""
+    return np.asarray(x, np.float64).transpose(0, 3, 1, 2).reshape(3 * len(x), -1).T
+
+
+for_linear_operators = pytest.mark.parametrize(
     "operator",
     [
         operators.super_resolution(scale=4),
@@ -54,23 +59,26 @@ def random_mask():
     ],
     ids=lambda operator: operator.name,
 )
+
+
+@for_linear_operators
 def test_it_nearly_minimises_its_energy(operator):
     x = images()
     y = operator(x) + SIGMA * jax.random.normal(jax.random.key(0), operator(x).shape)
     estimate = smooth_estimate(operator, y, image_shape=(SIDE, SIDE), sigma=SIGMA)
     a, d = channel_matrix(operator, SIDE), differences()
-    target = np.asarray(y, np.float64).transpose(0, 3, 1, 2).reshape(6, -1).T
+    target = columns(y)
     best = np.linalg.solve(a.T @ a / SIGMA**2 + d.T @ d / SMOOTHNESS**2, a.T @ target / SIGMA**2)
 
     def energy(v):
         misfit = np.sum((a @ v - target) ** 2, axis=0) / (2 * SIGMA**2)
         return misfit + np.sum((d @ v) ** 2, axis=0) / (2 * SMOOTHNESS**2)
 
-    found = np.asarray(estimate, np.float64).transpose(0, 3, 1, 2).reshape(6, -1).T
+    found = columns(estimate)
     assert np.all(energy(found) < 1.1 * energy(np.clip(best, -1, 1)))
     error = np.sqrt(np.mean((found - np.clip(best, -1, 1)) ** 2))
     assert error < 0.05
-    truth = np.asarray(x, np.float64).transpose(0, 3, 1, 2).reshape(6, -1).T
+    truth = columns(x)
     assert error < 0.7 * np.sqrt(np.mean((best - truth) ** 2))
 
 

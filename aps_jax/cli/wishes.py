@@ -210,9 +210,8 @@ def config_of(options: Any) -> Any:
     if isinstance(options, Stylize) and options.preset is None:
         ours = ours | {"num_steps": _STYLE_STEPS}
     if sampler not in VARIANTS:
-        consistency = ours["data_consistency"]
-        ours = {"encoder_start": 0.0, "data_consistency": consistency}
-        ours |= _PRIOR_STEPS.get(sampler, {})
+        shared = {"encoder_start": 0.0, "data_consistency": ours["data_consistency"]}
+        ours = shared | _PRIOR_STEPS.get(sampler, {})
     given = {name: value for name, value in (flags | chosen).items() if value is not None}
     given = {name: value for name, value in ours.items() if name in known} | given
     config = presets.make_config(preset=options.preset, sampler=sampler, **given)
