@@ -27,6 +27,11 @@ from experiments.bench.study import Budget, Method, Study, Task
 from experiments.photos import Crops
 
 
+#: JAX keeps what it compiles until it is told not to, and with some seventy programs of this size a
+#: process may map no more memory.
+NUM_PROGRAMS = 32
+
+
 class OutOfTime(Exception):
     """The minutes are over; what is done is safe."""
 
@@ -88,7 +93,7 @@ class Session:
         self.done: dict[Cell, set[str]] = {}
         for row in self.rows:
             self.done.setdefault(cell_of(row), set()).add(row["image"])
-        self.num_done = 0
+        self.num_done = self.num_methods = 0
 
     def run(self) -> None:
         """Computes what is missing; raises OutOfTime between two batches."""
@@ -155,6 +160,10 @@ class Session:
                     self._save_pictures(name, restored.images, x)
                 self.on_progress(self.num_done, self.num_all, name)
                 self._check_time()
+        self.num_methods += 1
+        if self.num_methods % NUM_PROGRAMS == 0:
+            del run
+            jax.clear_caches()
 
     def _known(self, cell: Cell, mark: dict[str, Any], lacking: list[int]) -> list[Row]:
         """Rows of a cell that another method of the same settings has: the same computation."""

@@ -56,8 +56,12 @@ def test_a_killed_run_goes_on_and_nothing_is_done_twice(bench, tmp_path, monkeyp
     log = tmp_path / "out" / "rows.jsonl"
     with log.open("a") as file:
         file.write('{"task": "twi')
+    monkeypatch.setattr(session, "NUM_PROGRAMS", 2)
+    clears, clear = [], session.jax.clear_caches
+    monkeypatch.setattr(session.jax, "clear_caches", lambda: clears.append(clear()))
     code, err = bench()
     assert code == 0, err
+    assert len(clears) == 2  # Programs are forgotten now and then, and the rows do not change.
     assert read(tmp_path)[: len(part)] == part
     assert timeless(read(tmp_path)) == timeless(whole)
 
