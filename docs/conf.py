@@ -58,6 +58,7 @@ napoleon_use_ivar = True
 
 copybutton_prompt_text = "$ "
 copybutton_only_copy_prompt_lines = True
+copybutton_line_continuation_character = "\\"
 
 # Tables of studies begin with headings of the third level.
 suppress_warnings = ["myst.header"]
