@@ -12,7 +12,8 @@ _RESULTS = _ROOT / "experiments" / "results"
 
 _INDEX = """# The tables in full
 
-These have residuals, model calls and plots, too. The ± of a score is its standard deviation over photos, that of a gain a 95 % half-width.
+These have residuals, model calls and plots, too. The ± of a score is its standard deviation over
+photos, that of a gain a 95 % half-width.
 
 ```{toctree}
 :glob:

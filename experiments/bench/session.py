@@ -26,7 +26,6 @@ from experiments.bench.rows import Cell, Row, cell_of, require_devices
 from experiments.bench.study import Budget, Method, Study, Task
 from experiments.photos import Crops
 
-
 #: JAX keeps what it compiles until it is told not to, and with some seventy programs of this size a
 #: process may map no more memory.
 NUM_PROGRAMS = 32
