@@ -92,7 +92,7 @@ class Session:
         self.done: dict[Cell, set[str]] = {}
         for row in self.rows:
             self.done.setdefault(cell_of(row), set()).add(row["image"])
-        self.num_done = self.num_methods = 0
+        self.num_done = 0
 
     def run(self) -> None:
         """Computes what is missing; raises OutOfTime between two batches."""
@@ -106,8 +106,10 @@ class Session:
         if self.only and not jobs:
             raise ValueError(f"--only {' '.join(self.only)}: none of the methods runs on the tasks")
         self.num_all = sum(len(missing) for job in jobs for missing in self._missing(*job).values())
-        for job in jobs:
+        for count, job in enumerate(jobs, start=1):
             self._run_method(*job)
+            if count % NUM_PROGRAMS == 0:
+                jax.clear_caches()
 
     def _is_wanted(self, task: Task, method: Method) -> bool:
         wanted = set(self.only)
@@ -159,10 +161,6 @@ class Session:
                     self._save_pictures(name, restored.images, x)
                 self.on_progress(self.num_done, self.num_all, name)
                 self._check_time()
-        self.num_methods += 1
-        if self.num_methods % NUM_PROGRAMS == 0:
-            del run
-            jax.clear_caches()
 
     def _known(self, cell: Cell, mark: dict[str, Any], lacking: list[int]) -> list[Row]:
         """Rows of a cell that another method of the same settings has: the same computation."""
