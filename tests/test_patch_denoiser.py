@@ -12,7 +12,7 @@ from aps_jax.denoiser import PixelParams
 from aps_jax.images import load_image, save_image
 from aps_jax.io.checkpoint import read_card
 from aps_jax.operators import make_operator
-from aps_jax.pretrained import load_denoiser
+from aps_jax.pretrained import load_codec, load_denoiser, model_folder
 from aps_jax.prior.patch_denoiser import (
     PatchDenoiserConfig,
     PatchTransformer,
@@ -183,3 +183,22 @@ def test_crops_are_parts_of_photos_and_whole_pictures_are_not(tmp_path):
     assert (ranges(config) > 1.6).all()
     parts = ranges(dataclasses.replace(config, crops=True))
     assert parts.min() < 1.2 and len(np.unique(parts.round(3))) > 8
+
+
+def test_latents_of_crops_are_those_of_parts_of_photos(tmp_path):
+    """As many as asked for, photos in turn, and a photo's crops differ."""
+    for index, low in enumerate((-1, 0)):
+        ramp = np.broadcast_to(np.linspace(low, 1, 64)[None, :, None], (64, 64, 3))
+        save_image(tmp_path / f"pictures/{index}.png", ramp)
+    config = latent_diffusion.Config(
+        codec="photo64", data=(tmp_path / "pictures",), eval_data=tmp_path, out=tmp_path,
+        num_crops=5, denoiser=dataclasses.replace(TINY, side=8, patch=2),
+    )  # fmt: skip
+    codec = load_codec(model_folder("photo64"))
+    rows = latent_diffusion.training_latents(config, codec)
+    assert rows.shape[:4] == (5, 2, 8, 8)
+    assert len(np.unique(rows[:, 0].reshape(5, -1), axis=0)) == 5
+    again = latent_diffusion.training_latents(dataclasses.replace(config, num_crops=4), codec)
+    np.testing.assert_array_equal(again, rows[:4])
+    whole = latent_diffusion.training_latents(dataclasses.replace(config, num_crops=0), codec)
+    assert whole.shape == (2, 2, *rows.shape[2:])

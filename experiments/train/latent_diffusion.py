@@ -1,12 +1,14 @@
-r"""Trains a denoiser of a codec's latents, the prior of latent diffusion, on whole pictures.
+r"""Trains a denoiser of a codec's latents, the prior of latent diffusion.
 
     python -m experiments.train_latent_diffusion --codec face64 --data FACES --eval-data HELD_OUT \
         --out runs/latent
+    python -m experiments.train_latent_diffusion --codec photo64 --num-crops 12000 --eval-shrink 2 \
+        --data PHOTOS --eval-data HELD_OUT --out runs/latent_photos
 
 All is as in `experiments.train_diffusion`, but that a position of the transformer is a patch of 2x2
-latents, so that 64x64 pixels of a codec of stride 4 are 64 positions. The pictures and their mirror
-images are encoded once, into `OUT/latents.npz`. `OUT/model` gets the codec, too, and
-`latent_denoiser.safetensors`; both also fit into the folder of the codec's own model.
+latents, so that 64x64 pixels of a codec of stride 4 are 64 positions. The pictures, or crops of
+them, and their mirror images are encoded once, into `OUT/latents.npz`. `OUT/model` gets the codec,
+too, and `latent_denoiser.safetensors`; both also fit into the folder of the codec's own model.
 """
 
 from __future__ import annotations
@@ -15,13 +17,13 @@ import dataclasses
 import hashlib
 import io
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from aps_jax.codec import latents
 from aps_jax.io import checkpoint
@@ -41,6 +43,9 @@ class Config(diffusion.DenoiserRun):
       denoiser: sizes, of which side and patch count latents; channels and the standard deviation of
         the data are those of the latents, whatever is said here.
       codec: name or folder of the model whose codec has the latents.
+      num_crops: random squares of several scales to learn, for photos; with 0 all pictures are read
+        whole, as their centre squares, for aligned ones.
+      max_flat: as for `train_codec`, with `num_crops`.
     """
 
     SECTION: ClassVar = "latent_denoiser"
@@ -49,6 +54,8 @@ class Config(diffusion.DenoiserRun):
 
     codec: str
     denoiser: PatchDenoiserConfig = PatchDenoiserConfig(side=16, patch=2)
+    num_crops: int = 0
+    max_flat: float = 1.0
 
 
 @jax.jit
@@ -57,41 +64,47 @@ def _encode(codec: Codec, pixels: Array) -> Array:
 
 
 def training_latents(config: Config, codec: Codec) -> np.ndarray:
-    """Latents of all pictures and of their mirror images, float16 [pictures, 2, h, w, d].
+    """Latents of all pictures or crops and their mirror images, float16 [pictures, 2, h, w, d].
 
-    They are kept in the folder of the run, for the same weights, pictures and size.
+    They are kept in the folder of the run, for the same weights, pictures, crops and size.
     """
     folder, size = model_folder(config.codec), config.denoiser.side * codec.stride
     weights = checkpoint.weights_path(folder, "codec").read_bytes()
     names = [path.as_posix() for path in photos.list_images(config.data)]
-    key = hashlib.sha256(weights + repr((names, size)).encode()).hexdigest()
+    settings = (names, size, config.num_crops, config.max_flat, config.seed)
+    key = hashlib.sha256(weights + repr(settings).encode()).hexdigest()
     path = config.out / "latents.npz"
     if path.exists():
         with np.load(path) as cached:
             if str(cached["key"]) == key:
                 return cached["latents"]
-    found = _all_latents(config.data, codec, size)
+    found = _all_latents(config, codec, size)
     archive = io.BytesIO()
     np.savez(archive, key=np.asarray(key), latents=found)
     write_atomically(path, archive.getvalue())
     return found
 
 
-def _all_latents(folders: tuple[Path, ...], codec: Codec, size: int) -> np.ndarray:
-    pictures = photos.load_photos(folders, min_side=size, max_short_side=256)
-    rng, batch = np.random.default_rng(0), 16
+def _all_latents(config: Config, codec: Codec, size: int) -> np.ndarray:
+    pictures = photos.load_photos(config.data, min_side=size, max_short_side=256)
+    count, batch = config.num_crops or len(pictures), 16
     encoded = []
-    for first in range(0, len(pictures), batch):
-        some = [
-            np.asarray(photos.random_crop(rng, picture, size, is_whole=True))
-            for picture in pictures[first : first + batch]
-        ]
+    for first in range(0, count, batch):
         # Every batch is full: one shape, one compilation.
-        stack = np.stack(some + [some[-1]] * (batch - len(some)))
+        indices = np.minimum(np.arange(first, first + batch), count - 1)
+        stack = np.stack([np.asarray(_crop(config, pictures, index, size)) for index in indices])
         pairs = np.stack([stack, stack[:, :, ::-1]], axis=1)
         found = _encode(codec, pairs.reshape(-1, *stack.shape[1:]))
-        encoded.append(np.asarray(found).reshape(batch, 2, *found.shape[1:])[: len(some)])
-    return np.concatenate(encoded)
+        encoded.append(np.asarray(found).reshape(batch, 2, *found.shape[1:]))
+    return np.concatenate(encoded)[:count]
+
+
+def _crop(config: Config, pictures: Sequence[Image.Image], index: int, size: int) -> Image.Image:
+    """A crop of its own random numbers, so that every picture gives as many as any other."""
+    return photos.random_crop(
+        np.random.default_rng((config.seed, index)), pictures[index % len(pictures)], size,
+        is_whole=not config.num_crops, max_flat=config.max_flat,
+    )  # fmt: skip
 
 
 def random_batch(rows: np.ndarray, seed: int, step: int, batch_size: int) -> np.ndarray:
