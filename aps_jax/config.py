@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
 from aps_jax.schedules import SCHEDULES
@@ -66,6 +68,7 @@ def check_options(
     positive: Sequence[str] = (),
     not_negative: Sequence[str] = (),
     shares: Sequence[str] = (),
+    falling: Sequence[str] = (),
 ) -> None:
     """ValueError that names the first option of `config` that is out of range.
 
@@ -79,6 +82,7 @@ def check_options(
       positive: options that are finite and above 0.
       not_negative: options that are finite and at least 0.
       shares: options in [0, 1], or None.
+      falling: numbers of which none is larger than the one before.
     """
     for name, words in (choices or {}).items():
         if getattr(config, name) not in words:
@@ -102,6 +106,20 @@ def check_options(
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if not is_number or not is_fine(value):
                 raise ValueError(f"{name} must {words}, got {value!r}")
+    for larger, smaller in itertools.pairwise(falling):
+        values = [_plain_number(config, name) for name in (larger, smaller)]
+        if all(isinstance(value, int | float) for value in values) and values[0] < values[1]:
+            raise ValueError(
+                f"{smaller} must not be above {larger}, got {values[1]!r} and {values[0]!r}"
+            )
+
+
+def _pair(shape: Any) -> tuple[int, int]:
+    """(H, W) of any two positive integers."""
+    sides = tuple(shape) if isinstance(shape, Sequence) else ()
+    if len(sides) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in sides):
+        raise ValueError(f"image_shape must be (height, width) in pixels, got {shape!r}")
+    return int(sides[0]), int(sides[1])
 
 
 def _plain_number(config: Any, name: str) -> Any:
@@ -166,7 +184,7 @@ class SharedConfig:
             integers={"decode_scale": 1, "num_samples": 1},
         )
         if self.image_shape is not None:
-            object.__setattr__(self, "image_shape", tuple(self.image_shape))
+            object.__setattr__(self, "image_shape", _pair(self.image_shape))
 
     def evaluations(self) -> Evaluations:
         """Model calls per sample."""

@@ -64,6 +64,8 @@ def _as_pixels(x: Any) -> np.ndarray:
         x = x[0]
     if x.ndim != 3 or x.shape[-1] not in (1, 3) or 0 in x.shape:
         raise ValueError(f"expected one image [H, W, 1 or 3], received shape {x.shape}")
+    if x.dtype.kind in "biu" and x.dtype != np.uint8:
+        raise ValueError(f"an image must be floats in [-1, 1] or uint8, received {x.dtype}")
     return x if x.dtype == np.uint8 else to_uint8(x)
 
 
@@ -230,8 +232,14 @@ def resize_short_side(x: Any, size: int) -> np.ndarray:
 
     Pillow's antialiased bicubic filter (a = -0.5) on float32 values, clipped to [-1, 1] again
     because it overshoots at edges.
+
+    Raises:
+      ValueError: integers, whose scale is another one, or a size below 1.
     """
-    x = np.asarray(x, np.float32)
+    x = np.asarray(x)
+    if x.dtype.kind in "biu":
+        raise ValueError(f"an image to resize must be floats in [-1, 1], received {x.dtype}")
+    x = x.astype(np.float32)
     height, width = x.shape[:2]
     if size < 1:
         raise ValueError(f"size must be at least 1, received {size}")

@@ -15,6 +15,7 @@ from aps_jax.config import VARIANTS
 from aps_jax.images import to_uint8
 from aps_jax.pretrained import Model
 from aps_jax.samplers import sample
+from aps_jax.sampling.checks import check_known_tokens, check_measured_values
 from aps_jax.sampling.run import SampleResult
 from aps_jax.scores.lpips import load_lpips
 from aps_jax.types import Array, Key, Operator, Params, Perceptual, PyTree
@@ -64,8 +65,8 @@ def posterior(
       Samples, their mean and standard deviation, and diagnostics per timestep.
 
     Raises:
-      ValueError: an option or a shape that does not fit, random state that was not drawn, or
-        several samples of which all would be equal.
+      ValueError: an option or a shape that does not fit, random state that was not drawn, values of
+        y that are not finite or on another scale, or several samples of which all would be equal.
       PerceptualUnavailable: the perceptual term is asked for and LPIPS is not there.
     """
     if preset is None and sampler in VARIANTS:
@@ -81,6 +82,8 @@ def posterior(
         perceptual=_lpips() if has_distance else None,
     )
     y, known_tokens = jax.tree.map(jnp.asarray, (y, known_tokens))
+    check_measured_values(operator, y, sigma)
+    check_known_tokens(known_tokens, model.prior.num_codes)
     return _sample(params, y, key, config=config, known_tokens=known_tokens)
 
 

@@ -59,6 +59,13 @@ class DivergedError(ArithmeticError):
     """The objective became NaN or infinite."""
 
 
+def lower(config: SharedConfig) -> list[str]:
+    """What to do about a sampler that diverged, "lower X or Y", if it has such options."""
+    options = ("learning_rate", "step_size", "prior_weight")
+    names = " or ".join(name for name in options if hasattr(config, name))
+    return [f"lower {names}"] if names else []
+
+
 class StepReport(NamedTuple):
     """What `on_step` is told: once before the first step, then after each.
 
@@ -243,7 +250,7 @@ class _Loop:
         if not np.all(info.is_finite):
             raise DivergedError(
                 f"the objective is not finite after step {len(infos) + 1} of {self.num_steps}; "
-                "check the measurement, or lower learning_rate or prior_weight"
+                + ", or ".join(["check the measurement", *lower(self.config)])
             )
         self.progress = (state, [*infos, info])
         self.seconds["sample"] += time.perf_counter() - clock

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from aps_jax import APSConfig, metrics, operators
+from aps_jax.samplers import DAPSConfig, G2D2Config, MaskGITConfig, SGDDConfig
 from aps_jax.sampling.checks import check_measured_values, check_measurement
+from aps_jax.sampling.target import start_tokens
 from aps_jax.scores import report
 from aps_jax.types import image_keys
 
@@ -88,6 +90,39 @@ def test_old_keys_are_refused_with_the_way_to_make_a_new_one():
     with pytest.raises(ValueError, match="wrap_key_data"):
         image_keys(old, 2)
     assert image_keys(jax.random.wrap_key_data(old), 2).shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([[0, -1]], "from -1 to 0; they must be from 0 to 7, and 8 where"),
+        ([[0, 9]], "from 0 to 9"),
+        ([[0.0, 1.0]], "must be integers"),
+        ([[0, 1, 2]], r"shape \(1, 3\)"),
+    ],
+)
+def test_known_tokens_are_codes_or_the_mask(tokens, message):
+    with pytest.raises(ValueError, match=message):
+        start_tokens(jnp.asarray(tokens), (1, 2), 8)
+    given = jnp.asarray([[8, 3]])
+    np.testing.assert_array_equal(start_tokens(given, (1, 2), 8), given)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DAPSConfig(first_sigma=0.05), "last_sigma must not be above first_sigma"),
+        (lambda: DAPSConfig(ode_sigma=5.0), "ode_sigma must not be above last_sigma"),
+        (lambda: SGDDConfig(first_noise=0.01, last_noise=1.0), "last_noise must not be above"),
+        (lambda: MaskGITConfig(guidance_scale=-5.0), "guidance_scale must not be negative"),
+        (lambda: G2D2Config(guidance_scale=float("nan")), "guidance_scale must not be negative"),
+        (lambda: APSConfig(image_shape=64), r"image_shape must be \(height, width\).*64"),
+        (lambda: APSConfig(image_shape=(64,)), "image_shape must be"),
+    ],
+)
+def test_options_out_of_range_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_numbers_of_numpy_and_jax_are_options():

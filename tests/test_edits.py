@@ -215,6 +215,27 @@ def test_stylize_follows_the_style_as_far_as_it_is_strong(aps_jax):
     assert rows[1]["content distance"] > rows[0]["content distance"]
 
 
+def test_stylize_can_decode_twice_as_large(aps_jax):
+    code, out, err = aps_jax(
+        "stylize {photo} --style swirls --preset fine --num-steps 1 --num-inner-steps 1"
+    )
+    assert code == 0, err
+    assert read(out)["config"]["decode_scale"] == 2
+    assert images.load_image(out / "stylized.png").shape == (16, 16, 3)
+
+
+def test_the_temperature_of_the_prior_counts_in_an_edit(aps_jax):
+    drawn = []
+    for temperature in (1, 50):
+        words = (
+            f"edit {{photo}} --mask {{mask}} --prompt hat --option prior_temperature={temperature}"
+        )
+        code, out, err = aps_jax(words, f"out{temperature}")
+        assert code == 0, err
+        drawn.append(images.load_image(out / "edited.png"))
+    assert np.any(drawn[0] != drawn[1])
+
+
 def test_an_interrupted_edit_goes_on(aps_jax, monkeypatch):
     words = "edit {photo} --mask {mask} --prompt smiling --num-steps 4"
     code, whole, _ = aps_jax(words, "whole")
@@ -250,6 +271,9 @@ def test_an_interrupted_edit_goes_on(aps_jax, monkeypatch):
             "stylize {photo} --style swirls --option data_consistency=1",
             "is for edits with a --mask",
         ),
+        ("edit {photo} --prompt hat --option sigma=0.3", "--option sigma is of measurements"),
+        ("edit {photo} --prompt hat --mask {mask} --sampler aps-l", "pictures of one size only"),
+        ("edit {photo} --prompt hat --preset fine", "pictures of one size only"),
         ("edit {photo} --prompt hat --mask {mask} --likeness 1", "--likeness is for edits without"),
         ("edit {photo} --reward dim=1", "unknown attribute 'dim'; choose from bright, red"),
         ("edit {photo} --reward bright", "must be NAME=1"),

@@ -359,6 +359,20 @@ def test_resize_short_side():
     np.testing.assert_allclose(images.resize_short_side(x, 60), x, atol=1e-6)
 
 
+@pytest.mark.parametrize("value", [np.int64(30), np.bool_(False)])
+def test_integers_on_another_scale_are_no_picture(tmp_path, value):
+    x = np.full((8, 8, 3), value)
+    for write in (
+        lambda: images.save_image(tmp_path / "x.png", x),
+        lambda: images.comparison([("x", x)]),
+    ):
+        with pytest.raises(ValueError, match="floats in"):
+            write()
+    for other in (x, x.astype(np.uint8)):
+        with pytest.raises(ValueError, match="to resize must be floats"):
+            images.resize_short_side(other, 4)
+
+
 def test_comparison_enlarges_pixels_and_draws_labels():
     left, right = pixels(8, 8), pixels(32, 24, seed=1)
     panels = [("y, ×4", left), ("x", right)]

@@ -62,6 +62,16 @@ def test_posterior_is_aps_sample_with_the_sigma_and_the_options_given(model, pho
     assert (other.info.loss != found.info.loss).all()
 
 
+def test_values_are_looked_at_before_anything_is_drawn(model, photo):
+    operator, key = operators.denoising(), jax.random.key(0)
+    y = measured(photo, operator)
+    for wrong, message in (((y + 1) * 127.5, "not on the scale"), (y.at[0, 0].set(jnp.nan), "NaN")):
+        with pytest.raises(ValueError, match=message):
+            aps_jax.posterior(model, operator, wrong, key, "draft", sigma=0.1)
+    with pytest.raises(ValueError, match="known_tokens go from -1"):
+        aps_jax.posterior(model, operator, y, key, "draft", known_tokens=jnp.full((1, 64), -1))
+
+
 def test_calls_of_the_same_shapes_compile_once(model, photo):
     calls = []
     apply = bind(functools.partial(counting, calls, model.prior.apply))

@@ -299,8 +299,12 @@ def test_options_of_another_sampler_are_refused():
 def test_divergence_is_an_error():
     params, y = problem()
     params = params.replace(codec=params.codec.replace(params=jnp.nan * params.codec.params))
-    with pytest.raises(restore.DivergedError, match="not finite after step 1 of 4; check the"):
+    with pytest.raises(
+        restore.DivergedError, match=r"of 4; check the measurement, or lower learning_rate or p"
+    ):
         restore.restore(params, y, KEY, config=CONFIG)
+    assert restore.lower(presets.make_config(sampler="dps")) == ["lower step_size"]
+    assert restore.lower(presets.make_config(sampler="ddrm")) == []
     config = presets.make_config(sampler="straight_through", num_inner_steps=1)
     with pytest.raises(restore.DivergedError, match="not finite after step 1 of"):
         restore.restore(params, y, KEY, config=config, sampler="straight_through")

@@ -169,6 +169,15 @@ def test_unknown_attributes_and_values(net):
         energies.classifier(net, {"hat": 2})
 
 
+@pytest.mark.parametrize("label", [40, -1])
+def test_a_class_that_the_network_has_not(net, x, label):
+    with pytest.raises(ValueError, match=f"no column {label}; it gives"):
+        energies.classifier(net, label)(x)
+    many = [str(index) for index in range(41)]
+    with pytest.raises(ValueError, match="no column 40; it gives"):
+        energies.classifier(net, {"40": 1.0}, names=many)(x)
+
+
 def test_embeddings(net, x, rng):
     """Of one text for all rows, and of one picture per row."""
     ids = rng.integers(0, 5, size=(1, 4))

@@ -31,7 +31,7 @@ from aps_jax.samplers import DAPSConfig, DPSConfig, LatentDAPSConfig, PSLDConfig
 from aps_jax.samplers.psld import towards
 from aps_jax.samplers.resample import descend_and_rest
 from aps_jax.sampling.pixels import make_pixel_target
-from aps_jax.types import Codec, Energy
+from aps_jax.types import Codec, Energy, Operator
 
 OPTIONS = {"num_samples": 2, "sigma": SIGMA, "image_shape": SHAPE}
 
@@ -116,6 +116,22 @@ def test_towards_is_the_best_step_along_the_transpose(operator):
     length = (left @ matrix @ way) / np.sum((matrix @ way) ** 2)
     wanted = np.float64(x[0]).ravel() + length * way
     np.testing.assert_allclose(found[0].ravel(), wanted, atol=1e-5)
+
+
+@jax.custom_vjp
+def thrice(x):
+    """A network with a rule of its own for the way back, and none for the way forward."""
+    return 3 * x
+
+
+thrice.defvjp(lambda x: (3 * x, None), lambda _, g: (3 * g,))
+
+
+def test_towards_needs_no_derivative_forward():
+    operator = Operator(apply=lambda params, x: {"y": thrice(x)}, name="thrice", params=None)
+    x, y = jnp.ones((2, 4, 4, 3)), {"y": 0.3 * jnp.ones((2, 4, 4, 3))}
+    found = jax.jit(lambda x: towards(operator, y, x))(x)
+    np.testing.assert_allclose(found, 0.1, atol=1e-6)
 
 
 def adam(gradient, x, rate, num_steps):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aps_jax import Denoiser, PixelParams, samplers
+from aps_jax import Denoiser, PixelParams, operators, samplers
 from aps_jax.operators.svd import SVD
 from aps_jax.samplers import DAPSConfig, DDRMConfig, DiffPIRConfig, DPSConfig
 from aps_jax.samplers.diffpir import conjugate_gradients
@@ -266,6 +266,17 @@ def test_conjugate_gradients_leave_what_is_not_measured():
 
     found = conjugate_gradients(curve, 37.3 * a.reshape(1, 1, 1, 6), 20)
     np.testing.assert_allclose(found[0, 0, 0], 0.373 * a / jnp.sum(a**2), atol=1e-4)
+
+
+def test_pictures_of_other_than_three_channels():
+    """Built-in operators give as many channels as they get."""
+    params = make_params().replace(operator=operators.denoising())
+    y = jnp.full((1, *SHAPE, 1), 0.5)
+    config = DPSConfig(num_steps=2, image_shape=SHAPE)
+    found = samplers.sample(params, y, jax.random.key(0), config=config)
+    assert found.images.shape == y.shape
+    with pytest.raises(ValueError, match=r"gives \(1, 1, 2, 1\) for images"):
+        samplers.sample(params, jnp.tile(y, 3), jax.random.key(0), config=config)
 
 
 def test_refusals():

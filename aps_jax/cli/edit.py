@@ -49,13 +49,14 @@ def _job(options: Edit, model: Model) -> Job:
         net = load_attributes()
         wanted = rewards_of(options)
         reward = energies.scaled(energies.classifier(net, wanted), weight)
-    fields = {"guidance_scale": guidance_of(options), "num_samples": options.num_samples}
+    fields = wished.fields_of(options)
+    scale = fields["decode_scale"]
     likeness = None
     if mask is None:
         likeness = LIKENESS if options.likeness is None else options.likeness
         energy = energies.scaled(energies.l1_lpips(denoising(), x), likeness)
         if reward is not None:  # `whole_target` takes energies per token.
-            count = model.codec.grid(photo.shape[:2])
+            count = model.codec.grid((scale * photo.shape[0], scale * photo.shape[1]))
             energy = energies.total(energy, energies.scaled(reward, 1 / np.prod(count)))
         target = whole_target(model.prior, model.codec, x, energy, **fields)
     else:
@@ -63,7 +64,7 @@ def _job(options: Edit, model: Model) -> Job:
             model.prior, model.codec, x, mask, reward=reward,
             consistency=or_none(wishes.config_of(options).data_consistency), **fields,
         )  # fmt: skip
-    again = report.codec_reconstruction(model.codec, x[0], 1)
+    again = report.codec_reconstruction(model.codec, x[0], scale)
     return Job(
         target=target,
         sources=sources,
@@ -112,7 +113,15 @@ def _require_size(path: Path, mask: np.ndarray, photo: np.ndarray) -> None:
 def _check_fit(options: Edit, model: Model, photo: np.ndarray) -> None:
     """ValueError for a picture of another size than the model's, which it may know only one of."""
     side = model.card.get("prior", {}).get("absolute_side")
-    if side is None or model.codec.grid(photo.shape[:2])[:2] == (side, side):
+    if side is None:
+        return
+    if wishes.config_of(options).decode_scale > 1:
+        raise ValueError(
+            f"--model {options.model} knows pictures of one size only, so none that are decoded "
+            "larger; choose another preset or sampler than fine and aps-l, or leave out "
+            "--option decode_scale"
+        )
+    if model.codec.grid(photo.shape[:2])[:2] == (side, side):
         return
     pixels = side * model.codec.stride
     height, width = photo.shape[:2]

@@ -70,7 +70,7 @@ def _job(options: Stylize, model: Model) -> Job:
     style = energies.style(features, wished.batch(reference))
     target = whole_target(
         model.prior, model.codec, x, painting(style, content, options.strength),
-        guidance_scale=guidance_of(options), num_samples=options.num_samples,
+        **wished.fields_of(options),
     )  # fmt: skip
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Job(

@@ -20,7 +20,7 @@ from aps_jax.cli.folder import ResultFolder
 from aps_jax.cli.options import command_of
 from aps_jax.cli.outputs import work_of
 from aps_jax.cli.progress import is_listened_to, watched
-from aps_jax.cli.wishes import config_of, sampler_name
+from aps_jax.cli.wishes import config_of, guidance_of, sampler_name
 from aps_jax.io.checkpoint import read_card
 from aps_jax.restore import Restored, restore_target
 from aps_jax.sampling.target import Target
@@ -92,9 +92,8 @@ def _run(
     job = make(options, model)
     target = job.target
     config = dataclasses.replace(
-        config_of(options), image_shape=target.image_shape, decode_scale=target.decode_scale,
-        trace=is_listened_to(),
-    )  # fmt: skip
+        config_of(options), image_shape=target.image_shape, trace=is_listened_to()
+    )
     memory.check(config, model, target)
     record = _facts(options, config, job)
     hashes = {place: source["sha256"] for place, source in job.sources.items()}
@@ -118,6 +117,18 @@ def _run(
     snapshot.remove()
     _summarise(options, job, config, table, time.perf_counter() - began)
     return 0
+
+
+def fields_of(options: Any) -> dict[str, Any]:
+    """What a sampler's options say of the target: fields of `sampling.target.make_target`."""
+    config = config_of(options)
+    temperature = getattr(config, "prior_temperature", 1.0)
+    return {
+        "guidance_scale": guidance_of(options),
+        "num_samples": options.num_samples,
+        "decode_scale": config.decode_scale,
+        "prior_temperature": None if temperature == 1 else temperature,
+    }
 
 
 def _facts(options: Any, config: Any, job: Job) -> dict[str, Any]:

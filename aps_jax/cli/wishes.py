@@ -204,6 +204,8 @@ def config_of(options: Any) -> Any:
         "guidance_scale": guidance_of(options),
     }
     chosen = chosen_options(options, sampler, {name: flag_of(name) for name in flags})
+    for name in chosen.keys() & {"sigma", "measurement_term", "perceptual_weight"}:
+        raise ValueError(f"--option {name} is of measurements; there is none here, leave it out")
     known = presets.option_types(presets.config_class(sampler))
     is_whole = getattr(options, "mask", None) is None
     ours: dict[str, Any] = _WHOLE if is_whole else _PART

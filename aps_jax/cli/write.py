@@ -17,11 +17,19 @@ from aps_jax.cli.options import command_of
 from aps_jax.cli.outputs import work_of
 from aps_jax.cli.progress import watched
 from aps_jax.cli.written import Write
+from aps_jax.config import VARIANTS
 from aps_jax.io.checkpoint import fingerprint, weights_path
 from aps_jax.io.files import write_atomically
 from aps_jax.pretrained import model_folder
 from aps_jax.restore import Restored, restore_target
 from aps_jax.writing import Writer, load_writer, text_config
+
+#: Options of samplers that say something of images or measurements, or of prompts as a condition,
+#: which a line begins with here.
+_OF_IMAGES = (
+    "sigma", "measurement_term", "perceptual_weight", "data_consistency", "decode_scale",
+    "image_shape", "guidance_scale",
+)  # fmt: skip
 
 
 def run(options: Write) -> int:
@@ -76,6 +84,11 @@ def config_of(options: Write) -> Any:
     owned = {name: flag_of(name) for name in ("num_steps", "num_inner_steps", "num_samples")}
     owned["prior_temperature"] = "--temperature"
     chosen = chosen_options(options, options.sampler, owned)
+    scale = VARIANTS.get(options.sampler, {}).get("decode_scale", 1)
+    of_images = [name for name in _OF_IMAGES if name in chosen]
+    if of_images or scale > 1:
+        what = f"--option {of_images[0]}" if of_images else f"--sampler {options.sampler}"
+        raise ValueError(f"{what} is of images and does nothing for a text; leave it out")
     return text_config(options.sampler, **flags, **chosen)
 
 

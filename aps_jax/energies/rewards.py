@@ -34,7 +34,8 @@ def classifier(
       names: of the attributes, by default `net.names`.
 
     Raises:
-      ValueError: an attribute that the network does not know, or a value that is no share.
+      ValueError: an attribute that the network does not know, or a value that is no share; and,
+        where the energy is first used, an index that the network does not have.
     """
     static, params = _split(net)
     if not isinstance(label, Mapping):
@@ -129,7 +130,18 @@ def _answers(net: Any, params: Any, x: Array) -> Float[Array, "B A"]:
 
 def _class(params: PyTree, data: None, x: Array, *, net: Any, label: int) -> Float[Array, " B"]:
     # Log-probabilities stay as they are.
-    return -jax.nn.log_softmax(_answers(net, params, x), axis=-1)[:, label]
+    log_probs = jax.nn.log_softmax(_answers(net, params, x), axis=-1)
+    _require_column(label, log_probs)
+    return -log_probs[:, label]
+
+
+def _require_column(column: int, answers: Array) -> None:
+    """ValueError for an index that JAX would take for another one."""
+    if not 0 <= column < answers.shape[-1]:
+        raise ValueError(
+            f"the classifier has no column {column}; it gives {answers.shape[-1]} numbers, counted "
+            "from 0"
+        )
 
 
 def _own_class(model: Any, columns: Array, x: Array) -> Float[Array, " B"]:
@@ -141,5 +153,8 @@ def _attributes(
     params: tuple[PyTree, Array], data: None, x: Array, *, net: Any, columns: tuple[int, ...]
 ) -> Float[Array, " B"]:
     inner, wanted = params
-    logits = _answers(net, inner, x)[:, list(columns)]
+    answers = _answers(net, inner, x)
+    for column in columns:
+        _require_column(column, answers)
+    logits = answers[:, list(columns)]
     return jnp.sum(jax.nn.softplus(logits) - wanted * logits, axis=-1)

@@ -48,7 +48,7 @@ class PriorConfig(SamplerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_options(self, positive=("prior_temperature",))
+        check_options(self, positive=("prior_temperature",), not_negative=("guidance_scale",))
 
     @property
     def num_passes(self) -> int:

@@ -85,6 +85,7 @@ class DAPSConfig(DenoiserConfig):
             integers={"num_ode_steps": 1, "num_inner_steps": 1},
             positive=("learning_rate", "first_sigma", "last_sigma", "ode_sigma"),
             shares=("last_learning_rate", "momentum"),
+            falling=("first_sigma", "last_sigma", "ode_sigma"),
         )
 
     def init(self, target: PixelTarget, keys: Key) -> Pixels:

@@ -100,10 +100,13 @@ def towards(operator: Operator, y: PyTree, x: Array) -> Array:
     """
     still = jax.lax.stop_gradient(x)
     with jax.default_matmul_precision("float32"):
-        _, transpose = jax.vjp(operator, still)
+        there, transpose = jax.vjp(operator, still)
         left = jax.tree.map(jnp.subtract, y, operator(x))
         way = transpose(left)[0]
-        seen = jax.jvp(operator, (still,), (way,))[1]
+        # A as the transpose of A^T: networks with rules of their own for the way back have none for
+        # the way forward.
+        forward = jax.vjp(transpose, jax.tree.map(jnp.zeros_like, there))[1]
+        seen = forward((way,))[0]
     square = sum(_square(leaf) for leaf in jax.tree.leaves(seen))
     length = jnp.where(square > 0, _square(way) / jnp.where(square > 0, square, 1.0), 0.0)
     return x + jax.lax.stop_gradient(length)[:, None, None, None] * way

@@ -103,6 +103,7 @@ class SGDDConfig(PriorConfig):
             },
             positive=("looseness", "first_noise", "last_noise"),
             shares=("first_noise", "last_noise"),
+            falling=("first_noise", "last_noise"),
         )
 
     @property

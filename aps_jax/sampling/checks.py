@@ -64,13 +64,16 @@ def check_measurement(operator: Operator, y: PyTree) -> None:
             raise ValueError(f"y has shape {leaf.shape}{hint}")
 
 
-def fit_shape(operator: Operator, y: PyTree, *, image_shape: ImageShape | None) -> ImageShape:
+def fit_shape(
+    operator: Operator, y: PyTree, *, image_shape: ImageShape | None, num_channels: int = 3
+) -> ImageShape:
     """Size (H, W) of the images behind a measurement of B images.
 
     Args:
       operator: A.
       y: measurement.
       image_shape: (H, W), or None to infer it from the operator.
+      num_channels: of the images.
 
     Raises:
       ValueError: the shape of y is not one that the operator gives.
@@ -82,13 +85,29 @@ def fit_shape(operator: Operator, y: PyTree, *, image_shape: ImageShape | None) 
             raise ValueError(f"y has shape {y_shape}; its first axis must be the batch: y[None]")
     image_shape = image_shape or operator.image_shape(y_shape)
     batch = jax.tree.leaves(y)[0].shape[0]
-    expected = operator.output_shape((batch, *image_shape, 3))
+    expected = operator.output_shape((batch, *image_shape, num_channels))
     if expected != y_shape:
         raise ValueError(
             f"y has shape {y_shape}; operator {operator.name!r} gives {expected} "
             f"for images of {image_shape}"
         )
     return image_shape
+
+
+def check_known_tokens(tokens: Array | None, num_codes: int) -> None:
+    """ValueError unless tokens are integers, of known values from 0 to K, which is unknown."""
+    if tokens is None:
+        return
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(f"known_tokens must be integers, got {tokens.dtype}")
+    if not is_concrete(tokens) or not tokens.size:
+        return
+    least, most = int(np.min(tokens)), int(np.max(tokens))
+    if least < 0 or most > num_codes:
+        raise ValueError(
+            f"known_tokens go from {least} to {most}; they must be from 0 to {num_codes - 1}, and "
+            f"{num_codes} where a token is unknown"
+        )
 
 
 def check_measured_values(operator: Operator, y: PyTree, sigma: float) -> None:
@@ -107,7 +126,7 @@ def check_measured_values(operator: Operator, y: PyTree, sigma: float) -> None:
         values = np.asarray(leaf, np.float64)
         if not np.isfinite(values).all():
             raise ValueError("y contains NaN or infinity; every value must be a finite number")
-        if operator.is_image:
+        if operator.is_image and is_concrete(sigma):
             _check_scale("y", values, _LARGEST_MEAN * math.sqrt(1 + sigma**2))
 
 

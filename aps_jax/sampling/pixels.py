@@ -146,11 +146,15 @@ def pixel_target(params: PixelParams, y: PyTree, *, config: SharedConfig) -> Pix
     Raises:
       ValueError: shapes of y, operator, denoiser and configuration do not fit together.
     """
-    image_shape = fit_shape(params.operator, y, image_shape=config.image_shape)
+    denoiser = params.denoiser
+    image_shape = fit_shape(
+        params.operator, y, image_shape=config.image_shape,
+        num_channels=denoiser.num_channels if denoiser.codec is None else 3,
+    )  # fmt: skip
     energy = energies.gaussian(params.operator, y, config.sigma)
     is_norm = getattr(config, "measurement_term", "gaussian") == "norm"
     target = make_pixel_target(
-        params.denoiser,
+        denoiser,
         energy,
         image_shape=image_shape,
         batch=jax.tree.leaves(y)[0].shape[0],

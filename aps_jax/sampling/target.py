@@ -22,7 +22,7 @@ from aps_jax.sampling.base import (
     measurement_of,
     row_keys,
 )
-from aps_jax.sampling.checks import fit_shape
+from aps_jax.sampling.checks import check_known_tokens, fit_shape
 from aps_jax.sampling.leaves import or_none
 from aps_jax.sampling.terms import TERMS
 from aps_jax.types import (
@@ -174,10 +174,11 @@ def start_tokens(
     """Int32 [B, L]: the known tokens, or the mask everywhere.
 
     Raises:
-      ValueError: known tokens of another shape.
+      ValueError: known tokens of another shape, or none of the codes and not the mask.
     """
     if known_tokens is None:
         return jnp.full(shape, mask, jnp.int32)
+    check_known_tokens(known_tokens, mask)
     if known_tokens.shape != shape:
         raise ValueError(f"known_tokens has shape {known_tokens.shape}; this field needs {shape}")
     return jnp.asarray(known_tokens, jnp.int32)
@@ -218,7 +219,7 @@ def make_target(
 
     Raises:
       ValueError: no size is given, prior and codec differ in their codes, known tokens have another
-        shape, or the energy does not give a number per row.
+        shape or are no codes, or the energy does not give a number per row.
     """
     if grid is None:
         if image_shape is None:

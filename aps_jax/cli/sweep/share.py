@@ -31,6 +31,7 @@ from aps_jax.cli.sweep import batches, hosts, memory, sources
 from aps_jax.cli.sweep.options import PROGRAM, Sweep
 from aps_jax.config import SharedConfig
 from aps_jax.io import rows
+from aps_jax.restore import lower
 from aps_jax.samplers import sample
 from aps_jax.scores import report
 from aps_jax.types import Key, Params, Perceptual
@@ -139,7 +140,7 @@ class Host:
         for index, job in enumerate(jobs):
             row = {"name": job.name, "status": "restored", "sha256": job.problem.source["sha256"]}
             if not is_finite[index]:
-                reason = "the objective is not finite; lower learning_rate or prior_weight"
+                reason = "; ".join(["the objective is not finite", *lower(config)])
                 table.append(row | {"status": "diverged", "reason": reason})
                 continue
             image = jnp.asarray(result.images[index])
