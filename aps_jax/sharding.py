@@ -249,7 +249,7 @@ def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> Partit
     if size == 1:  # Nothing to split, so that priors of any make need no rules.
         return PartitionSpec()
     axis = split_axis(name, rules=rules)
-    if axis is None:
+    if axis is None or shape[axis] == 1:  # The head of a reward model has one number.
         return PartitionSpec()
     if shape[axis] % size:
         raise ValueError(

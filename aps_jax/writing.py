@@ -138,9 +138,14 @@ class Writer:
           length: as for `known_tokens`; fewer tokens take less time.
 
         Raises:
-          ValueError: an unknown label, or a prompt that is too long.
+          ValueError: an unknown label, not one for each prompt, no prompt or line, or a prompt that
+            is too long.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts or num_lines < 1:
+            raise ValueError("there must be one prompt, which may be empty, and one line, at least")
+        if not isinstance(label, str) and len(label) != len(prompts):
+            raise ValueError(f"{len(label)} labels are given for {len(prompts)} prompts")
         known = jnp.stack([self.known_tokens(text, length) for text in prompts])
         if not isinstance(label, str):
             label = [name for name in label for _ in range(num_lines)]

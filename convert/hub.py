@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 from .sources import ConversionError
 
 _NAME = r"[A-Za-z0-9][\w.-]*"
-_JSON = ("config.json", "tokenizer.json", "tokenizer_config.json")
+_SMALL = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 #: What is fetched: never the code of a repository, and pickles only if there is nothing else.
 _PATTERNS = (
-    (*_JSON, *(f"{stem}*.safetensors*" for stem in ("model", "pytorch_model"))),
-    (*_JSON, *(f"{stem}*.bin*" for stem in ("model", "pytorch_model"))),
+    (*_SMALL, *(f"{stem}*.safetensors*" for stem in ("model", "pytorch_model"))),
+    (*_SMALL, *(f"{stem}*.bin*" for stem in ("model", "pytorch_model"))),
 )
 
 
@@ -61,7 +61,11 @@ def _fetch(name: str, revision: str | None) -> Path:
     by_hand = f"download it elsewhere (`hf download {name} --local-dir DIR`) and give DIR"
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HfHubHTTPError,
+            RepositoryNotFoundError,
+        )
     except ImportError:
         raise ConversionError(
             f"there is no folder {name}, and fetching it from the hub needs huggingface_hub; "
@@ -72,6 +76,11 @@ def _fetch(name: str, revision: str | None) -> Path:
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
             if any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):
                 return folder
+    except GatedRepoError:
+        raise ConversionError(
+            f"{name} is on the hub for those who have accepted its terms: do so on its page, then "
+            "`hf auth login`"
+        ) from None
     except RepositoryNotFoundError:
         raise ConversionError(
             f"there is no folder {name}, nor such a repository on the hub (a private one needs "

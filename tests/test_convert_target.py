@@ -14,7 +14,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from hub import save_sharded, save_single
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from test_convert_engine import FAMILY, Sizes, check, expected_from, init, tensors
 
 from aps_jax import cli
@@ -351,7 +355,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def fake_hub(tmp_path, state, monkeypatch):
     """Stands for the network: "fetches" the files that the patterns ask for."""
     folder = save_sharded(tmp_path / "remote", state, {"model_type": "toy"})
-    for name in ("modeling.py", "training_args.bin", "README.md", "optimizer.safetensors"):
+    for name in (
+        "modeling.py",
+        "training_args.bin",
+        "README.md",
+        "optimizer.safetensors",
+        "chat_template.jinja",
+    ):
         (folder / name).write_bytes(b"junk")
     calls = []
 
@@ -377,7 +387,9 @@ def test_a_hub_repository(tmp_path, fake_hub, state, capsys):
     cache = tmp_path / "cache" / "models--toys--toy" / "snapshots" / COMMIT
     fetched = {path.name for path in cache.iterdir()}
     shards = {f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)}
-    assert fetched == shards | {"model.safetensors.index.json", "config.json"}
+    assert fetched == shards | {
+        "model.safetensors.index.json", "config.json", "chat_template.jinja",
+    }  # fmt: skip
     capsys.readouterr()
     assert cli.main(["models", str(tmp_path / "model")]) == 0
     assert f"from toys/toy at {COMMIT}; by convert.toy" in capsys.readouterr().out
@@ -407,6 +419,11 @@ class Missing(RepositoryNotFoundError):
         pass
 
 
+class Gated(GatedRepoError):
+    def __init__(self):
+        pass
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -416,6 +433,7 @@ class Missing(RepositoryNotFoundError):
         ),
         (OSError(28, "No space left on device"), "No space left on device); download it"),
         (Missing(), "nor such a repository on the hub"),
+        (Gated(), "for those who have accepted its terms"),
     ],
 )
 def test_an_unreachable_hub(tmp_path, monkeypatch, capsys, error, message):
@@ -423,7 +441,7 @@ def test_an_unreachable_hub(tmp_path, monkeypatch, capsys, error, message):
     assert run("toys/toy", tmp_path / "model") == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and message in err
-    assert isinstance(error, Missing) or "hf download toys/toy --local-dir DIR" in err
+    assert isinstance(error, Missing | Gated) or "hf download toys/toy --local-dir DIR" in err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -110,6 +110,16 @@ def test_interrupted_codec_training_repeats_the_uninterrupted_one(codec_run, tmp
     assert (tmp_path / names).read_bytes() == (codec_run.out / names).read_bytes()
 
 
+def test_a_training_saved_before_its_first_row_goes_on(codec_run, tmp_path):
+    """Checkpoints may come before rows of the log, which are every 25 steps."""
+    config = dataclasses.replace(codec_run.resolved(), smoke=False, out=tmp_path, save_every=1)
+    half = dataclasses.replace(config, minutes=1e-9)
+    train_codec.train(half)
+    (tmp_path / "codec.jsonl").unlink()
+    train_codec.train(half)
+    assert training.read_rows(tmp_path / "codec.jsonl")[-1]["step"] == 2
+
+
 @pytest.mark.slow
 def test_training_on_four_devices_equals_that_on_one(folder, codec_run, tmp_path):
     """Device counts are fixed when JAX starts, so the run has a process of its own."""

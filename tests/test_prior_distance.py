@@ -21,3 +21,15 @@ def test_kernel_distance_is_that_of_the_moments():
 def test_counts_that_make_no_blocks_are_refused(tmp_path):
     with pytest.raises(ValueError, match="multiple of 32"):
         Arguments(model="face64", train=(tmp_path,), data=tmp_path, out=tmp_path, count=48)
+
+
+def test_the_interval_is_that_of_student():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 4 * 32, 3))
+    pieces = [
+        kernel_distance(np.tile(a, (2, 1)), np.tile(b, (2, 1))).mean
+        for a, b in zip(np.split(x, 4), np.split(y, 4), strict=True)
+    ]
+    found = kernel_distance(x, y)
+    assert found.mean == pytest.approx(np.mean(pieces))
+    assert found.half_width == pytest.approx(3.1824 * np.std(pieces, ddof=1) / 2, rel=1e-4)

@@ -169,6 +169,9 @@ def test_what_cannot_be_divided_is_an_error():
     weights = {"blocks": {"q": {"kernel": jnp.zeros((2, 8, 8))}}}
     with pytest.raises(ValueError, match=r"blocks/q/kernel of shape \(2, 8, 8\) cannot be split"):
         sharding.prior_shardings(weights, mesh)
+    # The head of a reward model has one number, of which every device has a copy.
+    one = sharding.prior_shardings({"head": {"kernel": jnp.zeros((8, 1))}}, mesh)
+    assert one["head"]["kernel"].spec == jax.sharding.PartitionSpec()
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,13 @@ def test_lines_of_several_prompts_follow_each_other(writer):
         np.testing.assert_array_equal(target.tokens[row, : len(ids)], ids)
         assert (target.tokens[row, len(ids) :] == target.mask).all()
     np.testing.assert_array_equal(target.energy.data, [1, 1, 0, 0])
+    for options, message in (
+        ({"prompt": []}, "one prompt"),
+        ({"prompt": prompts, "num_lines": 0}, "one line"),
+        ({"prompt": [*prompts, "a"]}, "2 labels are given for 3 prompts"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            writer.target(["positive", "negative"], **options)
 
 
 def test_ids_of_a_line_end_and_come_back(writer):

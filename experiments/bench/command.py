@@ -169,6 +169,11 @@ def _progress() -> Iterator[Callable[[int, int, str], None]]:
 
 def tune(study: Study, identity: str, arguments: Arguments) -> Session:
     """Runs all trials and writes what they found."""
+    if arguments.limit:
+        raise ValueError(
+            "--limit is for runs; of tuning it would leave options that were tried on fewer photos "
+            "than the configuration says"
+        )
     trials = tuning.tuning_study(study)
     only = [label for label in trials.tasks if label in arguments.only]
     only += [label for label in trials.methods if tuning.method_of(label) in arguments.only]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -137,7 +138,13 @@ def main(arguments: Arguments) -> None:
     """Measures and writes the yardsticks."""
     folder = model_folder(arguments.model)
     codec = load_codec(folder)
-    bits_per_pixel = codec.quantizer.num_features / codec.stride**2
+    tokens_per_place = math.prod(codec.quantizer.axes)
+    if tokens_per_place > 1:
+        raise ValueError(
+            f"--model {arguments.model} has {tokens_per_place} tokens per place; a patch VQ of as "
+            "many codes is no yardstick of it"
+        )
+    bits_per_pixel = math.log2(codec.num_codes) / codec.stride**2
     perceptual = aps_jax.load_lpips()
     centres = patch_centres(arguments, codec)
 

@@ -124,9 +124,10 @@ def evaluate(denoiser: Denoiser, held_out: np.ndarray, pictures: np.ndarray) -> 
                 jax.random.key(i // size),
             )
         )
-        for i in range(0, len(held_out) - size + 1, size)
+        for i in range(0, len(held_out), size)
     ]
-    psnr = 10 * np.log10(4 / np.mean(found, axis=0))
+    sizes = [len(held_out[i : i + size]) for i in range(0, len(held_out), size)]
+    psnr = 10 * np.log10(4 / np.average(found, axis=0, weights=sizes))
     return {
         f"{name}_{level:g}": float(one)
         for name, column in zip(("eval_psnr", "eval_picture_psnr"), psnr.T, strict=False)

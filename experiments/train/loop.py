@@ -51,7 +51,9 @@ def fit(
     state = jax.device_put(_latest(checkpoints, state), sharding.replicated(mesh))
     first = int(state.step)
     truncate_log(log, first)
-    before = read_rows(log)[-1]["seconds"] if first else 0.0
+    rows = read_rows(log) if log.exists() else []
+    # A checkpoint may come before the first row.
+    before = rows[-1]["seconds"] if rows else 0.0
     start = time.monotonic() - before
     for step, batch in batches(range(first, config.steps)):
         state, terms = update(state, sharding.shard_batch(jax.tree.map(jnp.asarray, batch), mesh))

@@ -34,12 +34,14 @@ from aps_jax.pretrained import Model, load_denoiser, model_folder
 from aps_jax.scores.lpips import vgg_features
 from aps_jax.types import Array
 from experiments import photos
+from experiments.bench.summary import Gain, interval
 from experiments.command import command
 from experiments.figures import save_grid
 from experiments.train import completion
 from experiments.train.diffusion import draw
 
-#: Pictures in a block, from which one estimate is made; blocks are independent.
+#: Pictures in a block, from which one estimate is made. Blocks are independent, but for those of
+#: coded pictures, each of which meets the pictures that the next one is made of.
 BLOCK = 32
 
 _BATCH = 16
@@ -78,11 +80,11 @@ class Arguments:
             raise ValueError(f"--count must be a multiple of {BLOCK} from {2 * BLOCK} up")
 
 
-def kernel_distance(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+def kernel_distance(x: np.ndarray, y: np.ndarray) -> Gain:
     """Squared maximum mean discrepancy, and half the width of its 95 % interval.
 
     The mean over blocks of `BLOCK` rows of the unbiased estimate under the kernel (x.y / d + 1)^3,
-    which may be negative where the laws are alike; the interval is that of the blocks' mean.
+    which may be negative where the laws are alike; the interval is Student's, of the blocks' mean.
 
     Args:
       x: features [n, d], n a multiple of `BLOCK`.
@@ -99,7 +101,7 @@ def kernel_distance(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
         a, b = (rows[first : first + BLOCK].astype(np.float64) for rows in (x, y))
         within = [mean_of_pairs(polynomial_kernel(rows, degree=3)) for rows in (a, b)]
         found.append(sum(within) - 2 * np.mean(polynomial_kernel(a, b, degree=3)))
-    return float(np.mean(found)), float(1.96 * np.std(found, ddof=1) / np.sqrt(len(found)))
+    return interval(found)
 
 
 def samples_of(arguments: Arguments, model: Model) -> Iterator[tuple[str, np.ndarray]]:
@@ -166,8 +168,8 @@ def main(arguments: Arguments) -> None:
     rows, grid = [], []
     pictures = {"training pictures": pictures_of(arguments.train), "held out, coded": kept}
     for name, found in itertools.chain(pictures.items(), samples_of(arguments, model)):
-        distance, interval = kernel_distance(described(found), wanted)
-        rows.append({"pictures": name, "distance": distance, "interval": interval})
+        distance, half_width = kernel_distance(described(found), wanted)
+        rows.append({"pictures": name, "distance": distance, "interval": half_width})
         print(rows[-1], flush=True)
         grid += [] if name in pictures else [np.clip(found[:8], -1, 1)]
     arguments.out.mkdir(parents=True, exist_ok=True)

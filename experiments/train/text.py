@@ -150,12 +150,11 @@ def evaluate(
     size = min(64, len(tokens))
     total = [
         float(np.sum(nats(params, tokens[i : i + size], jax.random.key(1000 * draw + i), model)))
-        for i in range(0, len(tokens) - size + 1, size)
+        for i in range(0, len(tokens), size)
         for draw in range(4)
     ]
-    counted = len(tokens) // size * size
-    nats_per_line = sum(total) / (4 * counted)
-    per_line = np.mean([len(line) + 1 for line in ids[:counted]])
+    nats_per_line = sum(total) / (4 * len(tokens))
+    per_line = np.mean([len(line) + 1 for line in ids])
     perplexity = float(np.exp(nats_per_line / per_line))
     return {"eval_nats": nats_per_line, "eval_perplexity": perplexity}
 

@@ -24,6 +24,7 @@ from aps_jax.io.files import write_json
 from aps_jax.prior.windows import prior_logits, window_starts
 from aps_jax.types import Array, Prior
 from experiments import photos
+from experiments.bench.summary import interval
 from experiments.command import command
 from experiments.train.prior_scores import cross_entropy
 
@@ -93,10 +94,7 @@ def main(arguments: Arguments) -> None:
         for ratio, values in scores.items():
             gain = values - base[ratio]
             facts[f"ce_{ratio}"] = round(float(values.mean()), 4)
-            facts[f"ce_{ratio}_over_shipped"] = [
-                round(float(gain.mean()), 4),
-                round(float(1.96 * gain.std(ddof=1) / np.sqrt(len(gain))), 4),
-            ]
+            facts[f"ce_{ratio}_over_shipped"] = [round(value, 4) for value in interval(gain)]
     result = {"photos": len(tokens), "field": side, "window": prior.window} | placements
     write_json(arguments.out, result)
     print(json.dumps(result, indent=2))

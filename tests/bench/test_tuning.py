@@ -155,6 +155,8 @@ def test_repeated_trials_are_said_on_the_console(bench):
     method = STUDY["methods"]["no prior"] | {"tune": {"learning_rate": [1.0, 0.5]}}  # 1: default
     raw = STUDY | {"methods": {"no prior": method}}
     raw |= {"tuning": {"images": {"count": 2}, "trials": 3}}
+    code, err = bench(raw, tune=True, limit=1, out="few")
+    assert code == 2 and "--limit is for runs" in err
     code, err = bench(raw, tune=True)
     assert code == 0 and "note: no prior: trial" in err and "repeats trial 0" in err
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from aps_jax import pretrained
+from aps_jax import presets, pretrained
 from aps_jax.cli import options, restore
 from aps_jax.cli.demo import controls, pictures
 from aps_jax.cli.demo.runs import Failed
@@ -36,6 +36,11 @@ from aps_jax.cli.demo.view import (
 TASK, MODEL, PRESET, LARGEST = "inpainting_box", "photo64", "draft", 256
 
 
+def models_of_images() -> list[str]:
+    """Embedded models that a picture can be restored with."""
+    return [name for name in pretrained.EMBEDDED_MODELS if "prior" in presets.kinds_of(name)]
+
+
 def restore_tab(folder: Path) -> None:
     """Makes the controls of the tab; runs go to folders below `folder`."""
     with gr.Row():
@@ -52,7 +57,7 @@ def restore_tab(folder: Path) -> None:
             with gr.Accordion("More", open=False, elem_id="restore-more"):
                 measured = gr.Checkbox(label="The picture is the measurement itself")
                 show_tokens = gr.Checkbox(label="Show which tokens have been revealed")
-                model = gr.Dropdown(list(pretrained.EMBEDDED_MODELS), value=MODEL, label="Model")
+                model = gr.Dropdown(models_of_images(), value=MODEL, label="Model")
                 sigma = gr.Number(0.05, label="Noise, standard deviation on the scale [-1, 1]")
                 seed = gr.Number(0, precision=0, label="Seed")
                 num_steps = controls.optional_number(
