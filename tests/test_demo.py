@@ -13,7 +13,7 @@ from aps_jax import animation, cli
 from aps_jax.cli import help as helps
 from aps_jax.cli import options as cli_options
 from aps_jax.cli import verdict
-from aps_jax.cli.demo import page, restoring, runs
+from aps_jax.cli.demo import page, runs
 from aps_jax.cli.progress import _bar, _Estimate, told
 from aps_jax.restore import StepReport
 from aps_jax.sampling.run import SampleResult, StepInfo, Trace
@@ -50,6 +50,8 @@ def test_help_fits_one_screen_and_the_rest_is_not_lost(command, capsys, monkeypa
 
 
 def test_the_demo_offers_models_of_pictures():
+    pytest.importorskip("gradio")
+    restoring = importlib.import_module("aps_jax.cli.demo.restoring")
     assert restoring.models_of_images() == ["face64", "photo64"]
 
 

@@ -178,9 +178,9 @@ def start_tokens(
     """
     if known_tokens is None:
         return jnp.full(shape, mask, jnp.int32)
-    check_known_tokens(known_tokens, mask)
     if known_tokens.shape != shape:
         raise ValueError(f"known_tokens has shape {known_tokens.shape}; this field needs {shape}")
+    check_known_tokens(known_tokens, mask)
     return jnp.asarray(known_tokens, jnp.int32)
 
 

@@ -51,9 +51,7 @@ def fit(
     state = jax.device_put(_latest(checkpoints, state), sharding.replicated(mesh))
     first = int(state.step)
     truncate_log(log, first)
-    rows = read_rows(log) if log.exists() else []
-    # A checkpoint may come before the first row.
-    before = rows[-1]["seconds"] if rows else 0.0
+    before = _seconds_in(log)
     start = time.monotonic() - before
     for step, batch in batches(range(first, config.steps)):
         state, terms = update(state, sharding.shard_batch(jax.tree.map(jnp.asarray, batch), mesh))
@@ -79,6 +77,12 @@ def fit(
             break
     checkpoints.close()
     return state
+
+
+def _seconds_in(log: Path) -> float:
+    """Seconds of the last row; 0 where there is none, since a checkpoint may come before it."""
+    rows = read_rows(log) if log.exists() else []
+    return rows[-1]["seconds"] if rows else 0.0
 
 
 def _latest(checkpoints: ocp.CheckpointManager, state: TrainState) -> TrainState:
