@@ -145,6 +145,8 @@ def evaluate(
     params: PyTree, ids: list[list[int]], config: Config, model: TransformerConfig
 ) -> dict[str, float]:
     """The bound on held-out lines: nats per line, and the perplexity per token with one end."""
+    if not ids:
+        raise ValueError("no held-out line fits into the window; give more text, or another --eval-data")
     tokens = lines.padded(ids, config.length)
     nats = jax.jit(bound, static_argnums=3)
     size = min(64, len(tokens))
