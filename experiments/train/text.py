@@ -146,7 +146,7 @@ def evaluate(
 ) -> dict[str, float]:
     """The bound on held-out lines: nats per line, and the perplexity per token with one end."""
     if not ids:
-        raise ValueError("no held-out line fits into the window; give more text, or another --eval-data")
+        raise ValueError("no held-out line fits into the window; give another --eval-data")
     tokens = lines.padded(ids, config.length)
     nats = jax.jit(bound, static_argnums=3)
     size = min(64, len(tokens))
