@@ -23,6 +23,7 @@ from aps_jax.cli.progress import is_listened_to, watched
 from aps_jax.cli.wishes import config_of, guidance_of, sampler_name
 from aps_jax.io.checkpoint import read_card
 from aps_jax.restore import Restored, restore_target
+from aps_jax.sampling.leaves import or_none
 from aps_jax.sampling.target import Target
 from aps_jax.text.tokenizer import load_tokenizer
 from aps_jax.types import Array
@@ -122,12 +123,11 @@ def _run(
 def fields_of(options: Any) -> dict[str, Any]:
     """What a sampler's options say of the target: fields of `sampling.target.make_target`."""
     config = config_of(options)
-    temperature = getattr(config, "prior_temperature", 1.0)
     return {
         "guidance_scale": guidance_of(options),
         "num_samples": options.num_samples,
         "decode_scale": config.decode_scale,
-        "prior_temperature": None if temperature == 1 else temperature,
+        "prior_temperature": or_none(getattr(config, "prior_temperature", 1.0), 1.0),
     }
 
 

@@ -115,6 +115,7 @@ def evaluate(denoiser: Denoiser, held_out: np.ndarray, pictures: np.ndarray) -> 
     Those of latents decode to pictures, whose PSNR tells of the codec, too: `eval_picture_psnr`.
     """
     size = min(16, len(held_out))
+    starts = range(0, len(held_out), size)
     found = [
         np.asarray(
             _errors(
@@ -124,9 +125,9 @@ def evaluate(denoiser: Denoiser, held_out: np.ndarray, pictures: np.ndarray) -> 
                 jax.random.key(i // size),
             )
         )
-        for i in range(0, len(held_out), size)
+        for i in starts
     ]
-    sizes = [len(held_out[i : i + size]) for i in range(0, len(held_out), size)]
+    sizes = [len(held_out[i : i + size]) for i in starts]
     psnr = 10 * np.log10(4 / np.average(found, axis=0, weights=sizes))
     return {
         f"{name}_{level:g}": float(one)

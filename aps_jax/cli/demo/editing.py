@@ -84,10 +84,10 @@ def _edit(
         place = Path(tempfile.mkdtemp(dir=folder, prefix="run-"))
         free = pictures.drawn(editor, photo.shape[:2])
         size = None
-        image = Path(file) if file else place / "photo.png"
         mask = None if free is None else pictures.save_mask(place / "mask.png", free)
-        if not file or photo.shape != pictures.load(file, None, FACE_MODEL).shape:
-            # The mask is drawn on the part that is cut out.
+        if file and photo.shape == pictures.load(file, None, FACE_MODEL).shape:
+            image = Path(file)
+        else:  # The mask is drawn on the part that is cut out.
             image = place / "photo.png"
             pictures.images.save_image(image, photo)
         chosen = wishes.Edit(
