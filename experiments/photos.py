@@ -123,6 +123,29 @@ def _random_crop(
     return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
 
 
+def numbered_crops(
+    photos: Sequence[Image.Image],
+    chosen: np.ndarray,
+    first: int,
+    *,
+    batch_size: int,
+    seed: int,
+    size: int,
+    **cut: Any,
+) -> np.ndarray:
+    """Crops number `first` and so on, uint8 [B, size, size, 3], each of its own random numbers.
+
+    `chosen` has the photo of each crop. Past its end the last one is repeated, so that every batch
+    is full: one shape, one compilation. `cut` are options of `random_crop`.
+    """
+    numbers = np.minimum(np.arange(first, first + batch_size), len(chosen) - 1)
+    made = [
+        random_crop(np.random.default_rng((seed, number)), photos[chosen[number]], size, **cut)
+        for number in numbers
+    ]
+    return np.stack([np.asarray(crop) for crop in made])
+
+
 def random_batch(
     photos: Sequence[Image.Image],
     seed: int,

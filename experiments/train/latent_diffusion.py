@@ -17,13 +17,12 @@ import dataclasses
 import hashlib
 import io
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from aps_jax.codec import latents
 from aps_jax.io import checkpoint
@@ -87,24 +86,17 @@ def training_latents(config: Config, codec: Codec) -> np.ndarray:
 
 def _all_latents(config: Config, codec: Codec, size: int) -> np.ndarray:
     pictures = photos.load_photos(config.data, min_side=size, max_short_side=256)
-    count, batch = config.num_crops or len(pictures), 16
+    chosen, batch = np.arange(config.num_crops or len(pictures)) % len(pictures), 16
     encoded = []
-    for first in range(0, count, batch):
-        # Every batch is full: one shape, one compilation.
-        indices = np.minimum(np.arange(first, first + batch), count - 1)
-        stack = np.stack([np.asarray(_crop(config, pictures, index, size)) for index in indices])
+    for first in range(0, len(chosen), batch):
+        stack = photos.numbered_crops(
+            pictures, chosen, first, batch_size=batch, seed=config.seed, size=size,
+            is_whole=not config.num_crops, max_flat=config.max_flat,
+        )  # fmt: skip
         pairs = np.stack([stack, stack[:, :, ::-1]], axis=1)
         found = _encode(codec, pairs.reshape(-1, *stack.shape[1:]))
         encoded.append(np.asarray(found).reshape(batch, 2, *found.shape[1:]))
-    return np.concatenate(encoded)[:count]
-
-
-def _crop(config: Config, pictures: Sequence[Image.Image], index: int, size: int) -> Image.Image:
-    """A crop of its own random numbers, so that every picture gives as many as any other."""
-    return photos.random_crop(
-        np.random.default_rng((config.seed, index)), pictures[index % len(pictures)], size,
-        is_whole=not config.num_crops, max_flat=config.max_flat,
-    )  # fmt: skip
+    return np.concatenate(encoded)[: len(chosen)]
 
 
 def random_batch(rows: np.ndarray, seed: int, step: int, batch_size: int) -> np.ndarray:

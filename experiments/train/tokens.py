@@ -60,20 +60,13 @@ def _training_tokens(config: Any, codec: Codec) -> dict[str, np.ndarray]:
     order = np.random.default_rng(config.seed).permutation(len(pictures))
     chosen = order[np.arange(config.num_crops) % len(order)]
 
+    images = [image for _, image in pictures]
+
     def crops(first: int) -> np.ndarray:
-        # Every batch is full: one shape, one compilation.
-        indices = np.minimum(np.arange(first, first + batch), config.num_crops - 1)
-        made = [
-            photos.random_crop(
-                np.random.default_rng((config.seed, index)),
-                pictures[chosen[index]][1],
-                size,
-                is_whole=config.absolute_positions,
-                max_flat=config.max_flat,
-            )
-            for index in indices
-        ]
-        return np.stack([np.asarray(crop) for crop in made])
+        return photos.numbered_crops(
+            images, chosen, first, batch_size=batch, seed=config.seed, size=size,
+            is_whole=config.absolute_positions, max_flat=config.max_flat,
+        )  # fmt: skip
 
     starts = range(0, config.num_crops, batch)
     with ThreadPoolExecutor(1) as pool:
